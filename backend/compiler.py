@@ -1,4 +1,4 @@
-"""C++ sources of this package, built once, with the compiler the system has."""
+"""Build of the C++ sources of this package, once per machine, with the compiler of the system."""
 
 import hashlib
 import os
@@ -32,12 +32,18 @@ TIMEOUT_S = 300
 
 
 class CompilerError(SlimscopeError):
-    """C++ cannot be built here; PyTorch computes the same instead."""
+    """C++ code cannot be built here. PyTorch is used instead."""
 
 
 class Unit(NamedTuple):
-    """A source that is compiled by itself, with flags of its own. `needed`: the library is not
-    built without it."""
+    """Source file that is compiled to one object file.
+
+    Attributes:
+        name: name of the object file.
+        source: name of the source file.
+        flags: additional compiler flags.
+        needed: False if the library may be built without it.
+    """
 
     name: str
     source: str
@@ -46,21 +52,30 @@ class Unit(NamedTuple):
 
 
 def load(name: str, folder: Path, units: Sequence[Unit], declare: Callable[[CDLL], CDLL]) -> CDLL:
-    """The library of some sources in a folder, loaded into this process; built first if it has not
-    been. `declare`: gives its functions their types; may raise OSError: it is another. Raises
-    CompilerError: it is turned off, there is no compiler, or it fails."""
+    """Load a library into this process; build it if needed.
+
+    Args:
+        name: name of the library.
+        folder: folder of the sources.
+        units: source files.
+        declare: sets the types of its functions; raises `OSError` if the library is not the one
+            expected.
+
+    Raises:
+        CompilerError: native code is disabled, there is no compiler, or it fails.
+    """
     if not settings().native:
         raise CompilerError(
             "Native code is not used.",
             "SLIMSCOPE_NATIVE is false.",
-            "Unset it to compute faster.",
+            "Unset it for faster computation.",
         )
     try:
         path = _built(name, folder, units, _compiler())
         try:
             return declare(CDLL(str(path)))
         except (OSError, ValueError):
-            path.unlink(missing_ok=True)  # it is damaged, and built again next time
+            path.unlink(missing_ok=True)  # damaged; the next call builds it again
             raise
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise _failed(f"{error}.") from error
@@ -68,7 +83,7 @@ def load(name: str, folder: Path, units: Sequence[Unit], declare: Callable[[CDLL
 
 @lru_cache
 def kernel_version() -> str:
-    """Changes with any C++ source of this package; empty where none is used."""
+    """Return a hash of all C++ sources of this package; "" if native code is disabled."""
     if not settings().native:
         return ""
     return hashlib.sha256(_sources(Path(__file__).parent)).hexdigest()[:16]
@@ -80,9 +95,9 @@ def _sources(folder: Path) -> bytes:
 
 
 def _built(name: str, sources: Path, units: Sequence[Unit], compiler: str) -> Path:
-    """The file of the library, in a folder that is nobody else's."""
+    """Return the path of the library, built if needed, in a folder private to this user."""
     folder = settings().cache_dir / "native"
-    # its name changes with the sources, the compiler and the kind of processor
+    # The name depends on the sources, the compiler, its flags and the architecture.
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
     flags = repr((FLAGS, *units)).encode()
     parts = (_sources(sources), version.stdout, flags, platform.machine().encode())
@@ -106,7 +121,7 @@ def _built(name: str, sources: Path, units: Sequence[Unit], compiler: str) -> Pa
 
 
 def _compile(compiler: str, sources: Path, scratch: Path, unit: Unit) -> Path | None:
-    """The object file of a unit; None if the compiler is too old for it."""
+    """Compile a unit; None if the compiler does not support it and it is not needed."""
     path = scratch / f"{unit.name}.o"
     source = str(sources / unit.source)
     try:
@@ -118,17 +133,17 @@ def _compile(compiler: str, sources: Path, scratch: Path, unit: Unit) -> Path | 
     return path
 
 
-def _run(line: Sequence[str]) -> None:
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-    if done.returncode:
-        errors = [*(x for x in done.stderr.splitlines() if "error" in x), "It gave no reason."]
-        raise _failed(f"{line[0]} failed: {errors[0]}")
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    if result.returncode:
+        errors = [*(x for x in result.stderr.splitlines() if "error" in x), "It gave no reason."]
+        raise _failed(f"{command[0]} failed: {errors[0]}")
 
 
 def _check_private(path: Path) -> None:
-    """Raise `CompilerError` if another user could have put code there: a cache may be shared."""
-    found = path.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    """Raise `CompilerError` if another user could have written the path, as in a shared cache."""
+    status = path.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise CompilerError(
             "Native code is not used.",
             f"Other users can write to {path}.",
@@ -137,9 +152,9 @@ def _check_private(path: Path) -> None:
 
 
 def _compiler() -> str:
-    chosen = os.environ.get("CXX", "")
-    if found := next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None):
-        return found
+    preferred = os.environ.get("CXX", "")
+    if path := next(filter(None, map(shutil.which, (preferred, *COMPILERS))), None):
+        return path
     raise CompilerError(
         "Native code cannot be built.",
         "There is no C++ compiler.",
@@ -147,9 +162,9 @@ def _compiler() -> str:
     )
 
 
-def _failed(why: str) -> CompilerError:
+def _failed(reason: str) -> CompilerError:
     return CompilerError(
         "Native code cannot be built.",
-        why,
+        reason,
         "Install a current g++ or clang++, and make the cache folder writable.",
     )

@@ -1,7 +1,7 @@
-"""Products, passes and loops over weights in C++, one library for all instruction sets.
+"""C++ kernels: matrix products, forward passes and elementwise loops over weights.
 
-cpp           one source of kernels, compiled once for each instruction set, and a thread pool
-library       the C structures and functions, and the instruction set of this processor
-rounding      loops of DL-QAT, GPTQ and range searches
-speeds        products a second of the kernels and of PyTorch on this machine
+cpp           sources of the kernels, compiled once per instruction set, and a thread pool
+library       C structures and functions, and the choice of the instruction set
+rounding      elementwise kernels of DL-QAT, GPTQ and range searches
+speeds        measured speeds of the kernels and of PyTorch
 """

@@ -1,8 +1,8 @@
-"""The C structures and functions of `cpp/` (shapes are there), and the choice of instructions.
+"""C structures and functions of the kernels, and the choice of the instruction set.
 
-The sources are compiled once for each instruction set into one library, so that it can be shared by
-machines with other processors. Where a processor, its operating system or the compiler lacks an
-instruction set, the next best is used."""
+`cpp/interface.h` documents the structures and their shapes. The sources are compiled once per
+instruction set into a single library, which machines with different processors can share. The best
+instruction set is used that the processor, its operating system and the compiler support."""
 
 import ctypes
 import logging
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from backend.compiler import CompilerError, Unit, load
 
 SOURCES = Path(__file__).with_name("cpp")
-ROTARIES = 2  # kinds of layers with rotary tables of their own
-BLOCK = 16  # tokens of a block of a cache
+ROTARIES = 2  # maximum number of rotary tables of a model
+BLOCK = 16  # tokens per cache block
 PROCESSOR = Path("/proc/cpuinfo")
 TILE_PERMISSION = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, tile data)
 
@@ -90,7 +90,7 @@ STRUCTURES = (Matrix, Layer, Model, Cache, Pass, Descent, Rows)
 _INTS = (c_int32,) * 3
 _PACK = (c_void_p, c_void_p, c_int32, c_int32)
 _ROWS = POINTER(Rows)
-FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> its result, its arguments
+FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> result type, argument types
     "pack_bf16": (None, _PACK),
     "pack_codes": (None, (*_PACK, c_int32)),
     "pack_2_4": (c_int32, _PACK),
@@ -131,12 +131,12 @@ class _Table(Structure):
 
 
 class InstructionSet(NamedTuple):
-    """Instructions of some processors.
+    """Instruction set for which the kernels are compiled.
 
-    Args:
-        title: for people.
-        flags: of the compiler.
-        needs: flags of a processor that has them, as Linux names these.
+    Attributes:
+        title: display name.
+        flags: compiler flags.
+        needs: required processor flags, as named in /proc/cpuinfo.
     """
 
     title: str
@@ -144,7 +144,13 @@ class InstructionSet(NamedTuple):
     needs: tuple[str, ...] = ()
 
     def more(self, title: str, flags: str, needs: str) -> "InstructionSet":
-        """The set with some more instructions."""
+        """Return an extended instruction set.
+
+        Args:
+            title: display name.
+            flags: additional compiler flags, separated by spaces.
+            needs: additional processor flags, separated by spaces.
+        """
         return InstructionSet(title, (*self.flags, *flags.split()), (*self.needs, *needs.split()))
 
 
@@ -167,34 +173,40 @@ _ARM = {"neon_dot": PLAIN.more("NEON with dot products", "-march=armv8.2-a+dotpr
 
 
 def instruction_sets() -> dict[str, InstructionSet]:
-    """Those of the processors of this kind, the best first."""
-    kind = platform.machine().lower()
-    if kind in ("x86_64", "amd64"):
+    """Map name -> instruction set for the architecture of this processor, best first."""
+    architecture = platform.machine().lower()
+    if architecture in ("x86_64", "amd64"):
         return {**_X86, "plain": PLAIN}
-    if kind in ("aarch64", "arm64"):
+    if architecture in ("aarch64", "arm64"):
         return {**_ARM, "plain": PLAIN._replace(title="NEON")}
     return {"plain": PLAIN}
 
 
 class Kernels(SimpleNamespace):
-    """The functions of one instruction set, which check the types of their arguments; a function
-    that its instructions do not speed up is false. Raises OSError: the structures of the library
-    have other sizes, so it would read and write elsewhere.
+    """Functions of one instruction set.
+
+    The functions check the types of their arguments. Functions that the instruction set does not
+    accelerate are null pointers, which are false.
 
     Attributes:
-        title: of the instructions, for people.
-        bfloat16: products of bfloat16 have instructions of their own.
-        sparse, two_of_four: such matrices can be multiplied.
-        panel: number of outputs to which the right factor of a descent is padded.
+        title: display name of the instruction set.
+        bfloat16: 1 if there are instructions for bfloat16 products.
+        sparse: 1 if sparse bfloat16 matrices are supported.
+        two_of_four: 1 if 2:4 matrices of codes are supported.
+        panel: the right factor of a descent is padded to a multiple of this number of outputs.
+
+    Raises:
+        OSError: the structures of the library differ in size, so calls would corrupt memory.
     """
 
     def __init__(self, library: CDLL, name: str, title: str = "") -> None:
         table = _Table.in_dll(library, f"slimscope_{name}")
         sizes = {x.__name__: sizeof(x) for x in STRUCTURES} | {"block": BLOCK}
-        found = (*table.sizes, table.block)
-        for (structure, size), other in zip(sizes.items(), found, strict=True):
-            if size != other:
-                raise OSError(f"the size of a {structure} is {other} in the library, {size} here")
+        library_sizes = (*table.sizes, table.block)
+        for (structure, size), library_size in zip(sizes.items(), library_sizes, strict=True):
+            if size != library_size:
+                problem = f"the size of {structure} is {library_size} in the library, {size} here"
+                raise OSError(problem)
         super().__init__(**{field: getattr(table, field) for field in (*FLAGS.split(), *FUNCTIONS)})
         self.library, self.name, self.title = library, name, title or name
 
@@ -208,10 +220,14 @@ def _declare(library: CDLL) -> CDLL:
 
 @lru_cache
 def library() -> CDLL:
-    """All instruction sets the compiler knows, loaded into this process; built first if they have
-    not been. Raises CompilerError: it is turned off, there is no compiler, or it fails."""
+    """Load the library with all instruction sets that the compiler supports; build it if needed.
+
+    Raises:
+        CompilerError: native code is disabled, there is no compiler, or it fails.
+    """
     units = [Unit("threads", "threads.cpp")]
-    # what two sets have made of a template of the standard library is taken from the first
+    # Plain first: several units instantiate the same templates of the standard library, and the
+    # linker keeps the first instance, which must run on every processor.
     for name, instructions in reversed(instruction_sets().items()):
         flags = (*instructions.flags, f"-DSLIMSCOPE_SET=slimscope_{name}")
         units.append(Unit(name, "instruction_set.cpp", flags, needed=name == "plain"))
@@ -220,7 +236,7 @@ def library() -> CDLL:
 
 @lru_cache
 def processor_flags() -> frozenset[str]:
-    """The instructions of this processor, as Linux names them."""
+    """Read the flags of this processor, as named in /proc/cpuinfo."""
     with suppress(OSError):
         for line in PROCESSOR.read_text(errors="replace").splitlines():
             name, _, flags = line.partition(":")
@@ -231,14 +247,14 @@ def processor_flags() -> frozenset[str]:
 
 @lru_cache
 def _tiles_permitted() -> bool:
-    """Ask Linux for the registers of tiles, which a process has to do once."""
+    """Request permission to use AMX tile registers, which Linux requires once per process."""
     with suppress(OSError, AttributeError):
         return CDLL(None).syscall(*map(ctypes.c_long, TILE_PERMISSION)) == 0
     return False
 
 
 def obstacle(name: str) -> str:
-    """Reason for which an instruction set is not used here; "" if it can be."""
+    """Return the reason why an instruction set cannot be used here; "" if it can."""
     if missing := [x for x in instruction_sets()[name].needs if x not in processor_flags()]:
         return f"the processor has no {', '.join(missing)}"
     if name == "amx" and not _tiles_permitted():
@@ -250,11 +266,18 @@ def obstacle(name: str) -> str:
 
 @lru_cache
 def kernels(name: str = "") -> Kernels:
-    """The functions of an instruction set, or of the best there is. Raises CompilerError: it cannot
-    be used or built."""
+    """Load the functions of an instruction set.
+
+    Args:
+        name: name of the instruction set; "" for the best one.
+
+    Raises:
+        CompilerError: the instruction set cannot be used, or the library cannot be built.
+    """
     if name:
         if why := obstacle(name):
-            raise CompilerError(f"No kernels for {name}.", f"{why.capitalize()}.", "Use others.")
+            advice = "Choose another instruction set."
+            raise CompilerError(f"No kernels for {name}.", f"{why.capitalize()}.", advice)
         return Kernels(library(), name, instruction_sets()[name].title)
     obstacles = {name: obstacle(name) for name in instruction_sets()}
     best = next(name for name, why in obstacles.items() if not why)
@@ -263,16 +286,16 @@ def kernels(name: str = "") -> Kernels:
 
 
 def described(name: str) -> str:
-    """An instruction set, and why it is none that is better."""
-    sets, words = instruction_sets(), []
+    """Describe an instruction set, with the reasons why better ones are not used."""
+    sets, reasons = instruction_sets(), []
     for better in [*sets][: [*sets].index(name)]:
-        words.append(f"not {sets[better].title}: {obstacle(better)}")
-    return f"{sets[name].title} ({'; '.join(words)})" if words else sets[name].title
+        reasons.append(f"not {sets[better].title}: {obstacle(better)}")
+    return f"{sets[name].title} ({'; '.join(reasons)})" if reasons else sets[name].title
 
 
 @lru_cache
 def kernels_or_none() -> Kernels | None:
-    """The best functions; None where there are none: PyTorch computes the same there."""
+    """Load the best kernels; None if there are none, in which case PyTorch is used."""
     try:
         return kernels()
     except CompilerError:
@@ -280,6 +303,6 @@ def kernels_or_none() -> Kernels | None:
 
 
 def check(result: int) -> None:
-    """Raise `MemoryError` if a function says that memory or threads ran out."""
+    """Raise `MemoryError` if a kernel returned 1, which means that memory or threads ran out."""
     if result:
         raise MemoryError("A kernel ran out of memory or threads.")

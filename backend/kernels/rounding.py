@@ -1,5 +1,8 @@
-"""Loops over the weights of a layer (`cpp/rounding.h`). Those of a whole layer take as many threads
-as PyTorch, the others one: their callers share out rows, which do not depend on each other."""
+"""Elementwise kernels on the weights of a layer (`cpp/rounding.h`).
+
+`RoundedRows` uses as many threads as PyTorch for a large layer. `grid_errors` and `gptq_columns`
+run on the calling thread; their callers split the rows of a layer, which are independent, between
+threads."""
 
 from ctypes import byref
 
@@ -8,14 +11,18 @@ from torch import Tensor
 
 from backend.kernels.library import Rows, check, kernels, kernels_or_none
 
-COLUMNS = 128  # the most that `gptq_columns` takes
-LEAST = 2**18  # weights, from which on several threads are worth it
-HALF = {torch.float32: 0, torch.bfloat16: 1}
+COLUMNS = 128  # maximum number of columns of `gptq_columns`
+LEAST = 2**18  # minimum number of weights for several threads
+HALF = {torch.float32: 0, torch.bfloat16: 1}  # dtype -> `half` flag of the kernels
 
 
 def usable(*tensors: Tensor, parts: tuple[Tensor, ...] = ()) -> bool:
-    """Whether the kernels can be called on these: float32 on a CPU, without gaps; of `parts` only
-    each row is."""
+    """Return True if the kernels support these tensors: float32 on a CPU, and contiguous.
+
+    Args:
+        tensors: contiguous tensors.
+        parts: tensors whose rows are contiguous, with any row stride.
+    """
     return (
         kernels_or_none() is not None
         and all(x.is_cpu and x.dtype == torch.float32 for x in (*tensors, *parts))
@@ -25,12 +32,17 @@ def usable(*tensors: Tensor, parts: tuple[Tensor, ...] = ()) -> bool:
 
 
 def grid_errors(V: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, top: int) -> Tensor:
-    """sum_j h_j (w_j - s (q_j - z))^2 of each group: [.., rows, groups].
+    """Compute the weighted errors sum_j h_j (w_j - s (q_j - z))^2 of groups on several grids.
 
     Args:
-        V: [rows, groups, size].
-        scale, zero: [.., rows, groups], of several grids.
-        weight: h [groups, size].
+        V: weights w [rows, groups, size].
+        scale: scales s [..., rows, groups], for one or several grids.
+        zero: zero-points z, same shape as `scale`.
+        weight: weights h of the errors [groups, size].
+        top: largest code.
+
+    Returns:
+        [..., rows, groups].
     """
     rows, groups, size = V.shape
     errors, count = torch.empty_like(scale), rows * groups
@@ -48,13 +60,21 @@ def grid_errors(V: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, top: int
 def gptq_columns(
     W: Tensor, U: Tensor, scale: Tensor, zero: Tensor, tops: Tensor, kept: Tensor | None
 ) -> Tensor:
-    """Compensate some columns W [out, width] in place; the errors (w - q) / U_jj [out, width].
+    """Quantize a block of columns with GPTQ; W is updated in place by the compensation.
 
     Args:
-        W, U: parts of larger matrices; U [width, width].
-        scale, zero: [out, 1] or [out, width].
-        tops: Q of each row, [out].
-        kept: [out, width] bool.
+        W: [out, width]; may be part of a larger matrix.
+        U: [width, width]; may be part of a larger matrix.
+        scale: [out, 1] or [out, width].
+        zero: same shape as `scale`.
+        tops: largest code of each row [out].
+        kept: [out, width], False for pruned weights; None if no weight is pruned.
+
+    Returns:
+        errors (w - q) / U_jj [out, width].
+
+    Raises:
+        ValueError: there are more than `COLUMNS` columns, or the shape of `scale` is wrong.
     """
     rows, width = W.shape
     if width > COLUMNS or scale.shape[1] not in (1, width):
@@ -79,12 +99,18 @@ def gptq_columns(
 
 
 class RoundedRows:
-    """Rows of a layer that is trained inside its grid; see `dlqat.linear`.
+    """Rows of a layer in quantization-aware training; see `dlqat.linear`.
 
     Args:
-        start, dense: W0 and, where its zeros stay, the dense weight, [rows, in].
-        A, B: [rank, in], [rows, rank].
-        scale, zero, m: [rows, groups].
+        start: initial weights W0 [rows, in].
+        dense: weights [rows, in] whose zeros stay zero; None if there are none.
+        A: factor of the low-rank update [rank, in].
+        B: factor of the low-rank update [rows, rank].
+        scale: [rows, groups].
+        zero: zero-points [rows, groups].
+        m: magnitudes [rows, groups].
+        top: largest code.
+        factor: factor c of the update c B A.
     """
 
     def __init__(
@@ -99,38 +125,55 @@ class RoundedRows:
         top: int,
         factor: float,
     ) -> None:
-        self._held = (start, dense, A, B, scale, zero, m)
+        self._tensors = (start, dense, A, B, scale, zero, m)  # keeps the memory of `_rows` alive
         (rows, columns), groups = start.shape, scale.shape[1]
         self._top = top
         self._shape = rows, groups, columns // groups
         self._threads = torch.get_num_threads() if rows * columns >= LEAST else 1
-        pointers = [None if x is None else x.data_ptr() for x in self._held]
+        pointers = [None if x is None else x.data_ptr() for x in self._tensors]
         self._rows = byref(Rows(*pointers, rows, columns, columns // groups, len(A), top, factor))
 
     def levels(self) -> tuple[Tensor, Tensor]:
-        """q - z, and 1 where rounding was not clipped: float32 [rows, groups, size]."""
+        """Compute the levels of all weights.
+
+        Returns:
+            q - z, and 1 for weights that were not clipped, else 0; both float32 [rows, groups,
+            size].
+        """
         level, inside = torch.empty(self._shape), torch.empty(self._shape)
-        places = level.data_ptr(), inside.data_ptr()
-        check(kernels().levels(self._rows, *places, self._threads))
+        pointers = level.data_ptr(), inside.data_ptr()
+        check(kernels().levels(self._rows, *pointers, self._threads))
         return level, inside
 
     def figures(self, dense: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Codes that differ from those of W0; the count of each, [2^n]; of each group, [rows,
-        groups], the sum of (What - dense)^2 and the number of weights inside the range. On one
-        thread."""
+        """Compute the statistics of a training snapshot on the calling thread.
+
+        Args:
+            dense: original weights [rows, in].
+
+        Returns:
+            number of codes that differ from those of W0; histogram of the codes [2^n]; squared
+            error sum (W_hat - dense)^2 of each group [rows, groups]; number of weights inside the
+            range in each group [rows, groups].
+        """
         counts, changed = torch.zeros(self._top + 1, dtype=torch.long), torch.zeros(1).long()
         error, inside = torch.empty(self._shape[:2]), torch.empty(self._shape[:2])
-        places = map(Tensor.data_ptr, (dense, counts, changed, error, inside))
-        kernels().figures(self._rows, *places)
+        pointers = map(Tensor.data_ptr, (dense, counts, changed, error, inside))
+        kernels().figures(self._rows, *pointers)
         return int(changed), counts, error, inside
 
     def values(self, out: Tensor) -> None:
-        """Write What into `out` [rows, in]."""
-        where = out.data_ptr(), HALF[out.dtype]
-        check(kernels().values(self._rows, *where, self._threads))
+        """Write the rounded weights W_hat to `out` [rows, in]."""
+        target = out.data_ptr(), HALF[out.dtype]
+        check(kernels().values(self._rows, *target, self._threads))
 
     def backward(self, G: Tensor, dm: Tensor, out: Tensor | None) -> None:
-        """Turn dL/dWhat [rows, in] into D, and write dL/dm [rows, groups] and, into `out`, What."""
-        place = None if out is None else out.data_ptr()
-        where = G.data_ptr(), place, dm.data_ptr(), HALF[G.dtype]
-        check(kernels().backward(self._rows, *where, self._threads))
+        """Compute gradients.
+
+        Args:
+            G: dL/dW_hat [rows, in]; replaced by D = dL/dW'.
+            dm: receives dL/dm [rows, groups].
+            out: receives W_hat [rows, in] in the dtype of G; None to skip it.
+        """
+        pointers = G.data_ptr(), None if out is None else out.data_ptr(), dm.data_ptr()
+        check(kernels().backward(self._rows, *pointers, HALF[G.dtype], self._threads))

@@ -1,1 +1,1 @@
-"""Gram matrices; their products in C++ for bfloat16."""
+"""Linear algebra of Gram matrices, with C++ kernels for bfloat16 inputs."""

@@ -1,8 +1,8 @@
 """Gram matrices: products, Cholesky factors, inverse roots, the largest eigenvalue.
 
-Products of bfloat16 inputs are made in the instructions for it, of which PyTorch gives only
-products that are rounded to bfloat16: H += X^T X with float32 sums, the half on and above the
-diagonal; and tr(D H D^T), the sum of the entries of D^T D times those of H, from that half."""
+Two products of bfloat16 inputs X run in C++ kernels that accumulate in float32, since PyTorch would
+round the results to bfloat16: the update H += X^T X of the upper triangle, and tr(X H X^T), the sum
+of the entries of X^T X times those of H, computed from the upper triangle of H."""
 
 from collections.abc import Callable
 from ctypes import addressof, c_double
@@ -15,37 +15,50 @@ from torch.nn.functional import pad
 from backend.errors import ComputeError
 from backend.kernels.library import check, kernels, kernels_or_none
 
-LEAF_SIZE = 128  # size up to which LAPACK inverts directly
+LEAF_SIZE = 128  # largest matrix that LAPACK inverts without recursion
 LANCZOS_STEPS, MARGIN = 16, 1.05
-DEPENDENT = 1e-5  # a new direction below this share of its vector is rounding
-TRIES, FACTOR = 4, 10.0
+DEPENDENT = 1e-5  # relative norm below which a new Lanczos vector is only rounding error
+TRIES, FACTOR = 4, 10.0  # attempts to solve, and growth of the damping
 Solved = TypeVar("Solved")
 
 
 def is_fast(x: Tensor) -> bool:
-    """Whether `add_gram` takes inputs like `x`."""
+    """Return True if `add_gram` and `gram_dot` support inputs with the dtype and device of `x`."""
     library = kernels_or_none() if x.dtype == torch.bfloat16 and x.is_cpu else None
     return library is not None and bool(library.add_gram)
 
 
 def add_gram(H: Tensor, x: Tensor) -> None:
-    """Add x^T x to H [in, in], on and above the diagonal. `x`: [tokens, in], see `is_fast`."""
-    rows = _rows(H, x)
+    """Add x^T x to the upper triangle of H, including the diagonal.
+
+    Args:
+        H: [in, in], float32; modified in place.
+        x: inputs [tokens, in] that satisfy `is_fast`.
+    """
+    rows = _contiguous_rows(H, x)
     shape = *rows.shape, torch.get_num_threads()
     check(kernels().add_gram(rows.data_ptr(), H.data_ptr(), *shape))
 
 
 def gram_dot(H: Tensor, x: Tensor) -> float:
-    """tr(x H x^T) of x [tokens, in], see `is_fast`, and a symmetric H [in, in], of which the half
-    on and above the diagonal is read."""
-    rows, total = _rows(H, x), c_double()
-    places = rows.data_ptr(), H.data_ptr(), addressof(total)
-    check(kernels().gram_dot(*places, *rows.shape, torch.get_num_threads()))
+    """Compute tr(x H x^T).
+
+    Args:
+        H: symmetric [in, in], float32; only its upper triangle is read.
+        x: inputs [tokens, in] that satisfy `is_fast`.
+    """
+    rows, total = _contiguous_rows(H, x), c_double()
+    pointers = rows.data_ptr(), H.data_ptr(), addressof(total)
+    check(kernels().gram_dot(*pointers, *rows.shape, torch.get_num_threads()))
     return total.value
 
 
-def _rows(H: Tensor, x: Tensor) -> Tensor:
-    """x without gaps. Raises ValueError: the kernels do not take it, or it does not fit H."""
+def _contiguous_rows(H: Tensor, x: Tensor) -> Tensor:
+    """Return `x` as a contiguous tensor.
+
+    Raises:
+        ValueError: the kernels do not support `x` or H, or their shapes do not match.
+    """
     inputs = x.shape[-1]
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
     if not fits or H.dtype != torch.float32 or not is_fast(x):
@@ -54,24 +67,30 @@ def _rows(H: Tensor, x: Tensor) -> Tensor:
 
 
 def packed(H: Tensor) -> Tensor:
-    """A symmetric H [in, in] in bfloat16 as the right factor of a descent, its inputs padded to
-    whole panels: [panels * panel / 16, pairs of inputs, 16, 2]."""
+    """Pack a symmetric H [in, in] in bfloat16 as the right factor of a descent.
+
+    Returns:
+        [outputs / 16, pairs of inputs, 16, 2], with the outputs padded to whole panels.
+
+    Raises:
+        ValueError: H is not a matrix that satisfies `is_fast`.
+    """
     if not is_fast(H) or H.dim() != 2:
         raise ValueError(f"{H.dtype} {[*H.shape]} cannot be packed")
     inputs, panel = len(H), kernels().panel
     outputs, pairs = -(-inputs // panel) * panel, -(-inputs // 2)
-    whole = pad(H, (0, 2 * pairs - inputs, 0, outputs - inputs)).contiguous()
-    words = torch.empty(outputs // 16, pairs, 16, 2, dtype=torch.bfloat16)
-    kernels().pack_bf16(whole.data_ptr(), words.data_ptr(), outputs, 2 * pairs)
-    return words
+    padded = pad(H, (0, 2 * pairs - inputs, 0, outputs - inputs)).contiguous()
+    layout = torch.empty(outputs // 16, pairs, 16, 2, dtype=torch.bfloat16)
+    kernels().pack_bf16(padded.data_ptr(), layout.data_ptr(), outputs, 2 * pairs)
+    return layout
 
 
 class NotPositiveDefiniteError(ArithmeticError):
-    """A matrix without a Cholesky factor; a larger diagonal would help."""
+    """A matrix has no Cholesky factor; a larger diagonal would help."""
 
 
 def cholesky(H: Tensor) -> Tensor:
-    """Lower triangular L with L L^T = H. Raises NotPositiveDefiniteError: H has none."""
+    """Compute the lower triangular L with L L^T = H. Raises `NotPositiveDefiniteError`."""
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
         raise NotPositiveDefiniteError
@@ -79,12 +98,15 @@ def cholesky(H: Tensor) -> Tensor:
 
 
 def inverse_root(H: Tensor, damping: float) -> Tensor:
-    """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
+    """Compute the upper triangular U [in, in] with U^T U = (H + damping mean(diag H) I)^-1.
 
-    With J the reversal of rows and columns and J H J = L L^T, U = J L^-1 J: half the work of
-    inverting H and factorizing the inverse. Dead inputs (zero energy) need no special case: the
-    damping makes H regular. Where all inputs are dead, the mean is replaced by 1. Raises
-    NotPositiveDefiniteError: more damping would help."""
+    With J the reversal of rows and columns, and J H J = L L^T, U = J L^-1 J. This takes half the
+    work of inverting H and factorizing the inverse. Dead inputs (zero energy) need no special case,
+    because the damping makes H regular. If all inputs are dead, the mean is replaced by 1.
+
+    Raises:
+        NotPositiveDefiniteError: more damping would help.
+    """
     H = H.flip(0, 1)
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
@@ -92,7 +114,9 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:
-    """L^-1, lower triangular, where H = L L^T. Recursive, so that most work is matrix products:
+    """Compute the lower triangular L^-1, where H = L L^T, by recursion.
+
+    Most of the work is matrix products:
 
     H = (A B^T; B C)      L = (L_A 0; M L_S),  M = B L_A^-T,  L_S L_S^T = C - M M^T
                           L^-1 = (L_A^-1 0; -L_S^-1 M L_A^-1 L_S^-1)
@@ -110,21 +134,22 @@ def _inverse_cholesky(H: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(H: Tensor) -> float:
-    """lambda_max of a positive semidefinite H [n, n], 5 % above what the Lanczos iteration finds.
+    """Estimate lambda_max of a positive semidefinite H [n, n], plus a margin of 5 %.
 
-    That is the largest eigenvalue of Q H Q^T, for orthonormal rows Q that span v, H v, H^2 v ..
-    (Golub and Van Loan, 10.1). It approaches lambda_max from below, and a descent with a step that
-    is too large diverges."""
+    The Lanczos iteration computes the largest eigenvalue of Q H Q^T, where the orthonormal rows of
+    Q span v, H v, H^2 v, ... (Golub and Van Loan, 10.1). It approaches lambda_max from below. The
+    margin is needed because a descent diverges if its step, 1 / lambda_max, is too large."""
     steps, generator = min(LANCZOS_STEPS, len(H)), torch.Generator().manual_seed(0)
-    unit = H.diagonal().amax()  # in which no square leaves the range of float32
+    unit = H.diagonal().amax()  # scale of H, so that no square overflows or underflows float32
     v = torch.randn(len(H), generator=generator).to(H)
     Q, P = H.new_zeros(steps, len(H)), H.new_zeros(steps, len(H))
     for i in range(steps):
         size = torch.linalg.vector_norm(v)
-        for _ in range(2):  # the second time removes what rounding has left by the first
+        for _ in range(2):  # the second pass removes the rounding error of the first
             v = v - Q[:i].T @ (Q[:i] @ v)
-        new = torch.linalg.vector_norm(v)
-        Q[i] = torch.where(new > DEPENDENT * size, v / new, 0)  # 0: nothing new is to be found
+        new_size = torch.linalg.vector_norm(v)
+        # 0 once the rows of Q span an invariant subspace
+        Q[i] = torch.where(new_size > DEPENDENT * size, v / new_size, 0)
         P[i] = v = H @ Q[i] / unit
     return MARGIN * (torch.linalg.eigvalsh(Q @ P.T)[-1] * unit).item() if unit > 0 else 0.0
 
@@ -136,22 +161,31 @@ def search_damping(
     name: str,
     failed: tuple[str, str],
 ) -> Solved:
-    """`solve(damping)`; while H is not positive definite the damping is raised tenfold, up to three
-    times. `log`: called with a line on every increase. `name`: of the layer. `failed`: what could
-    not be done to it, such as "pruned", and what to do about it. Raises ComputeError: no damping
-    helped."""
-    for tried in range(TRIES):
-        if tried:
+    """Call `solve` with a damping; raise it tenfold while H is not positive definite, up to three
+    times.
+
+    Args:
+        solve: function of the damping.
+        damping: initial damping.
+        log: called with a line on every increase.
+        name: name of the layer.
+        failed: participle for the error message, such as "pruned", and advice.
+
+    Raises:
+        ComputeError: no damping helped.
+    """
+    for attempt in range(TRIES):
+        if attempt:
             damping *= FACTOR
             log(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
         try:
             return solve(damping)
         except NotPositiveDefiniteError:
             continue
-    done, do = failed
+    participle, advice = failed
     raise ComputeError(
-        f"{name} could not be {done}.",
+        f"{name} could not be {participle}.",
         f"Its Hessian is not positive definite, even with a damping of {damping:g}.",
-        do,
+        advice,
         field="damping",
     )

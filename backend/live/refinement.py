@@ -1,11 +1,13 @@
-"""Refinement of layers after the instant preview: block by block as in a run, each block on the
-outputs of the compressed blocks before it.
+"""Refinement of layers after the instant preview, with the same results as a run.
 
-    1   prune            as in the first stage of a Sparse-Dense-Sparse run
-    2   quantize         as in the stage of a post-training quantizer in a quantization run
+Layers are compressed block by block; the inputs of a block are the outputs of the compressed blocks
+before it. There are two passes over the model:
 
-If layers are pruned and quantized, the entire model is pruned first and then quantized, like two
-runs in sequence. Other layers keep their weights, and the embedding is that of the dense model."""
+    1   prune            like the first stage of a Sparse-Dense-Sparse run
+    2   quantize         like a post-training quantizer in a quantization run
+
+Layers that are both pruned and quantized go through both passes, like two runs in sequence. Other
+layers keep their weights, and the embedding is that of the dense model."""
 
 from __future__ import annotations
 
@@ -29,11 +31,12 @@ from backend.quantization.registry import QUANTIZERS, plain_bases
 from backend.reporter import SilentReporter, at_block
 from backend.sensitivity.profile import Format
 
-DAMPING = 0.01  # damping of a quantization run
+DAMPING = 0.01  # initial damping, as in a quantization run
 QUIET = SilentReporter().log
-# Participle and advice in the error of a layer whose Hessian no damping makes positive definite.
+# Participle and advice of the error if no damping makes a Hessian positive definite.
 FAILURE = ("refined", "Use more calibration text, or choose Wanda and RTN.")
-# Weights for the inputs of later blocks, and the final layer; None if another pass changes it.
+# Weights [out, in] for the inputs of later blocks, and the final layer; None if a later pass
+# changes it.
 Solved = tuple[Tensor, LiveWeight | None]
 
 
@@ -59,7 +62,9 @@ class Refinement:
     quantizer: str
     weight: Callable[[str], Tensor]
     stop: Callable[[], None]
-    _pruned: dict[str, Tensor] = field(default_factory=dict, init=False)  # layers yet to quantize
+    _pruned: dict[str, Tensor] = field(
+        default_factory=dict, init=False
+    )  # pruned layers that will be quantized
     _final: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +78,8 @@ class Refinement:
             )
 
     def blocks(self) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
-        """Refine block by block; yield the activity and full name -> weights of final layers."""
+        """Refine block by block. Yield the progress in words, and full name -> weights for final
+        layers of the block."""
         pruned = [name for name, fmt in self.formats.items() if fmt.pattern]
         quantized = [name for name, fmt in self.formats.items() if fmt.width]
         if pruned:
@@ -97,6 +103,7 @@ class Refinement:
         precision: str,
         stored_dtype: torch.dtype | None,
     ) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
+        """Apply `solve` to the layers `names`, block by block; see `blocks`."""
         dense, last = self.dense, max(self.dense.layers[name].block for name in names)
         walk = dense.walk(batch, precision, stored_dtype, self.stop) if level else None
         for block in range(last + 1):
@@ -124,8 +131,8 @@ class Refinement:
     def _initial_weights(
         self, linear: LinearWeight, is_target: bool, stored_dtype: torch.dtype | None
     ) -> Tensor:
-        """Weights of a layer before a pass. Layers that the pass does not change are rounded to
-        `stored_dtype`."""
+        """Return the float32 weights of a layer before a pass, rounded to `stored_dtype` if the
+        layer is no target of the pass."""
         if linear.name in self._pruned:
             return self._pruned[linear.name].float()
         starts_dense = linear.name in self.formats and linear.name not in self._final

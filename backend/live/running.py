@@ -1,5 +1,7 @@
-"""Model whose weights can be exchanged between forward passes, in the native decoder or in PyTorch.
-Unchanged weights share memory with the dense model."""
+"""Model with exchangeable weights, in the native decoder or in PyTorch.
+
+Weights can be exchanged between forward passes. Unchanged weights share memory with the dense
+model."""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class RunningModel:
         layers: full layer name -> layer.
         blocks: decoder blocks.
         target: target model that generates text; None if the model cannot verify draft trees.
-        decoder: description of the decoder.
+        decoder: description of the decoder, and of the reason if it is PyTorch.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -55,12 +57,13 @@ class RunningModel:
 
     @property
     def read_bytes(self) -> int | None:
-        """Bytes of the matrices that each token reads; None in PyTorch."""
+        """Bytes of the weight matrices, all of which are read for each token; None in PyTorch."""
         return self._native.layout.size if self._native else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory in addition to the dense model, including the layout of the decoder."""
+        """Bytes of memory in addition to the dense model, including the packed weights of the
+        decoder."""
         unshared = sum(
             p.nbytes for p in self.model.parameters() if p.data_ptr() not in self._shared_pointers
         )
@@ -74,7 +77,8 @@ class RunningModel:
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, LiveWeight]) -> None:
-        """Exchange the weights of some layers. The native decoder repacks only their matrices."""
+        """Replace the weights of layers, full name -> weights [out, in]. The native decoder repacks
+        only the matrices of these layers."""
         for name, weight in weights.items():
             layer = self.layers[name]
             codes = weight if isinstance(weight, QuantizedWeight) else None
@@ -87,9 +91,9 @@ class RunningModel:
         changed = {self.layers[name].layer for name in weights}
         for block in {self.layers[name].block for name in weights}:
             if block >= 0:
-                self._native.relay(block, self.blocks[block], changed)
+                self._native.repack(block, self.blocks[block], changed)
             else:
-                self._native.relay_outside(self.model)
+                self._native.repack_outside(self.model)
 
     @torch.no_grad()
     def logits(self, ids: Tensor, stop: Callable[[], None]) -> Tensor:
@@ -112,7 +116,7 @@ class RunningModel:
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:
         """Context in which a block is replaced by that of another model with the same shapes."""
         if self._native and other._native:
-            with self._native.borrowing(other._native, block):
+            with self._native.borrowed_block(other._native, block):
                 yield
             return
         other_weights = (p.data for p in other.blocks[block].parameters())
@@ -121,8 +125,8 @@ class RunningModel:
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, LinearWeight]:
-    """Map full name -> layer in the order of `ModelFacts`: layers of the blocks, embedding, and the
-    head unless it is tied to the embedding."""
+    """Map full name -> layer, in the order of `ModelFacts`: the layers of the blocks, the
+    embedding, and the head unless it is tied to the embedding."""
     layers = {
         x.name: x
         for block in range(len(decoder_blocks(model)))

@@ -1,17 +1,18 @@
-"""Plan of an SDS run: its stages and passes, and pattern, pruner and damping of every layer.
+"""Plan of an SDS run: stages, passes, and the pattern, pruner and damping of each layer.
 
 Does not import torch.
 
-OWL sets the sparsity of each block by its share of outliers (Yin et al., arXiv 2310.05175):
+OWL sets the sparsity of each block from its share of outliers (Yin et al., arXiv 2310.05175). A
+weight is an outlier if its score |W_ij| sqrt(H_jj) exceeds M times the mean score of its layer:
 
-    D_b = share of weights of block b with |W_ij| sqrt(H_jj) > M times their layer's mean of it
+    D_b = share of outliers among the weights of block b
     r_b = 2 lambda (D_b - min D) / (max D - min D)
     S_b = S + mean(r) - r_b
 
-D_b compares with the mean of the layer. The published mean over the block is dominated by the
-layers with the largest weights, so this is our choice. Blocks with more outliers stay denser. The
-mean of r is weighted by the number of weights, so that the mean of S_b is S even if some layers are
-excluded. H is computed on the inputs of the dense model. Overridden layers do not take part."""
+Blocks with more outliers stay denser. The comparison with the mean of the layer is our choice: the
+paper uses the mean of the block, which the layers with the largest weights dominate. The mean of r
+is weighted by the number of weights, so that the mean of S_b is S even if layers are excluded. H is
+computed from the inputs of the dense model. Overridden layers are excluded from the allocation."""
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -38,7 +39,7 @@ OUTLIER_MULTIPLE, SPREAD = 5.0, 0.08  # M and lambda, as published
 
 
 def refuse_allocation(config: SDSConfig) -> None:
-    """Reject configs that OWL cannot satisfy.
+    """Reject configs whose sparsity OWL cannot allocate.
 
     Raises:
         ConfigError: the pattern is n:m, or a block could lose none or all of its weights.
@@ -65,13 +66,16 @@ def refuse_allocation(config: SDSConfig) -> None:
 def block_shares(
     outliers: Mapping[int, float], weights: Mapping[int, int], share: float, spread: float = SPREAD
 ) -> dict[int, float]:
-    """Share of weights to drop in each block, S_b.
+    """Compute the share of weights to drop in each block, S_b.
 
     Args:
         outliers: block -> share of outliers, D_b.
         weights: block -> number of weights.
-        share: share of weights to drop over all blocks, S.
-        spread: largest deviation of a block from `share`, lambda.
+        share: share of weights to drop in all blocks together, S.
+        spread: lambda; S_b varies by up to 2 lambda between blocks.
+
+    Returns:
+        block -> share.
     """
     low, high = min(outliers.values()), max(outliers.values())
     width = 2 * spread / (high - low) if high > low else 0.0
@@ -84,13 +88,13 @@ def layer_patterns(layers: Collection[NamedLayer], config: SDSConfig) -> dict[st
     """Map the full name of every layer to prune to its pattern.
 
     Raises:
-        ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer
-            remains to prune.
+        ConfigError: a name matches no layer, a pattern does not divide the inputs of a layer, or no
+            layer remains to prune.
     """
     overrides = read_overrides(config.overrides)
     check_layer_patterns((name for name, _ in overrides), layers, "overrides")
     patterns = dict[str, Pattern]()
-    # config field -> pattern -> layer name -> number of inputs
+    # config field -> pattern -> layer name -> number of inputs, for errors that name the field
     layer_inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
     for layer in select_layers(layers, config.exclude, "prune"):
         matches = [pattern for name, pattern in overrides if fits(name, layer)]
@@ -105,25 +109,32 @@ def layer_patterns(layers: Collection[NamedLayer], config: SDSConfig) -> dict[st
 
 
 class LayerGroup(BaseModel):
-    """Layers with the same pattern, pruner and damping."""
+    """Layers that share pattern, pruner and damping."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pattern: PatternField  # pattern of each layer; under OWL, their mean sparsity
+    pattern: PatternField  # pattern of each layer; with OWL, the mean over the blocks
     pruner: str
     damping: float
-    # "owl": the run replaces the pattern of each block, see `block_shares`
+    # "owl": the run allocates the sparsity of each block with `block_shares`
     allocation: Literal["uniform", "owl"]
     layers: tuple[str, ...]  # full names
 
 
 class PruningPlan(Plan):
-    """Stages, passes and layer groups of an SDS run."""
+    """Stages, passes and layer groups of an SDS run.
+
+    Attributes:
+        stages: stages of the run.
+        passes: passes over the model.
+        groups: layers to prune.
+        dense: full names of the layers that stay dense.
+    """
 
     stages: tuple[SDSStage, ...]
     passes: tuple[SDSPass, ...]
     groups: tuple[LayerGroup, ...]
-    dense: tuple[str, ...]  # full names of the layers that stay dense
+    dense: tuple[str, ...]
 
     @cached_property
     def layers(self) -> dict[str, LayerGroup]:
@@ -151,17 +162,17 @@ def pruning_plan(
     layers: Collection[NamedLayer],
     mix: Mapping[str, Pattern] = MappingProxyType({}),
 ) -> PruningPlan:
-    """Make the plan of a run with this config on a model with these layers.
+    """Make the plan of an SDS run.
 
     Args:
         config: options of the run.
         layers: prunable layers of the model.
-        mix: full layer name -> pattern, if a budget allocates the patterns. Layers that are not in
-            it stay dense. Overrides take precedence.
+        mix: full layer name -> pattern, if a budget allocates the patterns. Layers that are missing
+            stay dense. Overrides take precedence.
 
     Raises:
-        ConfigError: a name matches no layer, a pattern does not divide a layer, no layer remains
-            to prune, or the sparsity cannot be allocated.
+        ConfigError: a name matches no layer, a pattern does not divide the inputs of a layer, no
+            layer remains to prune, or the sparsity cannot be allocated.
     """
     refuse_allocation(config)
     patterns = layer_patterns(layers, config)

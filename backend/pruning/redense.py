@@ -5,32 +5,34 @@ All weights, including the zeros, move toward the dense outputs of the layer:
     W_redense = argmin_W  1/2 tr(D H D^T) + a1 |W|_1,  D = W - W_dense,  from W_sparse
 
 If H has full rank and there is no penalty, the minimum is W_dense itself, which would undo step 1.
-The descent therefore stops early. It restores the strong input directions first,
+The descent therefore stops early. It first restores the directions of the inputs with most energy,
 
     W_t = W_dense + (W_sparse - W_dense) (I - eta H)^t     after t steps of size eta,
 
-and leaves the weak directions as pruned. The acceleration of the descent, and the scaling of the
-penalty by the layer, are our choices.
+and leaves the directions with little energy as pruned. The acceleration of the descent, and the
+scaling of the penalty by layer, are our choices.
 
-Accelerated proximal gradient on a layer's reconstruction error, here and in `weight_adjustment`:
+Accelerated proximal gradient on the reconstruction error of a layer, also used by
+`weight_adjustment`:
 
     minimize   1/2 tr(D H D^T) + g(W),    D = W - W_dense
     V     = W_t + beta_t (W_t - W_t-1)                 momentum, beta as in FISTA (Beck & Teboulle)
     W_t+1 = prox_g( V - (V - W_dense) H / lambda_max(H) )
 
 The product with H dominates the cost of a step. It is linear in W, so the product for V follows
-from the products for W_t and W_t-1: one product per step, and the error of every iterate is free.
+from the products for W_t and W_t-1. A step therefore needs one product, which also gives the error
+of the iterate at no extra cost.
 
-Precision: everything is float32 except that product, which is computed in bfloat16 if the inputs
-were bfloat16. D, H and (in PyTorch) the entries of D H are rounded to 8 bits; sums are float32. D
-shrinks during the descent, and its rounding error with it: final errors match float32 within a
-tenth of a percent, in about 0.6 of the time (docs/results/cost.md).
+Precision: everything is float32 except this product, which is computed in bfloat16 if the inputs
+were bfloat16. D, H and (in PyTorch) the entries of D H are rounded to 8 significant bits;
+accumulators are float32. D shrinks during the descent, and its rounding error with it: final errors
+match float32 within a tenth of a percent, in about 0.6 of the time (docs/results/cost.md).
 
 Rows of W are independent. A chunk of rows goes through all steps before the next chunk, so that the
 working set of a step stays in the CPU cache. On a CPU with bfloat16 instructions the descent runs
-in C++ (`descend`) without the interpreter's lock, a few rows at a time on each thread. The descent
-in PyTorch is its reference; the algorithms are the same, except that C++ does not round the entries
-of D H."""
+in C++ (`descend`) without the global interpreter lock, one chunk of rows per thread at a time. The
+PyTorch version (`proximal_descent`) is the reference. The algorithms are the same, except that C++
+does not round the entries of D H."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -43,16 +45,16 @@ from backend.calibration.second_moments import InputStatistics
 from backend.kernels.library import Descent, check, kernels, kernels_or_none
 from backend.models.threads import parallel_map
 
-# Kinds of operations after a gradient step, see `descend`.
+# Operations after a gradient step; see `descend`.
 SHRINK, FIXED, ROWS = 0, 1, -1
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
-CHUNK_ROWS = 256  # per chunk at most, on a CPU
+CHUNK_ROWS = 256  # maximum rows per chunk on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
 def usable(inputs: InputStatistics, kind: int) -> bool:
-    """Whether `descend` takes weights with such inputs, and this kind of step."""
+    """Return True if `descend` supports this operation and a layer with these inputs."""
     return kind in KINDS and kernels_or_none() is not None and inputs.packed_gram is not None
 
 
@@ -75,21 +77,28 @@ def descend(
         W [rows, in], and errors D H D^T [2, rows] of the start and of W. With SHRINK, W is the last
         iterate; otherwise each row of W is the iterate with its lowest error.
 
-    Raises ValueError: this is not `usable`, or does not fit."""
+    Raises:
+        ValueError: `usable` is False, or a shape, dtype or the number of steps is not supported.
+    """
     rows, columns = len(start), len(inputs.gram)
     if not usable(inputs, kind) or not 0 <= steps < 2**31 - 1:
         raise ValueError(f"{steps} steps of kind {kind} are not computed here")
-    alike = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (columns,) * 2
-    whole = all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in (start, dense))
-    if not alike or not whole or (kind in GROUPS and columns % kind):
+    shapes_match = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (
+        columns,
+        columns,
+    )
+    supported = all(
+        x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in (start, dense)
+    )
+    if not shapes_match or not supported or (kind in GROUPS and columns % kind):
         raise ValueError(f"{[*start.shape]} {start.dtype} and {[*dense.shape]} do not fit")
     H, W, errors = inputs.packed_gram, torch.empty_like(start), torch.empty(3, rows)
-    assert H is not None  # it is usable
-    size = 1 / inputs.largest_eigenvalue if inputs.largest_eigenvalue > 0 else 0.0
+    assert H is not None  # guaranteed by `usable`
+    step_size = 1 / inputs.largest_eigenvalue if inputs.largest_eigenvalue > 0 else 0.0
     keep = 0 if kind == SHRINK else int(amount)
-    places = map(Tensor.data_ptr, (start, dense, H, W, errors))
-    shape = rows, columns, steps if size else 0, kind, keep
-    task = Descent(*places, *shape, size, amount * size)
+    pointers = map(Tensor.data_ptr, (start, dense, H, W, errors))
+    shape = rows, columns, steps if step_size else 0, kind, keep
+    task = Descent(*pointers, *shape, step_size, amount * step_size)
     check(kernels().descend(task, torch.get_num_threads()))
     return W, errors[:2]
 

@@ -10,19 +10,20 @@ inputs, then the later blocks run, for several candidates per batch:
 KL is never negative and has less noise than the difference of losses. Both agree in expectation on
 text sampled from the model.
 
-The estimate of the loss that a change D of a layer's weights adds is, token by token,
+The estimated increase of the loss for a change D of the weights of a layer is
 
     1/2 mean_t (g_t . D x_t)^2       g_t = d -log p(y | x) / d z_t,   y sampled from the model's p
 
-for the layer's inputs x_t and the gradients g_t at its outputs z = W x. It is the second-order term
-of the loss with the Fisher information as Hessian, without interactions of tokens and layers.
-Gradients and inputs need not be independent, and no solver has seen the windows: on calibration
-text, GPTQ has just minimized the error, so that an estimate there is several times too small.
+where x_t are the inputs of the layer at token t, and g_t the gradients at its outputs z = W x. This
+is the second-order term of the loss with the Fisher information as Hessian, without interactions
+between tokens or layers. It does not assume that gradients and inputs are independent. The windows
+are held out from the solvers: GPTQ minimizes the error on the calibration text, where the estimate
+would be several times too small.
 
 Gradients at the outputs of the blocks are computed from the last block to the first. Each block
-runs again from its recorded inputs, so that only one block's activations are in memory; a model
-larger than memory is read twice. `trace_layers` runs a block once more for the x_t and g_t of its
-layers.
+runs again from its recorded inputs, so that only the activations of one block are in memory; a
+model larger than memory is read twice. `trace_layers` runs a block once more to record x_t and g_t
+of its layers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,7 +145,7 @@ class LayerTrace:
     gradients: list[Tensor] = field(default_factory=list)
 
     def record(self, _module: nn.Module, args: tuple[Tensor, ...], outputs: Tensor) -> None:
-        """Record a call; a hook of its module. Its gradient follows in the backward pass."""
+        """Forward hook that records a call. The gradient is added in the backward pass."""
         call = len(self.inputs)
         self.inputs.append(args[0].detach().flatten(0, -2))
         # zero unless the call's output reaches the loss
@@ -159,8 +160,8 @@ class LayerTrace:
         """Cost of a change D [out, in] of the weights.
 
         Returns:
-            mean of the squared norm of D x, and estimated loss in nats per token. Both are 0 for an
-            expert that received no token.
+            mean squared norm of D x, and estimated loss in nats per token. Both are 0 for an expert
+            that received no token.
         """
         energy = loss = 0.0
         for x, g in zip(self.inputs, self.gradients, strict=True):

@@ -49,7 +49,7 @@ Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 FIGURES = ("error", "fisher", "kl", "loss")
 # Limit of the ratio of a layer relative to that of all layers, against measurement noise.
 LARGEST_RATIO = 16.0
-# Estimates: on held-out text; on the calibration text of the solvers, as older profiles have it.
+# Text of the estimates: held out, or (in older profiles) the calibration text of the solvers.
 TOKEN_WISE, IN_SAMPLE = "held out, token by token", "in sample"
 ESTIMATES = {"error": "Output error", "fisher": "Fisher"}  # figure -> label
 
@@ -177,7 +177,7 @@ class SensitivityProfile:
         formats: candidate formats.
         figures: [layers, figures, formats].
         times: time per token in each format; None if the run did not measure it.
-        estimate: estimate of error and fisher, `TOKEN_WISE` or `IN_SAMPLE`.
+        estimate: text on which error and fisher were estimated, `TOKEN_WISE` or `IN_SAMPLE`.
     """
 
     run: str

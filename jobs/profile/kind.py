@@ -128,8 +128,7 @@ def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
 
 
 def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
-    """Raise `ConfigError` for formats that fit no layer, or measured formats that are no
-    candidates."""
+    """Raise `ConfigError` if a format fits no layer, or a measured format is not a candidate."""
     formats = parsed(config.formats)
     if not 0 < len(formats) <= MAX_FORMATS:
         raise ConfigError(
@@ -183,7 +182,8 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
 
 
 def candidate_products(facts: ModelFacts, formats: int, tokens: int) -> float:
-    """Return the products of a pass over `tokens` that makes every layer in every format."""
+    """Return the number of multiply-adds of a pass over `tokens` that makes every layer in every
+    format."""
     solve = sum(x.rows * x.columns**2 for x in facts.linears)
     return facts.linear_weights * tokens + 1.5 * formats * solve
 

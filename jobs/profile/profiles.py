@@ -1,5 +1,6 @@
-"""Stored sensitivity profiles and the mixes of formats they yield for a budget. Does not import
-torch."""
+"""Stored sensitivity profiles, and the mix of formats for a budget that follows from them.
+
+Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -31,7 +32,7 @@ KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # kinds t
 
 
 def read_profile(run: str) -> SensitivityProfile:
-    """Load the profile of a run, as far as it is measured.
+    """Load the profile of a run, with the layers measured so far.
 
     Raises:
         NotFoundError: the run does not exist.
@@ -108,8 +109,8 @@ class Allocated(Protocol):
 
 
 def budget_solver(profile: SensitivityProfile, method: Method) -> BudgetSolver:
-    """Return a solver for mixes of a method's formats. Raises `ConfigError` if the profile has no
-    such formats."""
+    """Return a solver for mixes of the formats of a method. Raises `ConfigError` if the profile has
+    none of them."""
     pruned = method == "pruned"
     formats = frozenset(
         x for x in profile.formats if x.quantized != pruned and bool(x.pattern) == pruned

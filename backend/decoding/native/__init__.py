@@ -1,6 +1,6 @@
-"""A decoder in C++ for LLaMA-like models on a CPU, in bfloat16 or on packed integer weights.
+"""C++ decoder for LLaMA-like models on a CPU, in bfloat16 or with packed integer weights.
 
-blocks        decoder blocks in the layout of the kernels, and passes through them
-cache         keys and values in blocks that sequences share
-model         `NativeModel`: the weights of a transformers model in their layout
+blocks        decoder blocks in the layout of the kernels, and forward passes through them
+cache         key-value cache in blocks that sequences share
+model         `NativeModel`: a transformers model in the layout of the kernels
 """

@@ -1,5 +1,4 @@
-"""Keys and values in blocks of `BLOCK` tokens, which the caches of sequences with the same
-beginning share."""
+"""Key-value cache in blocks of `BLOCK` tokens. Sequences with the same prefix share blocks."""
 
 import ctypes
 from collections import OrderedDict
@@ -16,13 +15,15 @@ from backend.models.kv_cache import PreallocatedCache
 
 
 def blocks_for(tokens: int) -> int:
-    """How many blocks hold as many tokens."""
+    """Return the number of blocks that hold `tokens` tokens."""
     return -(-tokens // BLOCK)
 
 
 class CacheBlock:
-    """Keys and values [2, layers, kv heads, BLOCK, head] in bfloat16. Once `shared`, it is never
-    written again: who would, writes a copy."""
+    """Keys and values [2, layers, kv heads, BLOCK, head] in bfloat16.
+
+    A block that is marked `shared` is immutable; a cache that needs to write it makes a copy.
+    """
 
     __slots__ = ("__weakref__", "rows", "shared")
 
@@ -31,11 +32,19 @@ class CacheBlock:
 
 
 class CacheBlocks:
-    """Makes the blocks of some caches of a model; one is freed when no cache holds it any more.
-    `size`: bytes of a block. `row`: numbers that are kept for a token."""
+    """Allocator of the blocks of several caches of a model.
+
+    A block is freed when no cache refers to it.
+
+    Args:
+        row: number of values per token.
+
+    Attributes:
+        size: bytes per block.
+    """
 
     def __init__(self, row: int) -> None:
-        self._numbers, self.size = row * BLOCK, 2 * row * BLOCK
+        self._values, self.size = row * BLOCK, 2 * row * BLOCK
         self._live = WeakSet[CacheBlock]()
 
     @property
@@ -44,8 +53,8 @@ class CacheBlocks:
         return len(self._live)
 
     def new(self, like: CacheBlock | None = None) -> CacheBlock:
-        """A block, or a copy of one."""
-        block = CacheBlock(self._numbers)
+        """Allocate a block; `like` is a block to copy."""
+        block = CacheBlock(self._values)
         if like is not None:
             block.rows.copy_(like.rows)
         self._live.add(block)
@@ -53,89 +62,106 @@ class CacheBlocks:
 
 
 class NativeCache:
-    """Keys and values of one sequence, of at most `capacity` tokens. `call`: calls a kernel
-    on the model. `held`: the beginning of another cache, shared with it."""
+    """Keys and values of one sequence.
+
+    Args:
+        call: calls a kernel on the model.
+        blocks: allocator of blocks.
+        capacity: maximum number of tokens.
+        prefix: blocks of another cache that hold the first tokens; shared with it.
+        length: number of tokens in `prefix`.
+    """
 
     def __init__(
         self,
         call: Callable[..., None],
         blocks: CacheBlocks,
         capacity: int,
-        held: Sequence[CacheBlock] = (),
+        prefix: Sequence[CacheBlock] = (),
         length: int = 0,
     ) -> None:
-        self.call, self.capacity, self._blocks = call, capacity, blocks
-        self._held: list[CacheBlock] = []
-        self._places = (ctypes.c_void_p * blocks_for(capacity))()
-        self.structure = c.Cache(capacity, 0, ctypes.addressof(self._places))
-        for place, block in enumerate(held):
+        self.call, self.capacity, self._allocator = call, capacity, blocks
+        self._blocks: list[CacheBlock] = []
+        self._addresses = (ctypes.c_void_p * blocks_for(capacity))()
+        self.structure = c.Cache(capacity, 0, ctypes.addressof(self._addresses))
+        for index, block in enumerate(prefix):
             block.shared = True
-            self._hold(place, block)
+            self._set_block(index, block)
         self.structure.length = length
 
     @property
     def length(self) -> int:
+        """Number of cached tokens."""
         return int(self.structure.length)
 
     def missing(self, tokens: int) -> int:
-        """Number of blocks that are allocated if as many tokens are appended."""
+        """Return the number of blocks to allocate before `tokens` tokens can be appended."""
         first, end = self.length // BLOCK, blocks_for(self.length + tokens)
-        return end - first - sum(not block.shared for block in self._held[first:end])
+        return end - first - sum(not block.shared for block in self._blocks[first:end])
 
     def make_room(self, tokens: int) -> None:
-        """Have blocks of its own for as many more tokens. Raises ValueError: they do not fit."""
+        """Allocate writable blocks for `tokens` more tokens. Raises `ValueError` if they do not
+        fit."""
         if self.length + tokens > self.capacity:
             raise ValueError(f"{tokens} more tokens do not fit into the cache")
-        self._own(self.length, self.length + tokens)
+        self._make_writable(self.length, self.length + tokens)
 
-    def _own(self, start: int, end: int) -> None:
-        for place in range(start // BLOCK, blocks_for(end)):
-            if place == len(self._held):
-                self._hold(place, self._blocks.new())
-            elif self._held[place].shared:
-                self._hold(place, self._blocks.new(self._held[place]))
+    def _make_writable(self, start: int, end: int) -> None:
+        """Allocate missing blocks of the rows [start, end), and copy shared ones."""
+        for index in range(start // BLOCK, blocks_for(end)):
+            if index == len(self._blocks):
+                self._set_block(index, self._allocator.new())
+            elif self._blocks[index].shared:
+                self._set_block(index, self._allocator.new(self._blocks[index]))
 
-    def _hold(self, place: int, block: CacheBlock) -> None:
-        self._held[place : place + 1] = [block]
-        self._places[place] = block.rows.data_ptr()
+    def _set_block(self, index: int, block: CacheBlock) -> None:
+        self._blocks[index : index + 1] = [block]
+        self._addresses[index] = block.rows.data_ptr()
 
     def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place. Raises
-        ValueError: they are not ascending, or not all cached."""
-        places = [-1, *chosen, self.length - start]
-        if start < 0 or any(one >= other for one, other in pairwise(places)):
-            raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
-        self._own(start, start + len(chosen))
+        """Keep only the rows `start + chosen` of the rows from `start` on, and compact them.
+
+        Args:
+            start: number of first rows that are kept in any case.
+            chosen: offsets from `start`, ascending.
+
+        Raises:
+            ValueError: the offsets are not ascending, or a row is not cached.
+        """
+        limits = [-1, *chosen, self.length - start]
+        if start < 0 or any(offset >= following for offset, following in pairwise(limits)):
+            raise ValueError(f"rows {start} + {[*chosen]} cannot be kept of {self.length} rows")
+        self._make_writable(start, start + len(chosen))
         rows = (ctypes.c_int32 * len(chosen))(*chosen)
         self.call("keep", self.structure, start, rows, len(chosen))
 
     def rewind(self, length: int) -> None:
         """Drop all rows from `length` on."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"{self.length} rows are cached, not {length}")
+            raise ValueError(f"{self.length} cached rows cannot be cut to {length}")
         self.structure.length = length
-        del self._held[blocks_for(length) :]
+        del self._blocks[blocks_for(length) :]
 
     def whole_blocks(self, length: int) -> list[CacheBlock]:
-        """The blocks that the first `length` tokens fill, to be shared."""
-        return self._held[: min(length, self.length) // BLOCK]
+        """Return the blocks that the first `length` tokens fill completely, for sharing."""
+        return self._blocks[: min(length, self.length) // BLOCK]
 
 
 DecodingCache: TypeAlias = PreallocatedCache | NativeCache
-Key = tuple[int, tuple[int, ...]]  # number of the entry before, tokens of the block
+Key = tuple[int, tuple[int, ...]]  # number of the preceding entry, tokens of the block
 
 
 class SharedPrefixes:
-    """What was read, found again by its tokens: a system prompt, a conversation so far. Blocks of
-    caches that have ended or are in use, those used longest ago first."""
+    """Prefix cache: blocks of earlier or running sequences by their tokens, such as a system prompt
+    or a conversation. Entries are in order of their last use, least recent first."""
 
     def __init__(self, blocks: CacheBlocks) -> None:
         self._blocks = blocks
         self._entries = OrderedDict[Key, tuple[int, CacheBlock]]()
-        self._numbers = count(1)  # an entry that comes back has another: none is found by mistake
+        self._numbers = count(1)  # never reused, so that a key cannot refer to an evicted entry
 
     def find(self, tokens: Sequence[int]) -> list[CacheBlock]:
-        """The blocks of the longest known beginning."""
+        """Return the blocks of the longest cached prefix of `tokens`."""
         parent, keys = 0, list[Key]()
         for part in _parts(tokens):
             if (entry := self._entries.get((parent, part))) is None:
@@ -145,7 +171,7 @@ class SharedPrefixes:
         return self._used(keys)
 
     def add(self, tokens: Sequence[int], blocks: Sequence[CacheBlock]) -> None:
-        """Remember whole blocks, which hold the first of the tokens."""
+        """Add full blocks, which hold the first of `tokens`."""
         parent, keys = 0, list[Key]()
         for part, block in zip(_parts(tokens), blocks, strict=False):
             key = parent, part
@@ -157,17 +183,17 @@ class SharedPrefixes:
         self._used(keys)
 
     def _used(self, keys: Sequence[Key]) -> list[CacheBlock]:
-        for key in reversed(keys):  # the end of a text is forgotten before its beginning
+        for key in reversed(keys):  # the end of a text is evicted before its beginning
             self._entries.move_to_end(key)
         return [self._entries[key][1] for key in keys]
 
     def forget(self, used: int) -> None:
-        """Forget what was not used for longest, until only `used` blocks are in memory."""
+        """Evict the least recently used entries until at most `used` blocks are in memory."""
         while self._entries and self._blocks.used > used:
             self._entries.popitem(last=False)
 
 
 def _parts(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The tokens of each whole block."""
+    """Split tokens into full blocks; the rest is dropped."""
     for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
         yield tuple(tokens[start : start + BLOCK])

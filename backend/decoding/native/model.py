@@ -1,7 +1,7 @@
-"""A transformers model in the layout of `kernels/cpp/decoder.h`.
+"""Transformers model in the layout of `kernels/cpp/decoder.h`.
 
-Where the blocks are packed, the inputs of products are rounded to 8 bits, and a head that is not
-quantized is, too (ours, as llama.cpp does); see docs/decoding.md.
+If the weights are packed, the inputs of products are rounded to 8 bits, and so is a head that is
+not quantized. This is our choice, as in llama.cpp; see docs/decoding.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,15 @@ from backend.models.blocks import decoder_blocks, resolve_dtype
 from backend.models.families.logits import LogitTransform
 from backend.quantization.packed_linear import has_codes
 
-PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
+PREFILL = 64  # maximum number of prompt tokens per pass
 Read: TypeAlias = tuple[Tensor, Tensor]  # hidden states and logits
 
 
 def decoding_dtype(precision: str, device: torch.device, architecture: str) -> str:
-    """`precision`, or for "auto" the fastest one to decode with: "bfloat16" or "float32".
+    """Resolve "auto" to the precision that decodes fastest, "bfloat16" or "float32".
 
-    Where this decoder can be built it is faster in bfloat16 than PyTorch in float32, on processors
-    without bfloat16 instructions, too: half as many bytes are read for a token.
+    The native decoder in bfloat16 is faster than PyTorch in float32 even on processors without
+    bfloat16 instructions, because a token reads half as many bytes.
     """
     if precision == "auto" and device.type == "cpu" and architecture in FAMILIES.values():
         with suppress(CompilerError):
@@ -44,7 +44,7 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
 
 
 def obstacle(model: PreTrainedModel) -> str:
-    """Why the native decoder does not run a model here; empty if it does."""
+    """Return the reason why the native decoder cannot run a model here; "" if it can."""
     if why := unsupported(model):
         return f"The native decoder does not run this model: {why}."
     try:
@@ -55,8 +55,14 @@ def obstacle(model: PreTrainedModel) -> str:
 
 
 class Segment(NamedTuple):
-    """What a pass appends to one sequence: the next tokens `ids`, or those of a `tree`; logits are
-    wanted of the last `read_out`."""
+    """Tokens that a pass appends to one sequence.
+
+    Attributes:
+        cache: cache of the sequence.
+        ids: token ids.
+        tree: draft tree whose nodes are `ids`; None if `ids` are consecutive tokens.
+        read_out: number of last tokens to compute logits for.
+    """
 
     cache: DecodingCache
     ids: Sequence[int]
@@ -65,8 +71,17 @@ class Segment(NamedTuple):
 
 
 class NativeModel(NativeBlocks):
-    """A model whose passes the kernels compute. `model`: for which `families.unsupported` is
-    empty; its embeddings are read in place."""
+    """Model whose forward passes run in the kernels.
+
+    Args:
+        model: model that the decoder supports (`families.unsupported`). Its embedding is shared,
+            not copied, if it is in bfloat16.
+        instructions: kernels to use; None for the best.
+        sparse: store pruned weights without zeros if this is faster for a few tokens.
+
+    Attributes:
+        vocabulary: number of tokens in the vocabulary.
+    """
 
     def __init__(
         self, model: PreTrainedModel, instructions: Kernels | None = None, sparse: bool = True
@@ -75,7 +90,7 @@ class NativeModel(NativeBlocks):
         inner: Any = model.base_model
         source: Any = inner.get_input_embeddings()
         self.structure.embedding_scale = embedding_scale(source)
-        embedding: Tensor = source.weight.detach().bfloat16().contiguous()  # mostly as it is
+        embedding: Tensor = source.weight.detach().bfloat16().contiguous()  # usually not a copy
         self.vocabulary = len(embedding)
         self.require(embedding.shape, (self.vocabulary, self.width))
         self.structure.embedding = self.layout.own(embedding)
@@ -84,14 +99,16 @@ class NativeModel(NativeBlocks):
         self.structure.logit_scale, self.structure.logit_cap = transform.scale, transform.cap
         head: Any = model.get_output_embeddings()
         packed = any(map(has_codes, model.modules())) and not has_codes(head)
-        in_8_bits = packed and not self.width % HEAD_GROUP  # else it would be half of the bytes
+        in_8_bits = (
+            packed and not self.width % HEAD_GROUP
+        )  # in bfloat16, it could be half of all bytes
         self.structure.read_out = (self.layout.int8 if in_8_bits else self.layout.matrix)(head)
         self._outputs = -(-self.vocabulary // LANES) * LANES
-        found = self.structure.read_out.outputs, self.structure.read_out.inputs
-        self.require(found, (self._outputs, self.width))
+        read_out = self.structure.read_out
+        self.require((read_out.outputs, read_out.inputs), (self._outputs, self.width))
 
-    def relay_outside(self, model: PreTrainedModel) -> None:
-        """Read embedding and head anew; see `relay`."""
+    def repack_outside(self, model: PreTrainedModel) -> None:
+        """Repack the embedding and the head; see `repack`."""
         source: Any = model.get_input_embeddings()
         head, s = model.get_output_embeddings(), self.structure
         table: Tensor = source.weight.detach().bfloat16().contiguous()
@@ -104,43 +121,53 @@ class NativeModel(NativeBlocks):
             self.layout.release(old)
 
     def part(self, start: int, end: int) -> "NativeModel":
-        """Its blocks [start, end), which read the same weights: of the ids or states before them
-        they give what enters block number `end`, or behind the last the hidden states."""
-        made, whole = copy(self), self.structure
-        made._layers = (c.Layer * (end - start))(*self._layers[start:end])
-        made.structure = s = c.Model.from_buffer_copy(whole)
-        s.layers, s.layer = end - start, made._layers
-        if end < whole.layers:
+        """Return the blocks [start, end) as a model that shares the weights.
+
+        Its input are token ids, or the inputs of block `start`. Its hidden states are the inputs of
+        block `end`, or those of the entire model if `end` is the number of blocks.
+        """
+        part, full = copy(self), self.structure
+        part._layers = (c.Layer * (end - start))(*self._layers[start:end])
+        part.structure = s = c.Model.from_buffer_copy(full)
+        s.layers, s.layer = end - start, part._layers
+        if end < full.layers:
             s.final_norm = None
-        return made
+        return part
 
     def forward(
         self, ids: Tensor, cache: NativeCache, tree: Tree | None = None, read_out: int = 0
     ) -> Read:
-        """A pass over one segment; see `run`."""
+        """Run a pass over one segment; see `run`."""
         return self.run([Segment(cache, ids.tolist(), tree, read_out)])[0]
 
     def run(self, segments: Sequence[Segment]) -> list[Read]:
-        """One pass over segments of several sequences. Of each the hidden states [n, width] in
-        bfloat16, and the logits [read_out, vocabulary] in float32."""
+        """Run a pass over segments of several sequences.
+
+        Returns:
+            hidden states [n, width], bfloat16, and logits [read_out, vocabulary], float32, of each
+            segment.
+
+        Raises:
+            ValueError: a segment is inconsistent, or a token id is out of range.
+        """
         ids, positions, rows, last = list[int](), list[int](), list[int](), self._stable - 1
         caches = [x.cache for x in segments if isinstance(x.cache, NativeCache)]
         for segment in segments:
             start, number = segment.cache.length, len(segment.ids)
             if not 0 <= segment.read_out <= number or number != len(segment.tree or segment.ids):
-                why = f"{segment.read_out} logits of {number} tokens; its tree is {segment.tree}"
-                raise ValueError(f"a segment does not fit itself: {why}")
+                problem = f"{segment.read_out} logits of {number} tokens, tree {segment.tree}"
+                raise ValueError(f"inconsistent segment: {problem}")
             ids += segment.ids
-            if segment.tree:  # nodes beyond the last position are never kept
+            if segment.tree:  # nodes past the last position are never accepted
                 positions += [min(start + depth, last) for depth in segment.tree.depths]
             else:
                 positions += range(start, start + number)
             rows += range(len(ids) - segment.read_out, len(ids))
         if not ids or min(ids) < 0 or max(ids) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
-        held, chosen = (c_int64 * len(ids))(*ids), (c_int32 * len(rows))(*rows)
+        id_array, row_array = (c_int64 * len(ids))(*ids), (c_int32 * len(rows))(*rows)
         logits = torch.empty(len(rows), self._outputs, dtype=torch.float32)
-        task = c.Pass(ids=addressof(held), read_out=len(rows), rows=addressof(chosen))
+        task = c.Pass(ids=addressof(id_array), read_out=len(rows), rows=addressof(row_array))
         task.logits = logits.data_ptr()
         lengths = [len(segment.ids) for segment in segments]
         masks = [None if x.tree is None else x.tree.mask for x in segments]
@@ -152,28 +179,36 @@ class NativeModel(NativeBlocks):
         return [*zip(hidden.split(lengths), logits.split(read_out), strict=True)]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocabulary] in float32 of hidden states [n, width], as a pass computes them
-        from its own."""
+        """Compute the logits [n, vocabulary], float32, of hidden states [n, width], exactly as in a
+        pass."""
         states, s = hidden.float().contiguous(), self.structure
         self.require(states.shape, (len(states), self.width))
         raw = torch.empty(len(states), self._outputs, dtype=torch.float32)
-        places = s.read_out, states.data_ptr(), raw.data_ptr(), len(states)
-        c.check(self._kernels.linear(*places, torch.get_num_threads()))
+        pointers = states.data_ptr(), raw.data_ptr()
+        threads = torch.get_num_threads()
+        c.check(self._kernels.linear(s.read_out, *pointers, len(states), threads))
         return LogitTransform(s.logit_scale, s.logit_cap)(raw[:, : self.vocabulary])
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
-        """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
-        return torch.cat([self.forward(some, cache)[0] for some in ids.split(PREFILL)])
+        """Append a prompt [n] to a cache; return its hidden states [n, width]."""
+        return torch.cat([self.forward(part, cache)[0] for part in ids.split(PREFILL)])
 
     def read_text(
         self, ids: Tensor, tokens: int = PREFILL, stop: Callable[[], None] = lambda: None
     ) -> Read:
-        """Hidden states [L, width] and logits [L, vocabulary] of a text [L], in passes over so many
-        tokens; `stop`: called between them; may raise."""
-        cache, found = self.new_cache(len(ids)), list[Read]()
+        """Compute the hidden states [L, width] and logits [L, vocabulary] of a text.
+
+        Args:
+            ids: token ids [L].
+            tokens: tokens per pass.
+            stop: called between passes; may raise to stop.
+        """
+        cache, results = self.new_cache(len(ids)), list[Read]()
         for part in ids.split(tokens):
             stop()
-            found.append(self.forward(part, cache, read_out=len(part)))
-        # joined with nothing, the logits of most texts, which are one pass, would be copied
-        hidden, logits = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+            results.append(self.forward(part, cache, read_out=len(part)))
+        # Most texts are one pass; torch.cat would copy its logits.
+        if len(results) == 1:
+            return results[0]
+        hidden, logits = map(torch.cat, zip(*results, strict=True))
         return hidden, logits

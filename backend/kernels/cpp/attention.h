@@ -1,4 +1,4 @@
-// Attention of some heads of a token that share keys and values:
+// Attention of a group of query heads that share keys and values:
 // softmax(cap(q k^T scale) + mask) v.
 
 #pragma once
@@ -12,21 +12,22 @@ namespace {
 
 static_assert(BLOCK == LANES, "the keys of a block are read side by side");
 
-// The keys or values of a head of a layer, of which a token sees some: those from `first` to
-// `cached`, and those of its pass in `own`. What it does not see is left out, so that a node of a
-// tree adds up the same numbers in the same order as its path alone; and a head alone as together
-// with others, or with the tokens behind it.
+// Attention of one or several tokens to the visible rows of the cache: the rows from `first_` to
+// `cached_`, and the rows `own_` of the same pass. Masked rows are skipped rather than weighted by
+// 0, so that results are bitwise independent of batching: a node of a draft tree gives the same
+// result as its path alone, and a head or token the same alone as together with others.
 class Attention {
  public:
   explicit Attention(const Model& model) : m_(model) {}
 
-  // Chooses the rows for `tokens` tokens from i on of the `each` of a sequence, which are at
-  // `positions`. Of a text, each sees one row more than the one before it.
+  // Selects the visible rows for `tokens` tokens of a sequence, beginning with token i. The
+  // sequence has `each` tokens in this pass, at `positions`. Without a tree mask, each token sees
+  // one row more than the previous token.
   void look(const uint8_t* visible, const int64_t* positions, int each, int i, int tokens,
             int window, int cached) {
     const auto near = [&](int64_t place) { return !window || positions[i] - place < window; };
     const int64_t before = window ? positions[i] - window + 1 : 0;
-    if (!visible) cached += i + 1;  // of a text, the tokens of the pass follow the others
+    if (!visible) cached += i + 1;  // causal: tokens of the pass follow the cached ones
     first_ = (int)std::clamp<int64_t>(before, 0, cached), cached_ = cached, more_ = tokens - 1;
     own_.clear();
     for (int j = 0; visible && j < each; j++)
@@ -39,8 +40,9 @@ class Attention {
     stride_ = rows_ + more_ + 2 * LANES;
   }
 
-  // For each of T tokens, G queries [G][head] of heads that share keys and values, which begin in
-  // every block of the cache at these places. `next`: from token to token, of queries and results.
+  // Computes attention for T tokens with G queries [G][head] each, whose heads share keys and
+  // values. `keys` and `values` are the offsets of these in each cache block; `next_query` and
+  // `next` are the token strides of the queries and of the output.
   template <int G, int T>
   void attend(const float* queries, size_t next_query, const Cache& cache, size_t keys,
               size_t values, float* to, size_t next) {
@@ -61,11 +63,11 @@ class Attention {
   }
 
  private:
-  // The scores of the rows from `first` on, then of those in `own`, behind a lead that makes them
-  // fall into the same lanes whatever was cached. Blocks are read whole: what is not seen is
-  // overwritten.
+  // Computes the scores of the rows from `first_` on, followed by those of `own_`. The scores are
+  // preceded by `lead_` unused entries, so that a row falls into the same lane whatever is cached.
+  // Blocks are read completely; scores of masked rows are overwritten.
   template <int Q> void score(const float* const* queries, bf16* const* blocks, size_t keys) {
-    constexpr int CHAINS = 2;  // one sum would wait for itself
+    constexpr int CHAINS = 2;  // independent accumulators hide the latency of the FMA
     size_t own = 0;
     for (int at = start_; at < end_; at += BLOCK) {
       const bf16* here = blocks[at / BLOCK] + keys;
@@ -87,8 +89,8 @@ class Attention {
     }
   }
 
-  // Makes e^(score - largest) of the scores; returns their sum. In one place, as compilers fuse
-  // products with sums here and there.
+  // Replaces the scores by e^(score - largest score) and returns their sum. It is not inlined,
+  // because compilers would contract multiplications and additions differently at each call.
   __attribute__((noinline)) float weigh(float* scores, int rows) const {
     for (int t = 0; m_.attention_cap && t < rows; t += LANES)
       store(scores + t, capped(load<Floats>(scores + t), m_.attention_cap));
@@ -105,7 +107,7 @@ class Attention {
     return sum(total);
   }
 
-  // 16 C columns from `at` on of the means of the values.
+  // Computes 16 C columns, from column `at` on, of the weighted means of the values.
   template <int T, int G, int C>
   void mean_of(bf16* const* blocks, size_t values, const float* totals, float* const* to,
                int at) const {
@@ -122,7 +124,7 @@ class Attention {
     };
     for (int t = first_; t < cached_; t++) add(lead_ + t - first_, value(t));
     for (size_t n = 0; n < own_.size(); n++) add(own_place() + (int)n, value(own_[n]));
-    for (int q = G; q < T * G; q++)  // the rows that only later tokens see
+    for (int q = G; q < T * G; q++)  // rows that only the later of the T tokens see
       for (int t = cached_; t < cached_ + q / G; t++)
         for (int c = 0; c < C; c++) {
           const float weight = scores_[(size_t)q * stride_ + lead_ + t - first_];
@@ -137,8 +139,8 @@ class Attention {
 
   const Model& m_;
   int first_ = 0, cached_ = 0, more_ = 0;
-  int start_ = 0, end_ = 0;               // of the rows of the blocks that are read
-  int lead_ = 0, rows_ = 0, stride_ = 0;  // before the scores; with them; from query to query
+  int start_ = 0, end_ = 0;               // range of rows that are read, whole blocks
+  int lead_ = 0, rows_ = 0, stride_ = 0;  // unused entries; lead and scores; query stride
   std::vector<int> own_;
   std::vector<float> scores_;
 };

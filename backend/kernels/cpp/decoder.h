@@ -1,4 +1,4 @@
-// The forward pass of a LLaMA-like decoder on a CPU, for a few tokens at a time.
+// Forward pass of a LLaMA-like decoder on a CPU, optimized for a few tokens at a time.
 //
 //   x   = scale embedding[token]                                               [n, width]
 //   per layer:
@@ -7,17 +7,17 @@
 //     x  += rms(W_down (f(W_gate rms(x)) * W_up rms(x)))                         f = silu, gelu
 //   hidden = rms(x),   logits = cap(scale W_head hidden)
 //
-// The norms of heads, and of what is added to x, scales and caps are those of some families; the
-// mask of a layer may have a window.
+// Only some model families have norms of heads or after attention and MLP, scales and caps. A layer
+// may have a sliding window.
 //
-// Generating a token reads every weight once, so the time is that of reading them: `matrix.h` says
-// how they are stored, `products.h` how what enters a product is rounded. The residual x, sums, and
-// softmax are float32.
+// Decoding is bound by memory bandwidth: a token reads every weight once. `packing.h` describes the
+// layout of the weights, `products.h` the rounding of the inputs of a product. The residual x, the
+// accumulators and the softmax are float32.
 //
-// The n tokens of a pass are those of several sequences, some of each: the next one, a part of a
-// prompt, or the nodes of a tree, of which token i sees the cache and those j for which
-// visible[i, j]. No sum crosses tokens or changes its order with their number, so that what a token
-// gives does not depend on what else is in the pass.
+// The n tokens of a pass belong to one or several sequences: the next token of a sequence, a chunk
+// of a prompt, or the nodes of a draft tree. Node i of a tree attends to the cache and to the nodes
+// j with visible[i, j]. No sum crosses tokens, and the summation order does not depend on their
+// number, so the result for a token does not depend on the rest of the pass.
 
 #pragma once
 #include <algorithm>
@@ -31,12 +31,13 @@ namespace {
 
 enum Activation : int32_t { SILU = 0, GELU = 1 };
 
-struct Buffers {                        // shared by the threads of a pass
+// Activations of a pass, shared by its threads.
+struct Buffers {
   std::vector<float> x, normed, heads;  // [n, width] twice, [n, (heads + 2 kv_heads) head]
   std::vector<float> attended, gated;   // [n, heads head], [n, inner]
   std::vector<float> mixed;             // [n, 2 inner] or [n, width]
-  Input input, up_input;                // of a product, and of `up` where that of `gate` differs
-  std::vector<int> sequence, place;     // [n], of each token; among the logits, or -1
+  Input input, up_input;  // rounded inputs of a product; of `up` if it differs from `gate`
+  std::vector<int> sequence, place;  // [n], sequence and logit row of each token; -1: no logits
 
   Buffers(const Model& m, const Pass& p) : sequence(p.tokens), place(p.tokens, -1) {
     for (int s = 0; s < p.sequences; s++)
@@ -52,6 +53,7 @@ struct Buffers {                        // shared by the threads of a pass
   }
 };
 
+// One thread of a forward pass.
 class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
@@ -81,8 +83,8 @@ class Worker {
  private:
   Share mine(int units) const { return share(units, rank_, p_.threads); }
 
-  // Does `work` for every token, once all threads have come here. Few tokens are the last one's to
-  // do, as the others would wait for it anyway; many are divided.
+  // Runs `work` for every token between two barriers. Few tokens are processed by the last thread
+  // to arrive, which saves a barrier; many tokens are split between the threads.
   template <class Work> void rows(Work work) {
     constexpr int FEW = 8;
     auto some = [&](Share tokens) {
@@ -101,14 +103,15 @@ class Worker {
     for (int d = 0; d < m_.width; d++) x[d] = m_.embedding_scale * widen(row[d]);
   }
 
-  // The row of a token, after the norm.
+  // Normalizes the hidden state of a token; returns the row in `normed`.
   const float* normed(int i, const float* weight) {
     const size_t row = (size_t)i * m_.width;
     rms_norm(&s_.x[row], weight, m_.epsilon, m_.width, &s_.normed[row]);
     return &s_.normed[row];
   }
 
-  // Queries, keys and values of some heads; keys and values go to the cache.
+  // Computes queries, keys and values for this thread's heads; appends keys and values to the
+  // cache.
   void heads(const Layer& layer, int l) {
     const int d = m_.head, all_heads = m_.heads + 2 * m_.kv_heads, stride = all_heads * d;
     const int half = m_.rotated / 2;
@@ -134,12 +137,13 @@ class Worker {
       }
   }
 
-  // Where the keys or values of a layer and head begin in a block.
+  // Offset of the keys or values of a layer and head in a cache block.
   size_t rows_of(bool values, int layer, int kv) const {
     return (((size_t)values * m_.layers + layer) * m_.kv_heads + kv) * BLOCK * m_.head;
   }
 
-  // Of some heads and tokens: G heads that share keys together, where all threads have enough.
+  // Computes attention for this thread's heads and tokens. G query heads that share keys are
+  // processed together, if that leaves enough units of work for all threads.
   template <int G = 4> void attend(const Layer& layer, int l) {
     constexpr int ENOUGH = 4;
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
@@ -151,7 +155,7 @@ class Worker {
       const int h = unit / p_.tokens * G, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
       const int sequence = s_.sequence[i], start = p_.starts[sequence];
       const int end = p_.starts[sequence + 1], cached = p_.caches[sequence]->length;
-      constexpr int T = TOGETHER / G;  // of a text, tokens that see the same beginning
+      constexpr int T = TOGETHER / G;  // causal tokens that are processed together
       const bool text =
           !p_.visible[sequence] && (!layer.window || p_.positions[i] + T < layer.window);
       done = text && i + T <= end && unit + T <= some.last ? T : 1;
@@ -168,7 +172,7 @@ class Worker {
     }
   }
 
-  // x += W input, or its norm.
+  // x += W input, normalized first if `norm` is not null.
   void add(const Matrix& matrix, const std::vector<float>& input, const float* norm) {
     const Share some = mine(matrix.outputs / LANES);
     float* y = s_.mixed.data();
@@ -188,7 +192,7 @@ class Worker {
     for (int i = 0; i < p_.tokens; i++) add_row(i, first, last);
   }
 
-  // f(gate) * up, for some of the outputs.
+  // Computes f(gate) * up for this thread's outputs.
   void gate(const Layer& layer) {
     const Share some = mine(m_.inner / LANES);
     const int first = some.first * LANES, size = (some.last - some.first) * LANES;
@@ -206,8 +210,9 @@ class Worker {
       }
   }
 
+  // Writes the final hidden states and the logits.
   void read_out() {
-    float* x = s_.mixed.data();  // of the rows that are read out
+    float* x = s_.mixed.data();  // hidden states of the logit rows
     rows([&](int i) {
       const float* row = m_.final_norm ? normed(i, m_.final_norm) : &s_.x[(size_t)i * m_.width];
       std::copy_n(row, m_.width, p_.hidden + (size_t)i * m_.width);
@@ -233,7 +238,8 @@ class Worker {
       }
   }
 
-  static constexpr int TOGETHER = REGISTER == 16 ? 6 : 4;  // queries whose sums fit registers
+  // Number of queries processed at once, such that their accumulators fit the registers.
+  static constexpr int TOGETHER = REGISTER == 16 ? 6 : 4;
 
   const Model& m_;
   const Pass& p_;
@@ -244,7 +250,7 @@ class Worker {
   std::vector<bf16> rounded_;
 };
 
-// Appends the tokens to the caches, and fills `hidden` and `logits`.
+// Runs a pass: appends its tokens to the caches and writes `hidden` and `logits`.
 int32_t forward(const Model* model, const Pass* pass) try {
   Buffers shared(*model, *pass);
   auto work = [&](int rank, Barrier& barrier) {
@@ -272,9 +278,9 @@ int32_t linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_
   return 1;
 }
 
-// Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and
-// log sum e^x of the row. -infinity and NaN are never among them: what is missing is -infinity, at
-// 0.
+// Finds the `ranks` largest values of each row of x [rows, columns] in descending order, their
+// columns [rows, ranks], and the log-sum-exp of each row [rows]. -infinity and NaN are never
+// selected; missing values are -infinity at column 0.
 void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
            int32_t* places, float* sums) {
   for (int r = 0; r < rows; r++, x += columns, values += ranks, places += ranks) {
@@ -304,7 +310,7 @@ void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* 
   }
 }
 
-// Of the rows from `start` on, keeps those at start + chosen (ascending).
+// Compacts the cache: of the rows from `start` on, keeps the rows start + chosen[i] (ascending).
 void keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen, int32_t count) {
   const size_t size = model->head, heads = (size_t)model->layers * model->kv_heads;
   for (int i = 0; i < count; i++) {

@@ -1,7 +1,9 @@
-// The descent of `pruning/redense.py` on rows of a layer: all steps of a chunk of rows in one call.
+// Accelerated proximal gradient descent of `pruning/redense.py`: one call
+// runs all steps.
 //
-// A tile of P = D H is still in registers when the next W of its entries is computed: a step reads
-// and writes each entry of W, P and, rounded, D once. H lies in blocks, as any right factor.
+// The update of W is fused into the product: it is computed while the tile of P = D H is still in
+// registers. A step therefore reads and writes each entry of W, P and the rounded D once. H is
+// packed like every right factor.
 
 #pragma once
 #include <cmath>
@@ -12,21 +14,22 @@
 namespace {
 
 #if HAVE_BF16
-// What follows a gradient step; others: the largest of groups of 2, 4, 8 or 16.
+// Operation after a gradient step (`prox`). A value of 2, 4, 8 or 16 keeps the largest weights of
+// each group of this size.
 constexpr int SHRINK = 0, FIXED = 1, ROWS = -1;
-constexpr int CHUNK_ROWS = HAVE_TILES ? 64 : 48;  // whole tiles
+constexpr int CHUNK_ROWS = HAVE_TILES ? 64 : 48;  // a multiple of DOWN
 
-// Of a thread: rows `wide` apart, 0 behind the inputs.
+// Per-thread state of a chunk: matrices with a row stride of `wide`, padded with zeros.
 struct Chunk {
   const Descent& task;
   const int wide;
   std::vector<Floats> room;
-  float *start, *dense, *W, *before, *P;  // W_t, W_t-1, D_t-1 H
-  bf16 *D, *next;                         // D_t and D_t+1
+  float *start, *dense, *W, *before, *P;  // initial and dense weights, W_t, W_t-1, D_t-1 H
+  bf16 *D, *next;                         // D_t, D_t+1
   float errors[CHUNK_ROWS];               // D_t H D_t^T of each row
   int rows;
   float beta;
-  bool moves;  // or only the errors are wanted
+  bool moves;  // false in the last pass, which only computes the errors
 
   explicit Chunk(const Descent& task)
       : task(task), wide((task.inputs + PANEL - 1) / PANEL * PANEL),
@@ -40,9 +43,10 @@ struct Chunk {
   }
 };
 
-inline Ints size_of(Floats v) { return bits<Ints>(v) & 0x7fffffff; }  // in the order of numbers
+inline Ints size_of(Floats v) { return bits<Ints>(v) & 0x7fffffff; }  // ordered like |v|
 
-// V where it is among the `keep` largest of its group, the first of equal ones; else 0.
+// Keeps the `keep` entries of largest magnitude in each group and zeros the others. Of equal
+// entries, the first are kept.
 template <int GROUP> inline Floats largest_of(Floats V, int keep) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Ints size = size_of(V);
@@ -55,6 +59,7 @@ template <int GROUP> inline Floats largest_of(Floats V, int keep) {
   return select(beaten < keep, V, Floats{});
 }
 
+// Applies the operation that follows a gradient step to V; `at` is the offset in the chunk.
 template <int KIND> inline Floats prox(const Chunk& c, Floats V, size_t at) {
   if constexpr (KIND == SHRINK) {
     const Floats most = all(c.task.shrink), low = select(V > -most, V, -most);
@@ -62,14 +67,14 @@ template <int KIND> inline Floats prox(const Chunk& c, Floats V, size_t at) {
   } else if constexpr (KIND == FIXED) {
     return select(load<Floats>(c.start + at) == 0, Floats{}, V);
   } else if constexpr (KIND == ROWS) {
-    return V;  // when it is complete
+    return V;  // `keep_largest` needs the complete row
   } else {
     return largest_of<KIND>(V, c.task.keep);
   }
 }
 
-// The products of DOWN rows with a panel: errors, and unless it is the last, W and D of the next
-// step, in place of W_t-1 and D_t+1.
+// Multiplies DOWN rows by a panel of H and adds to the errors. Except in the last pass, writes
+// W_t+1 over W_t-1, and D_t+1.
 template <int KIND> inline void descend_tile(Chunk& c, int row, int column) {
   const int pairs = (c.task.inputs + 1) / 2, rows = std::min(DOWN, c.rows - row);
   Sums P;
@@ -93,14 +98,17 @@ template <int KIND> inline void descend_tile(Chunk& c, int row, int column) {
   }
 }
 
-// Number of entries of at least this size.
+// Counts the entries whose magnitude, as bits, is at least `cut`.
 inline int count(const float* V, int wide, int cut) {
   Ints found = {};
   for (int i = 0; i < wide; i += LANES) found -= size_of(load<Floats>(V + i)) >= cut;
   return (int)sum(convert<Floats>(found));
 }
 
-// Keeps as many of a row's next W as it has at the start: the largest, the first of equal ones.
+// Zeros all but the largest entries of a row of W_t+1, as many as the row has nonzeros at the
+// start. A binary search over the bits of the magnitude finds the threshold. Of equal entries, the
+// first are kept.
+
 void keep_largest(Chunk& c, int row) {
   const float* start = c.start + (size_t)row * c.wide;
   float* V = c.before + (size_t)row * c.wide;
@@ -135,7 +143,7 @@ template <int... KINDS> void descend_step_as(Chunk& c) {
   (void)((c.task.kind == KINDS && (descend_step<KINDS>(c), true)) || ...);
 }
 
-// All steps of the rows from `first` on.
+// Runs all steps on a chunk of rows that begins at row `first`.
 void descend_rows(Chunk& c, int first) {
   const Descent& d = c.task;
   c.rows = std::min(CHUNK_ROWS, d.rows - first);
@@ -163,7 +171,7 @@ void descend_rows(Chunk& c, int first) {
   std::copy_n(c.errors, c.rows, lowest + d.rows);
 }
 
-// Each thread takes a chunk of rows at a time.
+// Runs the descent; threads take chunks of rows from a shared counter.
 int32_t descend(const Descent* task, int32_t threads) {
   int next = 0;
   return in_team(threads, [&](int, Barrier&) {
@@ -172,7 +180,7 @@ int32_t descend(const Descent* task, int32_t threads) {
       descend_rows(chunk, row);
   });
 }
-#else  // PyTorch is as fast
+#else  // without AVX512_BF16, PyTorch is as fast
 constexpr auto descend = nullptr;
 #endif
 

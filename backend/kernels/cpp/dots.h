@@ -1,17 +1,18 @@
-// Products of integers: the four inputs of every output that lie side by side in a line of codes,
-// in the instructions of the processor at hand.
+// Integer dot products of unsigned weight codes and signed 8-bit inputs, four inputs per output at
+// a time, for each instruction set.
 
 #pragma once
 #include "vectors.h"
 
 namespace {
 
-constexpr uint32_t HALF = 0x0f0f0f0f;
+constexpr uint32_t HALF = 0x0f0f0f0f;  // low nibble of each byte
 
+// Zero-point of 8-bit codes as they are multiplied.
 #if HAVE_VNNI || defined(__AVX2__)
-constexpr int MIDDLE_OF_8_BITS = 128;  // of the codes that are multiplied
+constexpr int MIDDLE_OF_8_BITS = 128;
 #else
-constexpr int MIDDLE_OF_8_BITS = 0;  // of those less 128, which 8 bits with a sign hold
+constexpr int MIDDLE_OF_8_BITS = 0;  // 128 is subtracted to make the codes signed
 #endif
 
 #if HAVE_VNNI
@@ -36,8 +37,8 @@ inline Register pairs_8(Register a, Register b) { return _mm256_maddubs_epi16(a,
 inline Register pairs_16(Register a, Register b) { return _mm256_madd_epi16(a, b); }
 #endif
 
-// Sums of two products of codes below 64 each, which 16 bits hold, and two of them; of whole bytes
-// they would not.
+// Sums of two adjacent products in 16 bits. Codes must be below 64, so that neither a sum nor the
+// sum of two of them overflows, as products of 8-bit codes would.
 template <class W> inline Register products(W codes, const int8_t* x) {
   return pairs_8((Register)codes, every_32(load<int>(x)));
 }
@@ -57,8 +58,8 @@ inline int32x4_t dot(int32x4_t to, uint32x4_t codes, const int8_t* x) {
 
 #endif
 
-// Adds to the sum of each output the codes of four inputs times x[0] to x[3], and those of the next
-// four times x[4] to x[7].
+// Accumulates eight products per output: codes `one` of four inputs times x[0] to x[3], and codes
+// `next` of the next four inputs times x[4] to x[7].
 template <int BITS, class I, class W> inline I add(I to, W one, W next, const int8_t* x) {
   if constexpr (PAIRED<I>) {
     return {add<BITS>(to.lo, one.lo, next.lo, x), add<BITS>(to.hi, one.hi, next.hi, x)};
@@ -78,7 +79,7 @@ template <int BITS, class I, class W> inline I add(I to, W one, W next, const in
     const uint32_t sign = BITS == 8 ? 0x80808080 : 0;
     return dot(dot(to, one ^ sign, x), next ^ sign, x + 4);
 #else
-    // the codes of bytes 0 and 2, and of 1 and 3, as 16-bit numbers, whose sums of products fit
+    // Codes of bytes 0 and 2, or of 1 and 3, as int16. Their sums of products do not overflow.
     auto products = [&](W codes, const int8_t* four, int bit) {
       const Shorts two = (Shorts)(codes >> bit & 0x00ff00ff) - (short)(BITS == 8 ? 128 : 0);
       const int8_t* at = four + bit / 8;

@@ -1,4 +1,4 @@
-// Functions of a row of numbers.
+// Normalization, rotary embedding and activations.
 
 #pragma once
 #include <cmath>
@@ -16,7 +16,8 @@ void rms_norm(const float* x, const float* weight, float epsilon, int size, floa
     store(y + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin) for the two halves of what is rotated of a head.
+// Applies the rotary embedding (a, b) -> (a cos - b sin, b cos + a sin) to the two halves of the
+// rotated values of a head.
 void rotate(float* head, const float* cosines, const float* sines, int half) {
   for (int i = 0; i < half; i++) {
     const float a = head[i], b = head[i + half];

@@ -1,8 +1,8 @@
-// H += X^T X of inputs X [tokens, inputs] in bfloat16, on and above the diagonal, and the sum of
-// the entries of X^T X times those of H.
+// Gram matrices of layer inputs X [tokens, inputs] in bfloat16: the update H += X^T X of the upper
+// triangle, and the inner product of X^T X and H.
 //
-// X^T is both factors. Some tokens at a time are packed, so that a panel of it stays in the cache
-// while all rows before it pass.
+// Both factors of the product are X^T. It is packed in chunks of tokens, so that a panel of columns
+// stays in the cache while it is multiplied by all rows up to the diagonal.
 
 #pragma once
 #include "threads.h"
@@ -10,10 +10,10 @@
 
 namespace {
 
-constexpr int PANEL = ACROSS * LANES;  // columns of a product, a multiple of DOWN
+constexpr int PANEL = ACROSS * LANES;  // columns of a register tile; a multiple of DOWN
 
 #if HAVE_BF16
-// Some tokens of X: blocks of 16 inputs, words[block][pair][16].
+// Packed chunk of X in blocks of 16 inputs: words [block][pair of tokens][16].
 class PackedTokens {
  public:
   PackedTokens(int tokens, int inputs)
@@ -25,7 +25,7 @@ class PackedTokens {
   int blocks() const { return blocks_; }
   void begin(int tokens) { pairs_ = (tokens + 1) / 2; }
 
-  // Inputs and a token that are missing are 0.
+  // Packs a block of 16 inputs. Missing inputs and a missing last token are padded with zeros.
   void pack(const bf16* x, int tokens, int block) {
     const int first = block * LANES, width = std::min(LANES, inputs_ - first);
     uint32_t* to = &words_[(size_t)block * pairs_ * LANES];
@@ -34,7 +34,7 @@ class PackedTokens {
       const bool both = 2 * t + 1 < tokens;
       for (int i = 0; i < LANES; i++)
         to[i] = i < width ? one[i] | (both ? (uint32_t)other[i] << 16 : 0) : 0;
-      for (int i = 0; HAVE_TILES && i < LANES; i++)  // row by row, as tiles need the left factor
+      for (int i = 0; HAVE_TILES && i < LANES; i++)  // AMX needs a row-major left factor
         rows_[((size_t)first + i) * pairs_ + t] = to[i];
     }
   }
@@ -51,10 +51,11 @@ class PackedTokens {
   std::vector<uint32_t> words_, rows_;
 };
 
-// Calls use(rank, sums, row, column) for the tiles of X^T X on and above the diagonal.
+// Calls use(rank, sums, row, column) for the register tiles of X^T X on and above the diagonal.
+// Each thread computes every `threads`-th panel of columns.
 template <class Use>
 int32_t each_gram_tile(const bf16* x, int tokens, int inputs, int threads, Use use) try {
-  constexpr int TOKENS = 1024;  // that stay in the cache
+  constexpr int TOKENS = 1024;  // chunk size: a panel of this many tokens stays in the cache
   PackedTokens packed(std::min(tokens, TOKENS), inputs);
   return in_team(threads, [&](int rank, Barrier& barrier) {
     for (int first = 0; first < tokens; first += TOKENS) {
@@ -75,6 +76,7 @@ int32_t each_gram_tile(const bf16* x, int tokens, int inputs, int threads, Use u
   return 1;
 }
 
+// H += X^T X, on and above the diagonal.
 int32_t add_gram(const bf16* x, float* H, int32_t tokens, int32_t inputs, int32_t threads) {
   const auto add = [&](int, const Sums& sums, int row, int column) {
     for (int r = 0; r < std::min(DOWN, inputs - row); r++)
@@ -87,7 +89,8 @@ int32_t add_gram(const bf16* x, float* H, int32_t tokens, int32_t inputs, int32_
   return each_gram_tile(x, tokens, inputs, threads, add);
 }
 
-// The entries of a symmetric H behind its diagonal count twice.
+// Computes sum_ij (X^T X)_ij H_ij for a symmetric H from its upper triangle: entries above the
+// diagonal count twice.
 int32_t gram_dot(const bf16* x, const float* H, double* total, int32_t tokens, int32_t inputs,
                  int32_t threads) try {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -98,7 +101,7 @@ int32_t gram_dot(const bf16* x, const float* H, double* total, int32_t tokens, i
       for (int c = 0; c < ACROSS; c++) {
         const int at = column + c * LANES, width = inputs - at;
         if (width <= 0) continue;
-        const Ints behind = lane + at - (row + r);  // the diagonal
+        const Ints behind = lane + at - (row + r);  // column - row
         const Floats h = load_some(H + (size_t)(row + r) * inputs + at, width);
         const Floats counted = select(behind > 0, h + h, select(behind == 0, h, Floats{}));
         part = fused(sums[r][c], counted, part);
@@ -112,7 +115,7 @@ int32_t gram_dot(const bf16* x, const float* H, double* total, int32_t tokens, i
 } catch (...) {
   return 1;
 }
-#else  // PyTorch is as fast
+#else  // without AVX512_BF16, PyTorch is as fast
 constexpr auto add_gram = nullptr;
 constexpr auto gram_dot = nullptr;
 #endif

@@ -1,4 +1,4 @@
-// The functions of one instruction set: those that this file is compiled for.
+// Function table of the instruction set that this file is compiled for.
 
 #include "decoder.h"
 #include "descent.h"

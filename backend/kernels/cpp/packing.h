@@ -1,30 +1,31 @@
-// Weight matrices in the order in which they are read: blocks of 16 outputs, and within a block a
-// few inputs of all 16 outputs side by side. Weights are put into it when a model is loaded.
+// Packed layouts of weight matrices, in the order in which the kernels read them: blocks of 16
+// outputs, and within a block a few adjacent inputs of all 16 outputs. Weights are packed when a
+// model is loaded.
 
 #pragma once
 #include "vectors.h"
 
 namespace {
 
-// Codes are of the format that is the number of their bits.
+// Formats of weights. The value of a code format is its number of bits.
 enum Format : int32_t { BF16 = 0, SPARSE_BF16 = 1, INT4 = 4, INT8 = 8, INT4_2_4 = 24 };
-constexpr int LINE = 64;         // bytes of a block that are read at once
-constexpr int RUN = 32;          // inputs whose codes lie together
-constexpr int QUADS = 8;         // fours of inputs in a run
-constexpr int RUN_2_4 = 3 * 64;  // bytes of a run in 2:4
+constexpr int LINE = 64;         // bytes of a line, the unit of reads
+constexpr int RUN = 32;          // inputs per run, the unit of packed codes
+constexpr int QUADS = 8;         // quads (four inputs) per run
+constexpr int RUN_2_4 = 3 * 64;  // bytes of a run in INT4_2_4
 
 constexpr bool bits_16(Format f) { return f == BF16 || f == SPARSE_BF16; }
 
-// Codes lie in planes of 8, 4, 2 or 1 of their bits, so that they are put together from few parts:
-// 3 bits in planes of 2 and 1, 5 of 4 and 1, 6 of 4 and 2. The low bits are in the first plane. Of
-// p bits it has p lines for a run, and a byte 8 / p codes, of inputs that lie 4 apart: those of
-// quad j, which are inputs 4 j to 4 j + 3 of the 16 outputs, are in one line at one shift.
+// Codes are split into bit planes of 8, 4, 2 or 1 bits: 3 bits into planes of 2 and 1, 5 bits into
+// 4 and 1, 6 bits into 4 and 2. The first plane holds the low bits. A plane of p bits takes p lines
+// per run. A byte of it holds 8 / p codes of inputs with a stride of 4, so that the codes of quad j
+// (inputs 4 j to 4 j + 3 of the 16 outputs) are in one line at one shift.
 constexpr int low_plane(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
 constexpr int line_of(int plane, int quad) { return quad / (8 / plane); }
 constexpr int shift_of(int plane, int quad) { return quad % (8 / plane) * plane; }
 
-// The second plane of 3 bits has the third bits of quads j and j + 2 four bits apart, as the first
-// has their low ones, so that a shift and a selection put two codes together.
+// The second plane of 3-bit codes stores the third bits of quads j and j + 2 four bits apart, as
+// the first plane stores their low bits, so that one shift and one select assemble two codes.
 constexpr int third_bit(int quad) {
   constexpr int FIRST[] = {2, 3, 1, 0};
   return FIRST[quad / 4 * 2 + quad % 2] + quad % 4 / 2 * 4;
@@ -33,7 +34,8 @@ constexpr int high_shift(int bits, int low, int quad) {
   return bits == 3 ? third_bit(quad) : shift_of(bits - low, quad);
 }
 
-// W [outputs, inputs] as bfloat16 -> the order of `Matrix::weights`, rows beyond `outputs` zero.
+// Packs W [outputs, inputs] in bfloat16 into the layout of `Matrix::weights`. Rows past `outputs`
+// are padded with zeros.
 void pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 2)
@@ -42,7 +44,7 @@ void pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
           *to++ = n < (size_t)outputs ? from[n * inputs + k + odd] : 0;
 }
 
-// Codes 0 to 2^bits - 1 [outputs, inputs] -> the order of `Matrix::weights`.
+// Packs codes 0 to 2^bits - 1 [outputs, inputs] into the layout of `Matrix::weights`.
 void pack_codes(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs, int32_t bits) {
   const int low = low_plane(bits), high = bits - low;
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
@@ -60,12 +62,14 @@ void pack_codes(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t input
 }
 
 #if HAVE_EXPAND
-// A matrix in the order of `pack_bf16` -> its masks, the starts of its blocks, and the bytes of its
-// weights, which are returned. `to` has room for all of them and a line.
+// Converts a matrix packed by `pack_bf16` to SPARSE_BF16: writes the masks, the byte offsets of the
+// blocks and the nonzero weights. Returns the bytes of the weights. `to` needs room for all weights
+// and one line.
 int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
                         int32_t outputs, int32_t inputs) {
   const uint16_t* begin = to;
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);  // -0 is left out, too
+  const __m512i magnitude =
+      _mm512_set1_epi16(0x7fff);  // ignores the sign, so that -0 counts as zero
   for (int block = 0; block < outputs / LANES; block++) {
     *starts++ = (to - begin) * 2;
     for (int line = 0; line < inputs / 2; line++, from += 32) {
@@ -81,20 +85,20 @@ int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, 
 constexpr auto leave_out_zeros = nullptr;
 #endif
 
-// Codes 0 to 15 [outputs, inputs] -> the order of INT4_2_4. Returns 0 as soon as more than two of
-// four are not 8: the matrix is not 2:4.
+// Packs codes 0 to 15 [outputs, inputs] into the layout of INT4_2_4. Returns 1, or 0 if the matrix
+// is not 2:4, that is, if more than two of any four codes differ from 8.
 int32_t pack_2_4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += RUN, to += RUN_2_4) {
       std::memset(to, 0, RUN_2_4);
-      for (int four = 0; four < LANES * 8; four++) {  // of an output, eight of these
+      for (int four = 0; four < LANES * 8; four++) {  // eight fours per output and run
         const int n = four / 8, line = four % 8 / 2, slot = four % 2 * 2;
         const uint8_t* codes = from + (first + n) * inputs + k + four % 8 * 4;
         int places[4], kept = 0;
         for (int i = 0; i < 4; i++)
           if (codes[i] != 8) places[kept++] = i;
         if (kept > 2) return 0;
-        for (int i = 0; kept < 2; i++)  // others, of which nothing comes
+        for (int i = 0; kept < 2; i++)  // fill up with codes of 8, which add nothing
           if (codes[i] == 8) places[kept++] = i;
         for (int i = 0; i < 2; i++) {
           const int byte = n * 4 + slot + i;

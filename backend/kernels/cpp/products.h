@@ -1,9 +1,9 @@
-// Products of a matrix and a few tokens: y = W x + bias.
+// Products of a weight matrix and a few tokens: y = W x + bias.
 //
-// What enters is rounded: to bfloat16 where the weights are bfloat16 (not without instructions for
-// it), and to 8 bits, with a scale for each group of inputs, where they are codes of 2 to 8 bits.
-// Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
-// and of 2:4 codes with VNNI.
+// Inputs are rounded. For bfloat16 weights they are rounded to bfloat16 if the processor has
+// bfloat16 instructions, and else kept in float32. For codes of 2 to 8 bits they are rounded to 8
+// bits with one scale per group of inputs. Sparse bfloat16 weights need VBMI2, which expands the
+// nonzero weights of a line; 2:4 codes need VNNI.
 
 #pragma once
 #include <algorithm>
@@ -14,25 +14,25 @@
 
 namespace {
 
-// What enters a product, for n tokens: rounded as the weights need it.
+// Rounded inputs of a product for n tokens.
 struct Input {
-  std::vector<bf16> halves;   // [n, inputs], for BF16
-  std::vector<int8_t> codes;  // [n, inputs], for codes; for INT4_2_4 + 128, without sign; with
-  std::vector<float> scales, sums;  // [n, inputs / group]
+  std::vector<bf16> halves;         // [n, inputs] for 16-bit weights
+  std::vector<int8_t> codes;        // [n, inputs] for codes; unsigned, + 128, for INT4_2_4
+  std::vector<float> scales, sums;  // [n, inputs / group]; sums: scale * sum of the codes
 
   void hold(size_t size) {
     halves.resize(size), codes.resize(size), scales.resize(size / LANES), sums.resize(size / LANES);
   }
 };
 
-// Whether what was prepared for one matrix also suits another with as many inputs.
+// Returns true if the same rounded inputs serve two matrices with the same number of inputs.
 inline bool same_input(const Matrix& a, const Matrix& b) {
   const bool halves = bits_16((Format)a.format);
   if (halves || bits_16((Format)b.format)) return halves == bits_16((Format)b.format);
   return (a.format == INT4_2_4) == (b.format == INT4_2_4) && a.group == b.group;
 }
 
-// Rounds x [inputs] of a token as the weights of the matrix need it.
+// Rounds the input x [inputs] of a token for the format of a matrix.
 void prepare(const Matrix& m, const float* x, int token, Input& to) {
   const size_t start = (size_t)token * m.inputs;
   if (bits_16((Format)m.format)) {
@@ -59,7 +59,7 @@ void prepare(const Matrix& m, const float* x, int token, Input& to) {
   }
 }
 
-// A matrix from a block on.
+// Returns a view of a matrix that begins at a block.
 Matrix rows_of(Matrix m, int block) {
   const size_t run = m.format == INT4_2_4 ? RUN_2_4
                      : m.format == BF16   ? 16 * LINE
@@ -75,9 +75,10 @@ Matrix rows_of(Matrix m, int block) {
   return m;
 }
 
-// The zero-point of codes, where `zeros` is 0.
+// Default zero-point of codes, to which `zeros` is added; 0 for other formats.
 inline float middle_of(int format) { return format > 1 && format <= 8 ? 1 << (format - 1) : 0; }
 
+// Arguments of a product.
 struct Product {
   const Matrix& matrix;
   const float* x;  // [n, inputs], not rounded
@@ -86,7 +87,7 @@ struct Product {
   int stride;
   float middle = middle_of(matrix.format);
 
-  // The row of a token for weights of 16 bits.
+  // Returns the inputs of a token for 16-bit weights.
   const Entry* row(int token) const {
 #if HAVE_BF16
     return &input.halves[(size_t)token * matrix.inputs];
@@ -101,13 +102,13 @@ struct Product {
   }
 };
 
-// The codes of quad j of a run, of whose lines line(n) is the n-th.
+// Unpacks the codes of quad j of a run; line(n) returns line n of the run.
 template <int BITS, class Line> inline Words quad(Line line, int j) {
   constexpr int LOW = low_plane(BITS), HIGH = BITS - LOW;
   const auto every = [](int bits) { return ((1u << bits) - 1) * 0x01010101u; };
   if constexpr (BITS == 8) {
     return line(j);
-  } else if constexpr (BITS == 3) {  // two codes in each byte, of 3 bits from 0 and from 4 on
+  } else if constexpr (BITS == 3) {  // a byte has two 3-bit codes, in bits 0 to 2 and 4 to 6
     const int by = 2 - third_bit(j) % 4;
     const Words low = line(j / 4) >> j % 2 * 2, third = by > 0 ? line(2) << by : line(2) >> -by;
     return selected(0x44444444, third, low) >> j % 4 / 2 * 4 & every(3);
@@ -115,7 +116,7 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
     const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
     if constexpr (HIGH == 0) {
       return low;
-    } else {  // the bits of the second plane, moved above those of the first
+    } else {  // shift the bits of the second plane above those of the first
       const Words bits = line(LOW + line_of(HIGH, j));
       const int by = LOW - shift_of(HIGH, j);
       return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
@@ -123,19 +124,19 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
   }
 }
 
-// sum over k of scale (code[k] - zero) x[k] of a group: codes are 0 and above, so the zero-point
-// comes off with the sum of the inputs.
+// Dequantization of a group: sum_k scale (code[k] - zero) x[k]. Codes are multiplied unsigned; the
+// zero-point is applied to the sum of the inputs.
 template <int BITS> class Group {
  public:
   Group(const Product& p, int block, int g) : g_(g), groups_(p.matrix.inputs / p.matrix.group) {
-    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
+    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // see dots.h
     const size_t place = ((size_t)block * groups_ + g) * LANES;
     scale_ = widen(load<Halves>(p.matrix.scales + place));
     Floats zero = all(p.middle - LESS);
     if (p.matrix.zeros) zero += widen(load<Halves>(p.matrix.zeros + place));
     offset_ = scale_ * -zero;
   }
-  // Adds the group to the total of a token; `sum`: of codes times inputs.
+  // Adds the group to the total of a token. `sum` is the integer dot product of codes and inputs.
   void add(const Product& p, int token, Ints sum, Floats& total) const {
     const size_t at = (size_t)token * groups_ + g_;
     total = fused(offset_, all(p.input.sums[at]), total);
@@ -147,7 +148,8 @@ template <int BITS> class Group {
   Floats scale_, offset_;
 };
 
-// R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
+// Register tile of R blocks of 16 outputs and M tokens. Its R * M accumulators stay in registers
+// for all inputs.
 template <int R, int M> struct Tile {
   template <Format F> static void bfloat16(const Product& p, int block, int token) {
     Lines<F> lines[R];
@@ -159,8 +161,8 @@ template <int R, int M> struct Tile {
   }
 
   template <int BITS> static void codes(const Product& p, int block, int token) {
-    // Of a single token and block, the lines of a run are read at once, and four sums are kept side
-    // by side: one would wait for itself.
+    // A tile of one token and one block reads all lines of a run first, and uses four independent
+    // accumulators to hide the latency of the instructions.
     constexpr bool ALONE = R * M == 1;
     constexpr int CHAINS = ALONE ? 4 : 1;
     const Matrix& m = p.matrix;
@@ -208,9 +210,10 @@ template <int R, int M> struct Tile {
   }
 
 #if HAVE_VNNI
-  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line
-  // are gathered for each output. x + 128 is not negative, as the instruction needs it; what that
-  // adds comes off with the sum of the levels, which is the same for all tokens.
+  // Product with 2:4 codes: sum of (code[k] - 8) x[k] over the two stored inputs k of every four. A
+  // shuffle gathers these inputs for each output. Since the instruction needs an unsigned factor,
+  // inputs are stored as x + 128, and 128 times the sum of the levels is subtracted. That sum is
+  // the same for all tokens.
   static void two_of_four(const Product& p, int block, int token) {
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
@@ -235,6 +238,7 @@ template <int R, int M> struct Tile {
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
   }
 
+  // Accumulates a run for M tokens, and the sum of its levels.
   static void add_run(const char* run, const Input& input, size_t at, int K, Ints* part,
                       Ints& levels) {
     prefetch<512>(run), prefetch<512 + LINE>(run), prefetch<512 + 2 * LINE>(run);
@@ -242,7 +246,7 @@ template <int R, int M> struct Tile {
     for (int line = 0; line < 4; line++) {
       const Words codes = load<Words>(run + line / 2 * LINE) >> (line % 2 * 4) & HALF;
       const __m512i level = _mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(8));
-      // the first two of four bytes take one of inputs 0 to 3 of the line, the others of 4 to 7
+      // Bytes 0 and 1 of four select one of inputs 0 to 3 of the line, bytes 2 and 3 one of 4 to 7.
       const __m512i from = (__m512i)((places >> (2 * line) & 0x03030303) | 0x04040000);
       levels = (Ints)_mm512_dpbusd_epi32((__m512i)levels, _mm512_set1_epi8(1), level);
       for (int i = 0; i < M; i++) {
@@ -255,19 +259,20 @@ template <int R, int M> struct Tile {
 #endif
 };
 
-// Tokens in one tile, and blocks for as many as fit into the registers.
+// Maximum number of tokens per register tile, and number of blocks for m tokens.
 #if defined(__AVX512F__)
 constexpr int most(Format f) { return bits_16(f) || f == INT4_2_4 ? 8 : 4; }
 constexpr int blocks_for(Format f, int m) {
   if (m == 1) return MANY_STREAMS ? 4 : 1;
-  if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
-  return bits_16(f) || m > 2 ? 3 : 4;                     // sums of a group, and of all
+  if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // needs a third accumulator, for levels
+  return bits_16(f) || m > 2 ? 3 : 4;  // codes: accumulators per group and in total
 }
-#else  // one stream, as measured on an AMD EPYC without its AVX-512
+#else  // one stream is fastest, as measured on an AMD EPYC with AVX-512 disabled
 constexpr int most(Format) { return 4; }
 constexpr int blocks_for(Format, int) { return 1; }
 #endif
 
+// Computes one register tile.
 template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
   if constexpr (bits_16(F)) Tile<R, M>::template bfloat16<F>(p, block, token);
 #if HAVE_VNNI
@@ -278,6 +283,7 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
     Tile<R, M>::template codes<F>(p, block, token);
 }
 
+// Computes all blocks of a chunk for M tokens.
 template <Format F, int M> void rows(const Product& p, int blocks, int token) {
   constexpr int R = blocks_for(F, M);
   int block = 0;
@@ -285,6 +291,7 @@ template <Format F, int M> void rows(const Product& p, int blocks, int token) {
   for (; block < blocks; block++) tile<F, 1, M>(p, block, token);
 }
 
+// Computes all blocks of a chunk for n tokens, in tiles of M tokens and then of fewer.
 template <Format F, int M = most(F)> void chunk(const Product& p, int blocks, int n, int at = 0) {
   if constexpr (M > 0) {
     while (n - at >= M) rows<F, M>(p, blocks, at), at += M;
@@ -310,7 +317,7 @@ template <> void chunk<BF16>(const Product& p, int blocks, int n, int) {
   }
 }
 
-// Of codes in bytes, in groups of whole tiles.
+// Computes a chunk of 8-bit codes on AMX tiles; the group size is a multiple of a tile.
 template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
   const int K = p.matrix.inputs, size = p.matrix.group;
   const size_t by_block = (size_t)K * LANES;
@@ -338,7 +345,7 @@ template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
 #endif
 
 #if HAVE_TILES
-// The weights of a chunk as tiles need them: of 16 bits with their zeros, of codes in bytes.
+// Unpacks a chunk of weights for AMX tiles: sparse bfloat16 weights to dense ones, codes to bytes.
 template <Format F> void expand(const Matrix& m, int blocks, char* to) {
   if constexpr (F == SPARSE_BF16) {
     for (int block = 0; block < blocks; block++) {
@@ -356,11 +363,11 @@ template <Format F> void expand(const Matrix& m, int blocks, char* to) {
   }
 }
 
-// A chunk that tiles multiply once it is expanded; false if they do not.
+// Unpacks a chunk and multiplies it on AMX tiles. Returns false if this does not apply.
 template <Format F> bool chunk_by_tiles(const Product& p, int blocks, int n) {
   constexpr bool SPARSE = F == SPARSE_BF16, CODES = !SPARSE && F != INT4_2_4;
   if (!SPARSE && !(CODES && n > 4 && p.matrix.group % LINE == 0)) return false;
-  static thread_local std::vector<char> room;  // kept, as fresh memory costs more than a chunk
+  static thread_local std::vector<char> room;  // reused: allocation would cost more than a chunk
   Matrix expanded = p.matrix;
   if constexpr (SPARSE || (CODES && F != INT8)) {
     const size_t size = (size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1);
@@ -377,7 +384,7 @@ template <Format F> bool chunk_by_tiles(const Product& p, int blocks, int n) {
 }
 #endif
 
-// The products of a chunk, whose blocks are those of the matrix.
+// Computes a chunk, whose blocks are all blocks of the matrix.
 template <Format F> void chunk_of(const Product& p, int blocks, int n) {
 #if HAVE_TILES
   if constexpr (F != BF16)
@@ -386,13 +393,13 @@ template <Format F> void chunk_of(const Product& p, int blocks, int n) {
   chunk<F>(p, blocks, n);
 }
 
-// The chunk in the one of these formats that the matrix has.
+// Dispatches to `chunk_of` for the format of the matrix, if it is one of F.
 template <Format... F> void chunk_as(const Product& p, int blocks, int n) {
   (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n), true)) || ...);
 }
 
-// Computes the blocks [first, last) of y for n tokens. Chunks of them stay in the cache while all
-// tokens pass.
+// Computes the blocks [first, last) of y for n tokens, in chunks of blocks that stay in the cache
+// for all tokens.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
   for (; first < last; first += CHUNK) {

@@ -1,5 +1,10 @@
-// Loops over the weights of a layer that PyTorch passes over a dozen times; the equations are in
-// `quantization/dlqat/linear.py`, `gptq.py` and `range_search.py`.
+// Fused elementwise kernels on the weights of a layer. PyTorch would make about a dozen passes over
+// memory for each. The equations are in `quantization/dlqat/linear.py`, `gptq.py` and
+// `range_search.py`.
+//
+// Notation: W_hat is the rounded weight matrix of a layer [rows, columns]. Each row is split into
+// groups of `group` columns with a scale s, a zero-point z and a magnitude m. The level of a weight
+// with code q is q - z.
 
 #pragma once
 #include <cmath>
@@ -10,15 +15,18 @@
 namespace {
 
 constexpr int VECTORS = 4, TILE = LANES * VECTORS;
-constexpr int AHEAD = 2048;   // weights, as those of a whole model come from memory
-constexpr int COLUMNS = 128;  // of a block of GPTQ
+// Prefetch distance in weights. The weights of a model exceed the caches and are read from memory.
+constexpr int AHEAD = 2048;
+constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
 
+// Loads n <= LANES values and sets the other lanes to 0.
 inline Floats load_some(const bf16* from, int n) {
   bf16 some[LANES] = {};
   if (n < LANES) std::memcpy(some, from, n * sizeof *from);
   return widen(load<Halves>(n < LANES ? some : from));
 }
 
+// Stores the first n <= LANES values.
 inline void store_some(bf16* to, Floats v, int n) {
   bf16 some[LANES];
   store(n < LANES ? some : to, narrow(v));
@@ -27,7 +35,7 @@ inline void store_some(bf16* to, Floats v, int n) {
 
 constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-// Whole numbers to even; those beyond 2^22 stay about as large.
+// Rounds to the nearest integer, ties to even. Values above 2^22 keep their approximate magnitude.
 inline Floats whole(Floats v) { return v + ROUNDING - ROUNDING; }
 
 inline Floats clamp(Floats v, Floats low, Floats high) {
@@ -35,12 +43,13 @@ inline Floats clamp(Floats v, Floats low, Floats high) {
   return select(v > high, high, v);
 }
 
-struct Columns {  // up to 64, of a group of a row
+// Tile of up to 64 columns within one group of one row.
+struct Columns {
   int row, group, column, width;
   Floats level[VECTORS], inside[VECTORS];
 };
 
-// W0 + c B A of a tile.
+// Computes the merged weights W = W0 + c B A of a tile.
 inline void merge(const Rows& r, const Columns& t, Floats* W) {
   Floats update[VECTORS] = {};
   const float *B = r.B + int64_t(t.row) * r.rank, *A = r.A + t.column;
@@ -58,7 +67,7 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
   }
 }
 
-// Levels of a tile, and 1 where rounding was not clipped.
+// Computes the levels of a tile, and a mask: 1 where the level was not clipped, else 0.
 inline void round(const Rows& r, Columns& t) {
   int64_t at = int64_t(t.row) * (r.columns / r.group) + t.group;
   float s = r.scale[at], zero = std::rint(r.zero[at]), part = r.zero[at] - zero;
@@ -76,6 +85,7 @@ inline void round(const Rows& r, Columns& t) {
   }
 }
 
+// Calls use(tile, index of its first weight, index of its group) for the tiles of some rows.
 template <class Use>
 void each_tile(const Rows& r, int first_row, int end, Use use) {
   Columns t;
@@ -90,7 +100,7 @@ void each_tile(const Rows& r, int first_row, int end, Use use) {
       }
 }
 
-// The tiles of a layer, rows side by side on so many threads.
+// The same for all rows of a layer, split between threads.
 template <class Use>
 int32_t each_tile(const Rows& r, int threads, Use use) {
   return in_team(threads, [&](int rank, Barrier&) {
@@ -99,6 +109,7 @@ int32_t each_tile(const Rows& r, int threads, Use use) {
   });
 }
 
+// Calls use(vector, offset in the tile, number of valid lanes) for the vectors of a tile.
 template <class Use>
 inline void each_vector(const Columns& t, Use use) {
   for (int v = 0; v * LANES < t.width; v++)
@@ -128,18 +139,20 @@ int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
   });
 }
 
-// What [rows, columns], bfloat16 or float32.
+// Writes W_hat [rows, columns] in bfloat16 if `half`, else in float32.
 int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
   return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
 }
 
-// G = dL/dWhat becomes D = dL/dW'; What (unless null) and dL/dm [rows, groups] are written.
+// Replaces G = dL/dW_hat by D = dL/dW' in place. Writes dL/dm [rows, groups], and W_hat to `out`
+// unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
   return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
               : backward_as(*r, (float*)G, (float*)out, dm, threads);
 }
 
-// Levels q - z and 1 where inside the range, float32 [rows, columns].
+// Writes the levels q - z, and a mask: 1 for weights inside the range, else 0. Both are float32
+// [rows, columns].
 int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
   return each_tile(*r, threads, [=](const Columns& t, int64_t at, int64_t) {
     each_vector(t, [&](int v, int i, int n) {
@@ -149,14 +162,16 @@ int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
   });
 }
 
-// Of one thread: what a snapshot of a training tells. Adds to counts [top + 1] of codes and to the
-// number of those that differ from the ones of W0; of each group [rows, groups] the sum of
-// (What - dense)^2 and the number of weights inside the range.
+// Computes the statistics of a training snapshot on the calling thread.
+//
+// Adds the histogram of the codes to `counts` [top + 1], and the number of codes that differ from
+// those of W0 to `changed` [1]. Writes for each group [rows, groups] the squared error
+// sum (W_hat - dense)^2 to `error`, and the number of weights inside the range to `inside`.
 void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* changed, float* error,
              float* inside) {
   Rows start = *r;
   start.rank = 0;
-  int64_t found[4][256] = {};  // side by side, as neighbors often have the same code
+  int64_t found[4][256] = {};  // 4 histograms: equal neighboring codes would stall on one counter
   each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t at, int64_t of) {
     Columns begun = t;
     round(start, begun);
@@ -166,12 +181,12 @@ void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* change
       Floats codes = clamp(whole(t.level[v] + zero), all(0), all(r->top));
       __builtin_prefetch(dense + at + i + AHEAD);
       Floats D = t.level[v] * step - load_some(dense + at + i, n);
-      // what lies behind the columns does not count
+      // 1 for valid lanes, 0 for lanes past the end of the group
       Floats counts = load_some(ONES, n);
       squares += D * D * counts;
       kept += t.inside[v] * counts;
       moved += select(begun.level[v] == t.level[v], all(0), counts);
-      int32_t places[LANES];  // what is not a number has none
+      int32_t places[LANES];  // NaN is counted as code 0
       store(places, nearest(select(codes == codes, codes, all(0))));
       for (int l = 0; l < n; l++) found[l % 4][places[l]]++;
     });
@@ -184,13 +199,19 @@ void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* change
     for (int code = 0; code <= r->top; code++) counts[code] += part[code];
 }
 
-// Columns of GPTQ, compensated in place, and the errors (w - q) / U_jj [rows, width].
-// W: rows lie `stride` apart; U: [width, width], rows `of_U` apart; scale, zero: [rows, groups],
-// one group for all columns or one for each; top: Q of each row; kept: [rows, width] or null.
+// Quantizes a block of columns with GPTQ: updates W in place by the compensation, and writes the
+// errors (w - q) / U_jj to E.
+//
+// W:           [rows, width] with a row stride of `stride`
+// U:           [width, width] with a row stride of `of_U`
+// scale, zero: [rows, groups]; groups = 1 for all columns, or width
+// top:         [rows], largest code Q
+// kept:        [rows, width], 0 for pruned weights; null if no weight is pruned
+// E:           [rows, width]
 void gptq_columns(float* W, int64_t stride, const float* U, int64_t of_U, const float* scale,
                   const float* zero, int32_t groups, const float* top, const uint8_t* kept,
                   float* E, int32_t rows, int32_t width) {
-  float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // of 16 rows
+  float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // 16 rows, transposed
   for (int first = 0; first < rows; first += LANES) {
     int n = rows - first < LANES ? rows - first : LANES;
     Floats Q = load_some(top + first, n), s = all(1), z = {}, zeros = {}, part = {};
@@ -222,8 +243,12 @@ void gptq_columns(float* W, int64_t stride, const float* U, int64_t of_U, const 
   }
 }
 
-// sum_j h_j (w_j - s (q_j - z))^2 of `count` groups [size] on each of `grids` grids: [grids,
-// count]. weight: [groups, size], of a group in its row.
+// Computes the weighted errors sum_j h_j (w_j - s (q_j - z))^2 of groups on several grids.
+//
+// W:           [count, size]
+// scale, zero: [grids, count]
+// weight:      [groups, size], h of each group of a row; the same for all rows
+// errors:      [grids, count]
 void grid_errors(const float* W, const float* scale, const float* zero, const float* weight,
                  float* errors, int64_t count, int32_t grids, int32_t groups, int32_t size,
                  int32_t top) {

@@ -1,4 +1,4 @@
-// The threads of this process: they compute the same pass, each its part of every product.
+// Thread pool of the process.
 
 #include "threads.h"
 
@@ -16,9 +16,8 @@
 
 namespace {
 
-// Number of a turn that threads wait for. Turns are short, so they look again and again, but soon
-// let others use the processor between two looks, which is faster where others want it; then they
-// sleep.
+// Counter that threads wait on. Waits are usually short, so a thread first spins, soon yields the
+// processor between polls, which is faster on a busy machine, and finally sleeps.
 class Turn {
  public:
   unsigned now() const { return turn_; }
@@ -28,7 +27,7 @@ class Turn {
     std::lock_guard<std::mutex> lock(mutex_);
     changed_.notify_all();
   }
-  // Returns once the turn is no longer `old`.
+  // Returns once the counter differs from `old`.
   void wait(unsigned old) {
     const auto end = std::chrono::steady_clock::now() + AWAKE;
     do {
@@ -61,11 +60,12 @@ class Turn {
 
 }  // namespace
 
+// Reusable barrier of a team. The last thread to arrive runs the work that is passed to `wait`.
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
   template <class Work> void wait(Work work) {
-    const unsigned turn = turn_.now();  // before: a failure from here on changes it
+    const unsigned turn = turn_.now();  // read first, so that a later failure changes it
     if (failed_) throw TeamFailed();
     if (arrived_.fetch_add(1) + 1 < size_) {
       turn_.wait(turn);
@@ -76,7 +76,7 @@ class Barrier {
     arrived_ = 0;
     turn_.next();
   }
-  // Lets nobody wait for whoever will not come.
+  // Wakes all waiting threads, which fail as well: this thread will not arrive.
   void fail() {
     failed_ = true;
     turn_.next();
@@ -93,7 +93,7 @@ class Barrier {
 
 namespace {
 
-// Threads that wait for passes.
+// Worker threads of one parallel region at a time.
 class Team {
  public:
   explicit Team(int threads) {
@@ -107,11 +107,12 @@ class Team {
   }
   ~Team() { end(); }
 
-  // True for as many threads of the priority of this one: threads inherit it, and cannot raise it.
+  // Returns true if the team has this number of threads and the priority of the calling thread.
+  // Threads inherit a priority and cannot raise it.
   bool suits(int threads) const {
     return (int)workers_.size() == threads - 1 && priority_ == getpriority(PRIO_PROCESS, 0);
   }
-  // Runs work(0) to work(threads - 1) at the same time, the first on this thread.
+  // Runs work(0) to work(threads - 1) in parallel, rank 0 on the calling thread.
   void run(const std::function<void(int)>& work) {
     work_ = &work, working_ = (int)workers_.size();
     begun_.next();
@@ -144,8 +145,8 @@ class Team {
   Turn begun_, ended_;
 };
 
-// The teams of a process: each pass has one, which is kept for the next pass until no model is
-// left.
+// Idle teams of the process. A parallel region takes a team and returns it for reuse. Teams end
+// when the last model is released.
 class ThreadPool {
  public:
   void run(int threads, const std::function<void(int)>& work) {
@@ -161,8 +162,8 @@ class ThreadPool {
     for (auto& place : pool.idle_) std::unique_ptr<Team> team = pool.take(place);
   }
 
-  // A fork has none of the threads of its parent, and begins anew. The old pool is left as it is:
-  // its mutexes may be locked for ever.
+  // Returns the pool of this process. A forked process has none of its parent's threads, so it
+  // makes a new pool. It leaks the old pool, whose mutexes may be locked forever.
   static ThreadPool& current() {
     static std::atomic<ThreadPool*> pool{nullptr};
     for (ThreadPool* found = pool;;) {
@@ -185,7 +186,7 @@ class ThreadPool {
       if (team && team->suits(threads)) return std::move(team);
     return std::make_unique<Team>(threads);
   }
-  // Keeps it for the next pass; where there is no place, another ends.
+  // Keeps a team for reuse; if all slots are taken, it replaces another team, which ends.
   void put(std::unique_ptr<Team> team) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (users_ == 0) return;
@@ -228,10 +229,10 @@ void slimscope_wait(Barrier& barrier, void (*last)(void*), void* context) {
 
 extern "C" {
 
-// Counts the models that use the threads of this process, which end with the last.
+// Counts the users of the thread pool; its threads end with the last user.
 __attribute__((visibility("default"))) void slimscope_acquire_threads() { ThreadPool::acquire(); }
 __attribute__((visibility("default"))) void slimscope_release_threads() try {
   ThreadPool::release();
-} catch (...) {  // then they sleep on
+} catch (...) {  // the threads stay asleep
 }
 }

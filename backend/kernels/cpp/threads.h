@@ -1,14 +1,14 @@
-// Work that several threads of the pool in `threads.cpp` do at the same time, each its part.
+// Parallel regions on the thread pool of `threads.cpp`.
 
 #pragma once
 #include <cstdint>
 
 class Barrier;
 
-// Runs work(context, 0, barrier) to work(context, threads - 1, barrier) at the same time. Returns 1
-// if memory or threads ran out, else 0.
+// Runs work(context, rank, barrier) on `threads` threads, ranks 0 to threads - 1. Returns 1 if
+// memory or threads ran out, else 0.
 int32_t slimscope_run(int32_t threads, void (*work)(void*, int, Barrier&), void* context) noexcept;
-// Waits for all threads; the last to come does `last` before they go on.
+// Waits for all threads. The last thread to arrive runs `last` before the others continue.
 void slimscope_wait(Barrier& barrier, void (*last)(void*), void* context);
 
 namespace {
@@ -27,9 +27,11 @@ inline void wait_for_all(Barrier& barrier) {
   wait_for_all(barrier, [] {});
 }
 
+// Range of units [first, last).
 struct Share {
   int first, last;
 };
+// Range of thread `rank` when `units` are split evenly between `size` threads.
 inline Share share(int units, int rank, int size) {
   return {(int)((int64_t)units * rank / size), (int)((int64_t)units * (rank + 1) / size)};
 }

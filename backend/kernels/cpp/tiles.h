@@ -1,9 +1,9 @@
-// Products of rows of numbers and blocks of 16 outputs, of 16 bits each, with sums in float32:
+// Register-tiled matrix products of 16-bit inputs with float32 accumulators:
 //
-//   sums[r][c] = sum over pairs k of left[r][2 k] right[c][2 k] + left[r][2 k + 1] right[c][2 k +
-//   1]
+//   sums[r][c] = sum_k  left[r][2k] right[c][2k] + left[r][2k + 1] right[c][2k + 1]
 //
-// Each sum is added up in the same order, whatever the number of rows and blocks.
+// r is a row of the left factor, c a block of 16 outputs of the right factor, k a pair of inputs.
+// The summation order does not depend on the number of rows and blocks, so results do not either.
 
 #pragma once
 #include <algorithm>
@@ -13,33 +13,34 @@
 namespace {
 
 #if HAVE_BF16
-using Entry = bf16;  // of the left factor
+using Entry = bf16;  // element type of the left factor
 #else
 using Entry = float;
 #endif
 
-// Rounds what becomes a left factor.
+// Rounds `size` values to bfloat16, the input type of the products.
 inline void round_to(const float* from, int size, bf16* to) {
   for (int i = 0; i < size; i += LANES) store(to + i, narrow(load<Floats>(from + i)));
 }
 
 #if HAVE_TILES
-constexpr int DOWN = 32, ACROSS = 2;  // rows and blocks in eight tiles
+constexpr int DOWN = 32, ACROSS = 2;  // rows and blocks of a 2 x 2 grid of AMX tiles
 #elif defined(__AVX512F__)
-constexpr int DOWN = 8, ACROSS = 3;  // 24 sums in registers
+constexpr int DOWN = 8, ACROSS = 3;  // 24 accumulators in the 32 registers
 #else
 constexpr int DOWN = 4, ACROSS = 1;
 #endif
 using Sums = Floats[DOWN][ACROSS];
 
-// With BF16 (an AMD EPYC) one stream through memory is read fastest, told far beforehand what comes
-// next; without (an Intel Xeon) four, told `AHEAD` bytes before. Both were measured.
+// Read streams and prefetch distance, as measured. With AVX512_BF16 but no AMX (AMD EPYC), a single
+// stream with a prefetch distance of 8 KiB is fastest; otherwise (Intel Xeon) four streams with a
+// distance of `AHEAD` bytes.
 constexpr bool MANY_STREAMS = !HAVE_BF16 || HAVE_TILES;
 template <int AHEAD> inline void prefetch(const void* from) {
   __builtin_prefetch((const char*)from + (MANY_STREAMS ? AHEAD : 8192));
 }
 
-// The lines of a block of 16-bit weights, which have to be read in their order.
+// Reader of the cache lines of a block of 16-bit weights. Lines must be read in order.
 template <Format F> struct Lines {
   const char* from;
 
@@ -73,8 +74,8 @@ template <> class Lines<SPARSE_BF16> {
 };
 #endif
 
-// Adds to the sums of R rows and C blocks. From row to row of the left factor it is `by_row`
-// entries, from pair to pair `by_pair`.
+// Accumulates the products of R rows and C blocks over `pairs` pairs of inputs. `by_row` and
+// `by_pair` are the strides of the left factor in entries, between rows and between pairs.
 template <int R, int C, class Right>
 inline void add_products(const Entry* left, size_t by_row, size_t by_pair, Right (&right)[C],
                          int pairs, Floats (&sums)[R][C]) {
@@ -98,8 +99,8 @@ inline void add_products(const Entry* left, size_t by_row, size_t by_pair, Right
 }
 
 #if HAVE_TILES
-// The tile registers of this thread: 0 to 3 are sums, 4 and 5 rows of the left factor, 6 and 7
-// blocks of the right one.
+// AMX tile registers of the calling thread: 0 to 3 hold accumulators, 4 and 5 rows of the left
+// factor, 6 and 7 blocks of the right factor.
 class Tiles {
  public:
   explicit Tiles(int rows) : rows_(rows) {
@@ -118,7 +119,7 @@ class Tiles {
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
 
-  // The sums of one block, or of two that lie `by_block` bytes apart.
+  // Multiplies by one block, or by two blocks with a stride of `by_block` bytes if that is not 0.
   void multiply(const bf16* left, size_t by_row, const char* right, size_t by_block, int pairs,
                 Sums& sums) const {
     begin();
@@ -128,7 +129,8 @@ class Tiles {
     if (k < pairs) add_rest(left, by_row, right, by_block, pairs - k);
     end(sums, by_block);
   }
-  // The same of 8 bits: `quads` fours, 16 in a tile, of signed rows and codes without sign.
+  // The same for 8-bit inputs: signed left factor, unsigned codes. `quads` counts groups of four
+  // inputs, of which a tile holds 16.
   void multiply(const int8_t* left, size_t by_row, const char* right, size_t by_block, int quads,
                 Ints (&sums)[DOWN][ACROSS]) const {
     begin();
@@ -157,7 +159,7 @@ class Tiles {
     if (rows_ > 16 && by_block) _tile_stored(3, &sums[16][1], ACROSS * LINE);
   }
 
-  // Tiles 4 to 7; what comes next is on its way then.
+  // Loads tiles 4 to 7, and prefetches the next tiles of the right factor.
   template <class T>
   void read(const T* left, size_t by_row, const char* right, size_t by_block) const {
     for (int line = 16; line < 32; line++) {
@@ -178,7 +180,7 @@ class Tiles {
     if (rows_ > 16 && by_block) _tile_dpbf16ps(3, 5, 7);
   }
 
-  // The last pairs, fewer than a tile has: the others are 0.
+  // Accumulates the last, incomplete tile; missing pairs are padded with zeros.
   void add_rest(const bf16* left, size_t by_row, const char* right, size_t by_block,
                 int pairs) const {
     bf16 rows[DOWN][LINE / 2] = {};
@@ -195,13 +197,13 @@ class Tiles {
 #endif
 
 #if HAVE_BF16
-// Rows whose words lie so far apart.
+// Left factor with its strides in entries: between rows, and between pairs of inputs.
 struct Left {
   const bf16* rows;
   size_t by_row, by_pair;
 };
 
-// The sums of DOWN rows and ACROSS blocks.
+// Computes a register tile of DOWN rows and ACROSS blocks; `right` is packed without gaps.
 inline void multiply_tile(Left left, const bf16* right, int pairs, Sums& sums) {
   const size_t by_block = (size_t)pairs * LINE;
 #if HAVE_TILES
@@ -209,7 +211,7 @@ inline void multiply_tile(Left left, const bf16* right, int pairs, Sums& sums) {
 #else
   Lines<BF16> lines[ACROSS];
   for (int c = 0; c < ACROSS; c++) lines[c] = {(const char*)right + c * by_block};
-  Sums total = {};  // in registers
+  Sums total = {};  // a local array stays in registers, unlike `sums`
   add_products<DOWN, ACROSS>(left.rows, left.by_row, left.by_pair, lines, pairs, total);
   std::memcpy(sums, total, sizeof total);
 #endif

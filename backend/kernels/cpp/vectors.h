@@ -1,12 +1,13 @@
-// Vectors of 16 numbers, in the instructions this file is compiled for: one register of AVX-512, or
-// halves of halves down to registers of AVX2, NEON or SSE, as GCC keeps wider ones in memory.
+// Vectors of 16 lanes for the instruction set this file is compiled for. With AVX-512 a vector is
+// one register. Otherwise it is split in halves down to registers of AVX2, NEON or SSE, since GCC
+// keeps wider vectors in memory.
 
 #pragma once
 #include <cstring>
 #include <type_traits>
 
 #include "interface.h"
-#if defined(SLIMSCOPE_EMULATED)  // by the tests, which bring the instructions as functions
+#if defined(SLIMSCOPE_EMULATED)  // set by tests, which define the intrinsics as functions
 #elif defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -36,7 +37,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int REGISTER = 16;  // float32 in a register
+constexpr int REGISTER = 16;  // float32 lanes per register
 #elif defined(__AVX2__)
 constexpr int REGISTER = 8;
 #else
@@ -47,7 +48,7 @@ template <class T, int N, bool FITS = (N <= REGISTER)> struct VectorOf {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
 };
 
-// A vector that fills several registers.
+// Vector that spans several registers.
 template <class T, int N> struct Pair {
   using Half = typename VectorOf<T, N / 2>::type;
   Half lo, hi;
@@ -95,14 +96,14 @@ template <class V> inline void store(void* to, V value) {
   else
     std::memcpy(to, &value, sizeof value);
 }
-// The same numbers as another type.
+// Converts the values of a vector to another type.
 template <class To, class V> inline To convert(V v) {
   if constexpr (PAIRED<V>)
     return {convert<typename To::Half>(v.lo), convert<typename To::Half>(v.hi)};
   else
     return __builtin_convertvector(v, To);
 }
-// The same bits as another type.
+// Reinterprets the bits of a vector as another type.
 template <class To, class V> inline To bits(V v) {
   if constexpr (PAIRED<V>)
     return {bits<typename To::Half>(v.lo), bits<typename To::Half>(v.hi)};
@@ -115,7 +116,7 @@ template <class V, class Mask> inline V select(Mask mask, V yes, V no) {
   else
     return mask ? yes : no;
 }
-// The first n numbers at a place; others are 0, and not read.
+// Loads the first n lanes without reading past them; the other lanes are 0.
 inline Floats load_some(const float* from, int n) {
   if (n >= LANES) return load<Floats>(from);
   float some[LANES] = {};
@@ -128,9 +129,11 @@ inline void store_some(float* to, Floats v, int n) {
   store(some, v);
   for (int i = 0; i < n; i++) to[i] = some[i];
 }
-inline Floats all(float value) { return value - Floats{}; }  // compilers do not leave out 0 +
-inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }  // b where one is NaN
-#if defined(__AVX512F__)  // compilers write it in two halves
+inline Floats all(float value) {
+  return value - Floats{};
+}  // x - 0 is folded; x + 0 is not, because of -0
+inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }  // b if either is NaN
+#if defined(__AVX512F__)  // for these, compilers emit two half-width conversions
 inline Words words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
 inline Halves halves(Words v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
 #else
@@ -153,7 +156,7 @@ inline Halves narrow(Floats v) {
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
 #else
-// One half of the lanes joined with the other, until one is left.
+// Reduces the lanes pairwise: joins the two halves until one value is left.
 template <class V, class Join> inline float reduce(V v, Join join) {
   if constexpr (PAIRED<V>) {
     return reduce(join(v.lo, v.hi), join);
@@ -172,7 +175,8 @@ inline float largest(Floats v) {
 }
 #endif
 
-// a b + c, of one kind in all tiles: left to themselves, compilers fuse it in some only.
+// a b + c with a single rounding if the instruction set has FMA. It is explicit because compilers
+// contract the expression in some tile shapes only, and results would then depend on the shape.
 template <class V> inline V fused(V a, V b, V c) {
   if constexpr (PAIRED<V>) return {fused(a.lo, b.lo, c.lo), fused(a.hi, b.hi, c.hi)};
 #if defined(__AVX512F__)
@@ -190,7 +194,7 @@ template <class V> inline V fused(V a, V b, V c) {
 #endif
 }
 
-// (bits & mask) | others
+// Computes (bits & mask) | others.
 inline Words joined(Words bits, uint32_t mask, Words others) {
 #if defined(__AVX512F__)
   return (Words)_mm512_ternarylogic_epi32((__m512i)bits, _mm512_set1_epi32(mask), (__m512i)others,
@@ -200,7 +204,7 @@ inline Words joined(Words bits, uint32_t mask, Words others) {
 #endif
 }
 
-// bits where the mask has ones, else others
+// Selects the bits of `bits` where the mask is 1, else those of `others`.
 inline Words selected(uint32_t mask, Words bits, Words others) {
 #if defined(__AVX512F__)
   return (Words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)bits, (__m512i)others,
@@ -210,7 +214,7 @@ inline Words selected(uint32_t mask, Words bits, Words others) {
 #endif
 }
 
-// True if a comparison holds in any lane.
+// Returns true if a comparison holds in any lane.
 inline bool any(Ints lanes) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
@@ -219,11 +223,13 @@ inline bool any(Ints lanes) {
 #endif
 }
 
-constexpr float ROUNDING =
-    12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers, in the low bits
+// 1.5 * 2^23. Adding it rounds a float to an integer, in the low bits of the mantissa.
+constexpr float ROUNDING = 12582912.0f;
+// Rounds to the nearest integer, ties to even.
 inline Ints nearest(Floats v) { return bits<Ints>(v + ROUNDING) - bits<Ints>(all(ROUNDING)); }
 
-// e^x to 2e-7 relative: 2^n (1 + polynomial of the rest); 0 below -87, and e^88 above 88.
+// e^x = 2^n (1 + polynomial of the remainder), with a relative error of 2e-7. The result is 0 below
+// x = -87, and e^88 above x = 88.
 inline Floats exponential(Floats exponent) {
   const Floats x = -larger(all(-88.0f), -larger(all(-87.0f), exponent));
   Ints n = nearest(x * 1.44269504f);

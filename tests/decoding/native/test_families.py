@@ -166,7 +166,7 @@ def test_a_vocabulary_of_256_thousand_is_read() -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (GemmaConfig(**sizes(random.Random(0)), use_bidirectional_attention=True), "after them"),
+        (GemmaConfig(**sizes(random.Random(0)), use_bidirectional_attention=True), "bidirectional"),
         (GemmaConfig(**sizes(random.Random(0)), hidden_act="relu"), "relu, not silu or gelu"),
         (
             LlamaConfig(

@@ -241,7 +241,7 @@ def test_a_library_with_other_structures_is_not_used(monkeypatch: pytest.MonkeyP
     larger = type("Cache", (ctypes.Structure,), {"_fields_": fields})
     others = [larger if x is structures.Cache else x for x in structures.STRUCTURES]
     monkeypatch.setattr(structures, "STRUCTURES", others)
-    with pytest.raises(OSError, match="a Cache is 16 in the library, 24 here"):
+    with pytest.raises(OSError, match="size of Cache is 16 in the library, 24 here"):
         structures.Kernels(library(), "plain")
 
 
