@@ -7,4 +7,4 @@ tables = "493c7106423b00b3ae804fdae8fa36b3516bd453ab27bc8017884d98f69de628"
 
 
 def upgrade() -> None:
-    """Where all migrations begin."""
+    """Start of all migrations."""
