@@ -83,3 +83,9 @@ def test_make_has_every_target_of_the_docs() -> None:
         for module, path in files.items()
         if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists()
     ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_merge_is_left_half_done(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", text, re.MULTILINE)
