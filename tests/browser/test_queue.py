@@ -105,8 +105,10 @@ def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashbo
     expect(page.locator("#new-preview")).to_contain_text("--segments 5")
     assert queries.job(second.run).config == before != {**before, "segments": 5}
     expect(said).to_have_count(0)  # it was about the config before
+    expect(said.get_by_role("link", name="Open the queue")).to_have_count(0)
     page.locator("#new-add").click()
-    said.get_by_role("link", name="Open the queue").click()
+    wait_for(lambda: len(scheduling.queued()) == 3)
+    opened(page, f"{queue.url}/queue?id={scheduling.queued()[-1].run}")
     rows = page.locator("#queue-board tbody tr")
     expect(rows).to_have_count(4)
     for place, job in ((1, first), (2, second)):
