@@ -115,11 +115,16 @@ def _product(weight: Any, tokens: Any) -> Callable[[], None]:
 
 
 def _speed(multiply: Callable[[], object]) -> float:
-    """Speed at the shortest of several times, since other processes only slow a product down."""
     multiply()
-    times_s, end = list[float](), time.perf_counter() + SECONDS
+    return best_rate(2e-9 * ROWS * WIDTH * WIDTH, multiply, SECONDS)
+
+
+def best_rate(amount: float, work: Callable[[], object], seconds: float) -> float:
+    """Amount of work per second in the fastest of several repetitions, since other processes only
+    slow it down. Repeats for about `seconds`."""
+    times_s, end = list[float](), time.perf_counter() + seconds
     while not times_s or time.perf_counter() < end:
         start = time.perf_counter()
-        multiply()
+        work()
         times_s.append(time.perf_counter() - start)
-    return 2e-9 * ROWS * WIDTH * WIDTH / min(times_s)
+    return amount / min(times_s)

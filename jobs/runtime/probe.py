@@ -3,13 +3,12 @@ Measured once, in about a second, by a process that has loaded torch."""
 
 import os
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 from filelock import FileLock, Timeout
 
+from backend.kernels.speeds import best_rate
 from backend.settings import available_threads, settings
 from jobs.estimates import BUSY, REFERENCE_RATES, Rates, rates_file, rates_here
 
@@ -44,8 +43,8 @@ def measure(load: float) -> Rates:
         return Rates(
             float32=_products(torch.float32),
             bfloat16=_products(torch.bfloat16),
-            memory=_rate(COPIED_BYTES, lambda: copy.copy_(source)),
-            disk=_rate(WRITTEN_BYTES, _write),
+            memory=best_rate(COPIED_BYTES, lambda: copy.copy_(source), MEASUREMENT_S),
+            disk=best_rate(WRITTEN_BYTES, _write, MEASUREMENT_S),
             load=load,
         )
     finally:
@@ -54,20 +53,10 @@ def measure(load: float) -> Rates:
 
 def _products(dtype: torch.dtype) -> float:
     tokens, weights = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-    return _rate(TOKENS * WIDTH * WIDTH, lambda: tokens @ weights)
+    return best_rate(TOKENS * WIDTH * WIDTH, lambda: tokens @ weights, MEASUREMENT_S)
 
 
 def _write() -> None:
     with tempfile.TemporaryFile(dir=settings().root) as file:
         file.write(bytes(WRITTEN_BYTES))
         os.fsync(file.fileno())
-
-
-def _rate(amount: float, work: Callable[[], object]) -> float:
-    """Return the amount per second of the fastest repetition."""
-    times, end = list[float](), time.perf_counter() + MEASUREMENT_S
-    while not times or time.perf_counter() < end:
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return amount / min(times)
