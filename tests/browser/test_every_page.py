@@ -79,7 +79,7 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
         expect(page).to_have_title(f"{heading} · Slimscope")
         assert TITLES.setdefault(page.title(), name) == name
         current = page.locator("nav a[aria-current='page']")
-        assert set(current.all_inner_texts()) == ({of.name} if of.listed else set())
+        assert set(current.all_inner_texts()) == ({of.name} if of.section == of.name else set())
         assert page.evaluate("document.body.dataset.x") is None  # the name of the runs is an attack
         assert faults(page, "light") == []
         page.emulate_media(color_scheme="dark")

@@ -107,4 +107,4 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     return {"message": show_success(message)}
 
 
-PAGE = Page("Runs", "runs", build, order=20, section="Runs", key="r")
+PAGE = Page("Runs", "runs", build, order=30, section="Runs", key="r")
