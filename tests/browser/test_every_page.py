@@ -23,9 +23,8 @@ from ui.frame import Page as OwnPage
 from ui.pages import pages
 
 QUERIES = {
-    "runs": "base=sds-0001&pins=sds-0002&pick=sds-0003",
+    "runs": "base=sds-0007&pins=dlqat-0005&pick=sds-0003&open=sds-0001",
     "run": "id=sds-0001",
-    "sweep": "id=sds-0001",
     "weights": "run=sds-0001",
     "quantization": "run=dlqat-0005",
     "sensitivity": "run=profile-0008",

@@ -151,6 +151,7 @@ window.slimscope = (() => {
       clearTimeout(timer);
       if (document.hidden && !(mayNotify() && before?.runs.length)) return;
       let wait_ms = PULSE_MS;
+      if (slimscope.busy) return void (timer = setTimeout(poll, RETRY_MS));
       try {
         /** @type {Pulse} */
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
