@@ -46,7 +46,7 @@ from jobs.submit import submit
 
 RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
 SETTLE_S = 20
-FOLLOWED = ("queue", "runs", "", "weights", "run?id=sds-0002")
+FOLLOWED = ("compare", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
 HOME = ("", ".hero-now")
 WEIGHTS = ("weights?run=sds-0001", "#weights-overlay h2:not(:empty)")

@@ -60,7 +60,7 @@ MAX_HITS, MAX_TERMS = 8, 3
 Hit = dict[str, str]  # keys: title, about, to (URL)
 
 
-NO_PAGE = Page("", "", lambda: None, 0, section="")  # outside the navigation
+NO_PAGE = Page("", "", lambda: None, 0)  # outside the navigation
 MAX_THREADS = 16  # for Gradio's event functions
 MAX_SESSIONS = 500  # page views in memory; a dropped one is redrawn at its next change
 
@@ -209,8 +209,8 @@ def not_found(request: Request, error: Exception) -> Response:
     if status == 404 and "text/html" in request.headers.get("accept", ""):
         path = request.url.path
         root = "../" * (path.count("/") - 1)  # also works behind a URL prefix
-        sections, _ = navigation(NO_PAGE, pages())
-        page = render("templates/not_found.html", path=path[:200], root=root, sections=sections)
+        entries = navigation(NO_PAGE, pages())
+        page = render("templates/not_found.html", path=path[:200], root=root, entries=entries)
         return HTMLResponse(page, 404)
     detail = error.detail if isinstance(error, HTTPException) else "Not found"
     return JSONResponse({"detail": detail}, status)

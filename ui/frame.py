@@ -94,9 +94,9 @@ class Page:
     path: str  # without slashes; "" for the first page
     build: Callable[[], None]
     order: int  # position in the navigation
-    section: str = "Explore"  # navigation entry; "" for a page outside the navigation
+    section: str = ""  # navigation entry that the page belongs to; its own name makes it an entry
     key: str = ""  # letter of the shortcut "g <letter>"
-    listed: bool = True  # False: page of one run or sweep, not in the navigation
+    listed: bool = True  # False: page of one run, which the search does not offer
     heading: bool = True  # False: the page contains its own `<h1>`
     charts: Mapping[str, PageChart] = field(default_factory=dict)  # element id -> chart
 
@@ -109,26 +109,11 @@ class NavEntry(NamedTuple):
     current: str
 
 
-def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[NavEntry]]:
-    """Return links to the sections, and to the pages of the current section if it has several."""
-    listed = [entry for entry in pages if entry.listed and entry.section]
-    first = {entry.section: entry for entry in reversed(listed)}
-    sections = [
-        NavEntry(name, href(first[name].path), _current(name == page.name, name == page.section))
-        for name in dict.fromkeys(entry.section for entry in listed)
-    ]
-    siblings = []
-    for entry in [entry for entry in listed if entry.section == page.section]:
-        is_parent = not page.listed and entry is first[page.section]
-        current = _current(entry is page, is_parent)
-        siblings.append(NavEntry(entry.name, href(entry.path), current))
-    return sections, siblings if len(siblings) > 1 else []
-
-
-def _current(is_page: bool, is_parent: bool = False) -> str:
-    if is_page:
-        return "page"
-    return "true" if is_parent else ""
+def navigation(page: Page, pages: Sequence[Page]) -> list[NavEntry]:
+    """Return links to the pages that are entries of the navigation."""
+    entries = [entry for entry in pages if entry.section == entry.name]
+    current = {page.section: "true", page.name: "page"}
+    return [NavEntry(e.name, href(e.path), current.get(e.name, "")) for e in entries]
 
 
 @contextmanager
@@ -136,7 +121,7 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     destinations = [(entry.name, href(entry.path)) for entry in pages if entry.listed]
     keys = shortcuts((entry.key, entry.name, entry.path) for entry in pages)
     gr.HTML(
-        HTML.header(*navigation(page, pages), destinations, keys),
+        HTML.header(navigation(page, pages), destinations, keys, page.path == "new"),
         elem_id="frame-header",
         js_on_load="slimscope.header(element); slimscope.keyboard(element)",
     )
@@ -149,7 +134,7 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     with gr.Column(elem_id="main", elem_classes="page-body"):
         if page.heading:
             # If the navigation already marks the page, the heading is for screen readers only.
-            css = ["hidden"] if page.listed and navigation(page, pages)[1] else []
+            css = ["hidden"] if page.section == page.name else []
             gr.HTML(
                 HTML.heading(page.name), elem_id="frame-title", elem_classes=css, js_on_load=None
             )

@@ -217,11 +217,11 @@ def _cancel(session: Session, job: Job, actor: Actor) -> State:
     return State(job.state)
 
 
-def run_next(run: str | int, actor: Actor) -> Job:
-    """Move a queued job to the front of the queue.
+def run_next(run: str | int, actor: Actor, after: str | int | None = None) -> Job:
+    """Move a queued job to the front of the queue, or directly behind the queued job `after`.
 
     Raises:
-        ConflictError: the job is not queued, or waits for another run.
+        ConflictError: one of the jobs is not queued, or the job waits for another run.
     """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
@@ -229,21 +229,35 @@ def run_next(run: str | int, actor: Actor) -> Job:
         what, awaited_run = f"{queries.job(job_id).run} was not moved.", awaited_runs[0].run
         do = f"Move {awaited_run}, or resume it."
         raise ConflictError(what, f"It waits for {awaited_run}.", do)
+    ahead_ids = [queries.job(after).id] if after else []
     with _queue_change() as session:
         hold_lock(session, NamedLock.ORDER)
-        (job,) = locked(session, Job, [job_id])
+        job, *ahead = locked(session, Job, [job_id, *ahead_ids])
         queue = list(session.scalars(scheduling.launch_order(database_ms(session))))
-        first = next(iter(queue), None)
-        if first is None or job not in queue:
-            raise ConflictError(
-                f"{job.run} is not queued.", f"It is {job.state}.", "Only queued runs can be moved."
-            )
-        if job is not first:
-            # priority that `first` has gained by waiting longer
-            waiting_bonus = (job.queued_at - first.queued_at) / scheduling.HOUR_MS
-            job.priority = math.floor(first.priority + waiting_bonus) + 1
-            note(session, job.id, "put first", actor.name)
+        for each in (job, *ahead):
+            if each not in queue:
+                why, do = f"It is {each.state}.", "Only queued runs can be moved."
+                raise ConflictError(f"{each.run} is not queued.", why, do)
+        if job in ahead:
+            raise ConflictError(f"{job.run} was not moved.", "It cannot follow itself.")
+        queue.remove(job)
+        place = queue.index(ahead[0]) + 1 if ahead else 0
+        _insert(queue, place, job)
+        note(session, job.id, f"put after {ahead[0].run}" if ahead else "put first", actor.name)
     return job
+
+
+def _insert(queue: list[Job], place: int, moved: Job) -> None:
+    """Raise priorities as far as needed for `moved` to be launched at a place of the queue."""
+    queue.insert(place, moved)
+    for index in range(min(place, len(queue) - 2), -1, -1):
+        job, following = queue[index], queue[index + 1]
+        # priority that `following` has gained by waiting longer
+        waiting_bonus = (job.queued_at - following.queued_at) / scheduling.HOUR_MS
+        if job.priority <= following.priority + waiting_bonus:
+            job.priority = math.floor(following.priority + waiting_bonus) + 1
+        elif job is not moved:
+            return  # the jobs ahead are in order already
 
 
 def resume(run: str | int, actor: Actor) -> Job:

@@ -262,6 +262,7 @@ class RunHead(NamedTuple):
     state: str
     config: dict[str, Any]
     tags: list[str]
+    sweep: int | None
     created_at: int
     archived_at: int | None
     removed_at: int | None
@@ -283,13 +284,6 @@ def run_heads(ids: Iterable[int]) -> list[RunHead]:
 def examples() -> set[int]:
     """The ids of the examples, the only runs whose rows can disappear."""
     return {*fetched(select(Job.id).where(Job.id < 0))}
-
-
-def example_count() -> int:
-    """Number of examples that were not removed."""
-    with reading() as session:
-        query = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
-        return session.scalar(query) or 0
 
 
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:

@@ -28,6 +28,14 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
         return _readable(rows, _snapshot)
 
 
+def first_snapshots(run: str | int) -> list[TensorSnapshot]:
+    """Statistics and histogram of a run's first tensor at all stages, by step."""
+    first = select(TensorRow.tensor).where(TensorRow.job_id == job_id(run))
+    with reading() as session:
+        tensor = session.scalar(first.order_by(TensorRow.tensor).limit(1))
+    return tensor_snapshots(run, tensor) if tensor else []
+
+
 def run_snapshots(run: str | int) -> Iterator[TensorSnapshot]:
     """Statistics and histograms of all tensors at all stages, by step; damaged rows are omitted.
 

@@ -60,7 +60,7 @@ PARTS = {
     "jobs.serving.main": "answers",
 }
 SAMPLE_S, GUEST_S, RUN_S, KILL_S = 10.0, 30.0, 120.0, 300.0
-PAGES = ("", "runs", "queue", "slimscope/pulse", "metrics")
+PAGES = ("", "runs", "slimscope/pulse", "metrics")
 FORWARDED = {"X-Forwarded-For": "203.0.113.{}"}  # a proxy says so of guests
 Sample = dict[str, float]
 

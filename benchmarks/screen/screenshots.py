@@ -92,11 +92,9 @@ SHOTS = (
     Shot("home-dark", "", dark=True),
     Shot("home-phone", "", phone=True),
     Shot("new-run-light", "new?kind=sds"),
-    Shot("queue-light", "queue?state=ended&id={weights}"),
     Shot("run-light", "run?id={weights}", tallest=770),
     Shot("runs-light", "runs?base={base}"),
     Shot("compare-light", "compare?ids={runs}"),
-    Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
     Shot("weights-dark", f"weights?run={{weights}}&stage=redense&tensor={TENSOR}", dark=True),
     Shot("workbench-light", ONE_LAYER, tallest=900),
@@ -110,11 +108,9 @@ SHOTS = (
 
 def shown_runs() -> dict[str, str]:
     """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `runs` three that can be compared, `base` one of them, `sweep` one of a sweep,
-    `chat` the recorded conversation of the examples."""
+    most tensors, `runs` three that can be compared, `base` one of them, `chat` the recorded conversation of the examples."""
     ended = queries.jobs([State.SUCCEEDED])
-    named = [("sweep", job.run) for job in ended if job.sweep is not None]
-    found = dict([*((job.kind, job.run) for job in reversed(ended)), *named[:1]])
+    found = {job.kind: job.run for job in reversed(ended)}
     if turn := recorded_turn():
         found["chat"] = str(turn.number)
     pruned = [job for job in ended if job.kind == "sds"]

@@ -36,16 +36,22 @@ def summaries(runs: Sequence[str]) -> list[Record]:
     "next",
     writes=True,
     action="reorder the queue",
-    as_text=lambda run: f"{run['id']} starts next.",
+    as_text=lambda run: f"{run['id']} was moved in the queue.",
     buttons=(
         Button(
             "next", "Run next", lambda job: job.state == State.QUEUED, group="queue", bulk=False
         ),
     ),
 )
-def run_next(run: Run, actor: Actor) -> Record:
-    """Move a queued run to the front of the queue."""
-    return summary(service.run_next(run, actor))
+def run_next(
+    run: Run,
+    actor: Actor,
+    after: Annotated[
+        str, Field(description="Queued run that it follows. Empty: it goes first.")
+    ] = "",
+) -> Record:
+    """Move a queued run to the front of the queue, or behind another queued run."""
+    return summary(service.run_next(run, actor, after or None))
 
 
 def _cancel_question(jobs: Sequence[Job]) -> str:

@@ -23,9 +23,8 @@ from ui.frame import Page as OwnPage
 from ui.pages import pages
 
 QUERIES = {
-    "runs": "base=sds-0001&pins=sds-0002&pick=sds-0003",
+    "runs": "base=sds-0007&pins=dlqat-0005&pick=sds-0003&open=sds-0001",
     "run": "id=sds-0001",
-    "sweep": "id=sds-0001",
     "weights": "run=sds-0001",
     "quantization": "run=dlqat-0005",
     "sensitivity": "run=profile-0008",
@@ -79,7 +78,7 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
         expect(page).to_have_title(f"{heading} · Slimscope")
         assert TITLES.setdefault(page.title(), name) == name
         current = page.locator("nav a[aria-current='page']")
-        assert set(current.all_inner_texts()) == ({of.name} if of.listed else set())
+        assert set(current.all_inner_texts()) == ({of.name} if of.section == of.name else set())
         assert page.evaluate("document.body.dataset.x") is None  # the name of the runs is an attack
         assert faults(page, "light") == []
         page.emulate_media(color_scheme="dark")

@@ -36,7 +36,7 @@ CUT = """() => [...document.querySelectorAll('.card, .weights-tiles, canvas, h2,
   .filter(([, { bottom }]) => bottom > innerHeight + 1)
   .map(([one]) => `${one.tagName} ${one.id} ${one.className} ${one.textContent.slice(0, 40)}`)"""
 CONTROLS = (
-    ".toolbar, .bar, #frame-header header, #frame-subnav, #frame-status, .save-menu, .card-data, "
+    ".toolbar, .bar, #frame-header header, #frame-status, .save-menu, .card-data, "
     ".weights-controls, .weights-views"
 )
 THERE = {
@@ -153,7 +153,7 @@ def test_an_unknown_address_looks_alike(other_context: BrowserContext, lab: Dash
     page = other_context.new_page()  # not watched: the console tells of the 404
     page.goto(f"{lab.url}/nothing")
     assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
-    page.get_by_role("navigation").get_by_role("link", name="Explore").click()
+    page.get_by_role("navigation").get_by_role("link", name="Workbench").click()
     expect(page.locator("h1")).to_have_text("Workbench")
     page.close()
 

@@ -185,13 +185,13 @@ def the_link_makes_a_host(page: Page, url: str, link: str) -> None:
     token = link.partition("#")[2]
     asked: list[str] = []
     page.on("request", lambda r: asked.append(f"{r.method} {r.url} {r.headers.get('referer')}"))
-    page.goto(f"{url}/queue")
+    page.goto(f"{url}/runs")
     expect(page.locator("#frame-status-line")).to_contain_text("Signed in as guest-")
     expect(page.get_by_test_id("cancel-count-0001")).to_be_disabled()
     page.goto(link.replace(socket.gethostname(), "127.0.0.1"))
     page.wait_for_url(f"{url}/")
     expect(page.locator("#frame-status-line")).not_to_contain_text("guest")
-    page.goto(f"{url}/queue")
+    page.goto(f"{url}/runs")
     expect(page.locator("[data-do]").first).to_be_enabled()
     assert token not in " ".join(asked)  # it went in a body alone
     assert page.evaluate("document.cookie") == "" and token not in page.content()

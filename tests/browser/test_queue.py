@@ -19,6 +19,7 @@ from tests.waiting import until as wait_for
 
 REFRESHES = """() => performance.getEntriesByType('resource')
   .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
+RUNS = "#runs-queue :is(article, li)"
 RANGE = "document.querySelector('#run-curve1 .js-plotly-plot')?._fullLayout?.xaxis.range"
 
 
@@ -48,8 +49,8 @@ def until(run: str, *states: State) -> State:
 
 
 def order(page: Page) -> list[str]:
-    """The runs of the table of jobs, from top to bottom."""
-    return page.locator("#queue-board tbody a.mono").all_inner_texts()
+    """The runs of the queue, from top to bottom."""
+    return page.locator(RUNS).locator("a.mono").all_inner_texts()
 
 
 def test_what_one_person_does_to_the_queue_another_sees(
@@ -57,27 +58,34 @@ def test_what_one_person_does_to_the_queue_another_sees(
 ) -> None:
     first, second, third = (counted(steps=2000) for _ in range(3))
     until(first, State.RUNNING)
-    opened(page, f"{queue.url}/queue")
+    opened(page, f"{queue.url}/runs")
     with warm_tab(other_context, queue.url) as other:
-        opened(other, f"{queue.url}/queue")
-        expect(other.locator("#queue-board tbody tr")).to_have_count(3)
+        opened(other, f"{queue.url}/runs")
+        rows = other.locator(RUNS)
+        expect(rows).to_have_count(3)
         assert order(other) == [first, second, third]
-        page.get_by_test_id(f"next-{third}").click()
         soon = 1000 * patient(5)
-        expect(other.locator("#queue-board tbody tr").nth(1)).to_contain_text(third, timeout=soon)
+        page.get_by_test_id(f"next-{third}").click()
+        expect(rows.nth(1)).to_contain_text(third, timeout=soon)
+        assert order(other) == [first, third, second]
+        page.get_by_test_id(f"move-{third}").press("ArrowDown")
+        expect(rows.nth(2)).to_contain_text(third, timeout=soon)
+        source, target = (page.get_by_test_id(f"move-{run}") for run in (third, second))
+        source.drag_to(target, target_position={"x": 4, "y": 1})
+        expect(rows.nth(1)).to_contain_text(third, timeout=soon)
         assert order(other) == [first, third, second]
         page.get_by_test_id(f"cancel-{second}").click()
         page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
         assert queries.job(second).state == State.QUEUED  # nothing is done without a yes
         page.get_by_test_id(f"cancel-{second}").click()
         page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
-        expect(other.locator("#queue-board")).not_to_contain_text(second)
+        expect(rows).to_have_count(2)
         process = psutil.Process((queries.attempts(first)[0].engine_ref or {})["pid"])
         for run in (third, first):
             page.get_by_test_id(f"cancel-{run}").click()
             page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
             assert until(run, State.CANCELLED) == State.CANCELLED
-        expect(other.locator("#queue-board")).to_contain_text("Nothing is running.")
+        expect(rows).to_have_count(0)
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)
@@ -108,12 +116,12 @@ def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashbo
     expect(said.get_by_role("link", name="Open the queue")).to_have_count(0)
     page.locator("#new-add").click()
     wait_for(lambda: len(scheduling.queued()) == 3)
-    opened(page, f"{queue.url}/queue?id={scheduling.queued()[-1].run}")
-    rows = page.locator("#queue-board tbody tr")
+    opened(page, f"{queue.url}/runs")
+    rows = page.locator(RUNS)
     expect(rows).to_have_count(4)
     for place, job in ((1, first), (2, second)):
         row = rows.filter(has_text=job.run)
-        expect(row.locator("td").first).to_have_text(str(place))
+        expect(row.locator("> b")).to_have_text(str(place))
         expect(row).to_contain_text("starts")
 
 
@@ -204,7 +212,7 @@ def test_all_of_seven_tabs_are_refreshed(queue: Dashboard, warm_context: Browser
     until(run, State.RUNNING)
     with ExitStack() as stack:
         pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
-        for one, path in zip(pages, (f"run?id={run}", *6 * ["queue"]), strict=True):
+        for one, path in zip(pages, (f"run?id={run}", *6 * ["runs"]), strict=True):
             opened(one, f"{queue.url}/{path}")
         for one in pages:
             one.wait_for_function(f"({REFRESHES})().length > 1")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
+from backend.errors import ConflictError
 from backend.queue import scheduling, service
 from backend.queue.artifacts import TAIL_BYTES, log_file, read_log
 from backend.queue.lifecycle import verdict
@@ -59,9 +60,10 @@ def test_the_longest_waiting_rises(queue: object) -> None:
 @given(
     waiting=st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 99)), min_size=1, max_size=6),
     which=st.integers(0, 5),
+    ahead=st.none() | st.integers(0, 5),
 )
-def test_a_run_put_first_is_first_and_the_others_keep_their_order(
-    queue: object, waiting: list[tuple[int, float]], which: int
+def test_a_run_is_moved_and_the_others_keep_their_order(
+    queue: object, waiting: list[tuple[int, float]], which: int, ahead: int | None
 ) -> None:
     with writing() as session:
         for table in (Event, Job):
@@ -71,8 +73,15 @@ def test_a_run_put_first_is_first_and_the_others_keep_their_order(
         for job_id, (_, hours) in zip(ids, waiting, strict=True):
             session.get_one(Job, job_id).queued_at = now_ms() - round(hours * scheduling.HOUR_MS)
     before, chosen = [j.id for j in scheduling.queued()], ids[which % len(ids)]
-    service.run_next(chosen, HOST)
-    assert [j.id for j in scheduling.queued()] == [chosen, *(i for i in before if i != chosen)]
+    others = [i for i in before if i != chosen]
+    after = ids[ahead % len(ids)] if ahead is not None else None
+    if after == chosen:
+        with pytest.raises(ConflictError, match="follow itself"):
+            service.run_next(chosen, HOST, after)
+        return
+    service.run_next(chosen, HOST, after)
+    others.insert(others.index(after) + 1 if after else 0, chosen)
+    assert [j.id for j in scheduling.queued()] == others
 
 
 def test_a_log_is_read_in_parts_and_no_character_is_cut(data_dir: Path) -> None:

@@ -107,7 +107,7 @@ def test_states_links_and_problems() -> None:
     assert len(marks) == len(State)
     assert all('aria-hidden="true"></i>' not in mark for mark in marks)
     assert href("") == "./"
-    assert href("queue", state="failed", q="", page=None) == "queue?state=failed"
+    assert href("runs", q="failed", sort="", page=None) == "runs?q=failed"
     said = problem(SlimscopeError("It <failed>.", "No room.", "Free some."))
     assert 'role="alert"' in said
     assert "It &lt;failed&gt;." in said and "No room. Free some." in said

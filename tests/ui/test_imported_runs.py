@@ -36,10 +36,8 @@ from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
 from ui.pages.quantization import page as quantization
-from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
-from ui.pages.sweep import page as sweep_page
 from ui.pages.weights import histograms
 from ui.runs.weights import weights_of
 
@@ -140,7 +138,7 @@ def drawn_everywhere(job: Job) -> None:
     name = job.run
     json.dumps(record(name), allow_nan=False)
     runs_text([summary(job) for job in queries.jobs()])
-    for draw in (home.draw, runs.draw, queue.draw, playground.draw):
+    for draw in (home.draw, runs.draw, playground.draw):
         draw(asked(run=name))
     for draw in (run.draw, run.draw_measures, run.draw_curves):
         draw(asked(id=name))
@@ -247,14 +245,12 @@ def test_a_damaged_row_is_shown_as_damaged(
 
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
     "home": lambda: home.draw(asked()),
-    "queue, ended": lambda: queue.draw(asked(state="ended")),
-    "queue, failed": lambda: queue.draw(asked(state="failed", id="sds-0004")),
     "runs": lambda: runs.draw(asked()),
     "a run": lambda: run.draw(asked(id="sds-0001")),
     "a run that failed": lambda: run.draw(asked(id="sds-0004")),
     "texts of a model": lambda: run.draw_measures(asked(id="evaluation-0006")),
     "comparison": lambda: compare.draw(asked(ids="sds-0001,sds-0002")),
-    "sweep": lambda: sweep_page.draw(None, asked(id="sds-0007")),
+    "sweep": lambda: runs.draw(asked(q="sweep=sds-0007", open="sds-0007")),
 }
 
 

@@ -25,7 +25,7 @@ def plugged(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def test_a_plugins_page_stands_in_its_place_and_answers(plugged: None, tables: Settings) -> None:
     names = [page.name for page in pages()]
-    assert names.index("Compare") < names.index("Toy page") < names.index("Weights")
+    assert names.index("Runs") < names.index("Toy page") < names.index("Playground")
     config = app.build((pages()[0], *plugin.PAGES)).get_config_file()
     assert [*config["pages"][1]][:2] == ["toy-page", "Toy page"]
     ids = {

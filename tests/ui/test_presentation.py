@@ -52,7 +52,7 @@ def test_presentations_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     held = presentation.Presentations()
     first = held.show("", "runs")
     for _ in range(presentation.MOST):
-        held.show("", "queue")
+        held.show("", "runs")
     assert held.address(first) is None
     last = held.show("", "weights")
     now = presentation.time.monotonic()

@@ -17,7 +17,7 @@ from backend.queue.removal import has_checkpoints
 from backend.queue.scheduling import pipeline_jobs
 from backend.store import queries
 from backend.store.states import State
-from backend.store.tables import Job
+from backend.store.tables import Job, run_name
 from jobs.benchmark import kind as benchmark
 from jobs.dlqat import kind as dlqat
 from jobs.fields import drafters
@@ -193,7 +193,9 @@ def clone_link(job: Job) -> Markup:
 
 def sweep_link(job: Job) -> Markup:
     """A link to the run's sweep; empty if the run was queued alone."""
-    return HTML.links([(href("sweep", id=job.run), "See its sweep")] if job.sweep else [])
+    first = run_name(job.kind, job.sweep) if job.sweep else ""
+    address = href("runs", q=f"sweep={first}", open=first)
+    return HTML.links([(address, "See its sweep")] if first else [])
 
 
 def next_links(job: Job) -> Markup:

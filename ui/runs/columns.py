@@ -10,18 +10,20 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from backend.metric_key import MetricKey
-from backend.store.tables import run_name
+from backend.store.states import State
 from jobs.kind import KeyFigure
 from jobs.metrics import DISK, DURATION, METRICS, PEAK, PERPLEXITY, SIZE, metric, ordered
 from jobs.profile import kind as profile
+from jobs.wording import distinguishable
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
+from ui.runs.groups import sweep_name
 from ui.runs.html import elapsed, model_name, named_link, tags_html
 from ui.runs.profiles import first_to_break
 from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
 from ui.templates import fragments
-from ui.widgets.html import time_tag
+from ui.widgets.html import badge, time_tag
 
 HTML = fragments("runs/runs.html")
 NEWEST = "age"
@@ -121,14 +123,20 @@ def _result(row: RunRow) -> str:
     return f"{figure.value} {figure.label}" if figure else ""
 
 
+def _result_cell(row: RunRow) -> Markup:
+    """The key figure with its rivals; of a run that did not succeed, its state and its error."""
+    job, figures = row.job, row.figures
+    error = "" if job.state == State.SUCCEEDED else str((job.error or {}).get("what") or "")
+    rivals = {stage: figures.value(stage, PERPLEXITY) for stage in figures.rivals}
+    shown = [figures.final(), *rivals.values()] if rivals else []
+    texts = distinguishable([value for value in shown if value is not None])
+    names = [metric(PERPLEXITY).title, *map(figures.label, rivals)]
+    return HTML.result(job.shown_state, _key_figure(row), [*zip(names, texts, strict=False)], error)
+
+
 def _key_figure(row: RunRow) -> KeyFigure | None:
     layer = first_to_break(row.job.run) if row.job.kind == profile.NAME else ""
     return KeyFigure(layer, "breaks first", "") if layer else row.figures.key_figure
-
-
-def _sweep(row: RunRow) -> str:
-    first = row.job.sweep
-    return run_name(row.job.kind, first) if first else ""
 
 
 RUN_COLUMN = _text(
@@ -157,24 +165,16 @@ LEADING_COLUMNS = (
         "Kind",
         lambda r: kind_title(r.job),
         measure=lambda r: f"{r.job.kind} {kind_title(r.job)}",
-        is_default=True,
     ),
     _text(
         "model",
         "Model",
         lambda r: str(r.job.config.get("model", "")),
         lambda r: model_name(r.job.config.get("model", NONE)),
-        is_default=True,
     ),
-    _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), is_default=True),
-    _text(
-        "state",
-        "State",
-        lambda r: r.job.state,
-        lambda r: HTML.state(r.job.shown_state),
-        is_default=True,
-    ),
-    _text("result", "Result", _result, lambda r: HTML.result(_key_figure(r)), is_default=True),
+    _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r))),
+    _text("state", "State", lambda r: r.job.state, lambda r: badge(r.job.shown_state)),
+    _text("result", "Result", _result, _result_cell, is_default=True),
     _text(
         "tags",
         "Tags",
@@ -186,7 +186,7 @@ LEADING_COLUMNS = (
     _text("owner", "By", lambda r: r.job.owner),
     _text("archived", "Archived", lambda r: "yes" if r.job.archived_at else "no"),
     _text("deleted", "Deleted", lambda r: "yes" if r.job.removed_at else "no"),
-    _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
+    _text("sweep", "Sweep", sweep_name, lambda r: HTML.sweep_name(sweep_name(r))),
 )
 PERPLEXITY_COLUMNS = (
     replace(
@@ -206,7 +206,6 @@ PERPLEXITY_COLUMNS = (
         lambda r: r.figures.change(),
         True,
         GROUPS[1],
-        True,
         field=f"{PERPLEXITY}_change_share",
     ),
 )
@@ -214,7 +213,7 @@ TRAILING_COLUMNS = (
     _figure(SIZE, lambda r: r.size),
     _figure(DISK, lambda r: r.job.disk_bytes),
     _figure(PEAK, lambda r: r.job.peak_bytes),
-    _figure(DURATION, lambda r: elapsed(r.job, r.now), is_default=True),
+    _figure(DURATION, lambda r: elapsed(r.job, r.now)),
     AGE,
 )
 
@@ -236,18 +235,13 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     ]
     perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in is_run_level else ()
     kinds = dict.fromkeys(shape.kind for shape in shapes)
-    informative = {"tags": any(shape.tagged for shape in shapes), "kind": len(kinds) > 1}
-    leading = [
-        replace(column, is_default=informative[column.key]) if column.key in informative else column
-        for column in LEADING_COLUMNS
-    ]
-    keys = {column.key for column in (*leading, *perplexity, *finals, *TRAILING_COLUMNS)}
+    keys = {column.key for column in (*LEADING_COLUMNS, *perplexity, *finals, *TRAILING_COLUMNS)}
     settings = [
         _setting(name, _setting_heading(name, kinds), numeric)
         for name, numeric in is_number.items()
         if name not in keys
     ]
-    columns = (*leading, *perplexity, *finals, *settings, *TRAILING_COLUMNS)
+    columns = (*LEADING_COLUMNS, *perplexity, *finals, *settings, *TRAILING_COLUMNS)
     return {column.key: column for column in columns}
 
 

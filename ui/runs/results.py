@@ -35,6 +35,7 @@ from jobs.metrics import (
 )
 from jobs.wording import StageComparison
 from ui.format import NONE, duration, number, size, threads
+from ui.theme import declared
 from ui.widgets.config_form import advanced, extra, owner, title
 
 RUN = "run"  # stage name of the figures of a run as a whole
@@ -261,6 +262,21 @@ class RunResults:
     def perplexity(self) -> dict[str, float]:
         """Perplexity by stage."""
         return {stage: row.value for (stage, key), row in self.rows.items() if key == PERPLEXITY}
+
+    @property
+    def rivals(self) -> list[str]:
+        """The stages to compare the kept stage with: the best other one that is pruned if the kept
+        stage is, and the original model."""
+        if not self.of_models or not self.kept or self.final() is None:
+            return []
+        is_pruned = declared(self.kept).pruned
+        others = {
+            stage: perplexity
+            for stage, perplexity in self.perplexity.items()
+            if stage not in (self.kept, self.first) and declared(stage).pruned == is_pruned
+        }
+        best = min(others, key=lambda stage: others[stage], default=None)
+        return [stage for stage in (best, self.first) if stage and stage != self.kept]
 
     @property
     def metrics(self) -> list[MetricKey]:

@@ -31,14 +31,12 @@ class RunShape:
         fields: names of the config fields.
         types: types of their values.
         result_keys: stage and metric of each result.
-        tagged: the run has tags.
     """
 
     kind: str
     fields: tuple[str, ...]
     types: tuple[type, ...]
     result_keys: ResultKeys
-    tagged: bool
 
     @property
     def settings(self) -> Iterator[tuple[str, bool]]:
@@ -90,7 +88,7 @@ class RunRow:
         """Names and types of the run's values."""
         head = self.head
         types = tuple(map(type, head.config.values()))
-        return _shape(head.kind, tuple(head.config), types, self.result_keys, bool(head.tags))
+        return _shape(head.kind, tuple(head.config), types, self.result_keys)
 
     @cached_property
     def search_names(self) -> str:

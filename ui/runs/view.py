@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
@@ -21,10 +22,12 @@ from urllib.parse import urlencode
 import gradio as gr
 import pandas as pd
 
+from backend.store.states import ACTIVE
 from backend.store.tables import RUN_NAME
 from ui.format import iso
 from ui.runs import columns as run_columns
 from ui.runs.columns import AGE, GROUPS, NEWEST, RUN_COLUMN, Column, find_column
+from ui.runs.groups import GROUPINGS, Group, grouped
 from ui.runs.rows import RunRow, all_rows, chosen
 
 TERM = re.compile(  # minus, key, operator, quoted text, word
@@ -53,10 +56,18 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ":": operator.eq,
 }
 ORDER_OPERATORS = ("<", "<=", ">", ">=")
-PAGE_ROWS = 50
 MAX_PINS = 5
+SWEEP = "sweep"  # default grouping
 MAX_LETTERS = 300  # characters of a text in the address
-SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # address fields of a saved view
+SAVED_FIELDS = (
+    "q",
+    "sort",
+    "dir",
+    "cols",
+    "group",
+    "base",
+    "pins",
+)  # address fields of a saved view
 Address = dict[str, str]  # address fields that a button writes
 
 
@@ -206,6 +217,8 @@ class TableQuery:
         base: the baseline run; empty for none.
         pins: runs that stay at the top.
         pick: selected runs.
+        group: key of the grouping.
+        open: sweeps whose runs are visible.
     """
 
     q: str
@@ -216,11 +229,13 @@ class TableQuery:
     base: str
     pins: tuple[str, ...]
     pick: tuple[str, ...]
+    group: str = SWEEP
+    open: tuple[str, ...] = ()
 
     @classmethod
     def from_address(cls, request: gr.Request) -> "TableQuery":
         """The query in the address of a request; malformed fields take their defaults."""
-        page = query_text(request, "page")
+        page, group = (query_text(request, name) for name in ("page", "group"))
         return cls(
             q=query_text(request, "q"),
             sort=query_text(request, "sort") or NEWEST,
@@ -230,6 +245,8 @@ class TableQuery:
             base=next(iter(query_list(request, "base", 1)), ""),
             pins=query_list(request, "pins", MAX_PINS),
             pick=query_list(request, "pick"),
+            group=group if group in GROUPINGS else SWEEP,
+            open=query_list(request, "open"),
         )
 
 
@@ -249,7 +266,6 @@ class TableResult:
         by: column that sorts the rows.
         filter: parsed filter.
         rows: all runs that match the filter, sorted.
-        page: number of the visible page, from 1.
         total: number of runs before filtering.
         base: baseline run, which stays at the top; None without one.
         pinned: runs that stay below it.
@@ -262,45 +278,62 @@ class TableResult:
     by: Column
     filter: RunFilter
     rows: list[RunRow]
-    page: int
     total: int
     base: RunRow | None
     pinned: list[RunRow]
     selected: list[RunRow]
 
-    @property
-    def page_rows(self) -> Sequence[RunRow]:
-        """The rows of the visible page."""
-        return self.rows[(self.page - 1) * PAGE_ROWS : self.page * PAGE_ROWS]
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups of rows, without the top rows, and without runs that are only in the queue,
+        which the page shows anyway, unless the filter asks for them."""
+        top_ids = {row.head.id for row in self.top_rows}
+        rows = [
+            row
+            for row in self.rows
+            if row.head.id not in top_ids
+            and (self.query.q or row.head.sweep or row.head.state not in ACTIVE)
+        ]
+        return grouped(rows, self.query.group, self.query.open)
 
     @property
     def pages(self) -> int:
         """The number of pages."""
-        return max(1, -(-len(self.rows) // PAGE_ROWS))
+        return max(1, -(-len(self.groups) // GROUPINGS[self.query.group].page_groups))
+
+    @property
+    def page(self) -> int:
+        """The number of the visible page, from 1."""
+        return max(1, min(self.query.page, self.pages))
+
+    @property
+    def page_groups(self) -> Sequence[Group]:
+        """The groups of the visible page."""
+        number = GROUPINGS[self.query.group].page_groups
+        return self.groups[(self.page - 1) * number : self.page * number]
+
+    @property
+    def page_rows(self) -> list[RunRow]:
+        """The rows of the visible page, with those of folded sweeps."""
+        groups = (g.rows if g.sweep else g.shown for g in self.page_groups)
+        return [*self.top_rows, *dict.fromkeys(row for rows in groups for row in rows)]
 
     @property
     def top_rows(self) -> list[RunRow]:
         """The rows that stay at the top: baseline and pinned runs."""
         return [row for row in (self.base, *self.pinned) if row]
 
-    @property
-    def other_rows(self) -> list[RunRow]:
-        """The rows of the visible page below the top rows."""
-        top_ids = {row.job.id for row in self.top_rows}
-        return [row for row in self.page_rows if row.job.id not in top_ids]
+    def selected_among(self, rows: Sequence[RunRow]) -> str:
+        """State of a checkbox of rows, for `aria-checked`: "true", "false" or "mixed"."""
+        count = sum(row.head.run in self.query.pick for row in rows)
+        return "true" if count and count == len(rows) else "mixed" if count else "false"
 
-    @property
-    def page_selected(self) -> str:
-        """State of the checkbox of the page, for `aria-checked`: "true", "false" or "mixed"."""
-        runs = [row.job.run for row in self.page_rows]
-        count = sum(run in self.query.pick for run in runs)
-        return "true" if count and count == len(runs) else "mixed" if count else "false"
-
-    def select_page(self) -> Address:
-        """The address after a click on the checkbox of the page."""
-        runs = [row.job.run for row in self.page_rows]
-        off_page = [run for run in self.query.pick if run not in runs]
-        return {"pick": ",".join(off_page if self.page_selected == "true" else [*off_page, *runs])}
+    def select(self, rows: Sequence[RunRow]) -> Address:
+        """The address after a click on a checkbox of rows."""
+        runs = [row.head.run for row in rows]
+        others = [run for run in self.query.pick if run not in runs]
+        are_selected = self.selected_among(rows) == "true"
+        return {"pick": ",".join(others if are_selected else [*others, *runs])}
 
     def sort_by(self, column: Column) -> Address:
         """The address after a click on a heading: numbers begin descending, a second click
@@ -345,7 +378,6 @@ def query_runs(query: TableQuery) -> TableResult:
         by=by,
         filter=parsed,
         rows=rows,
-        page=max(1, min(query.page, -(-len(rows) // PAGE_ROWS))),
         total=len(runs),
         base=base[0] if base else None,
         pinned=[row for row in chosen(runs, query.pins) if row not in base],

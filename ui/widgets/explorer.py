@@ -268,6 +268,5 @@ def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> M
         deleted = f"{run} and its figures were deleted. Choose another run above."
         return WIDGETS.empty(deleted, (href("runs"), "All runs"))
     if job.state in ACTIVE:
-        queue = (href("queue", id=run), "See the queue")
-        return WIDGETS.empty(f"{run} has {lacks} yet. {later}", queue)
+        return WIDGETS.empty(f"{run} has {lacks} yet. {later}", (href("runs"), "See the queue"))
     return WIDGETS.empty(f"{run} has {lacks}.", (launch, "New run"))

@@ -90,7 +90,7 @@ def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> No
     assert error is None and "6 runs were added" in said["value"]
     jobs = queries.sweep(queries.jobs()[0].id)
     assert [(j.config["pattern"], j.config["seed"]) for j in jobs][-1] == ("50%", 2)
-    assert f'href="sweep?id={jobs[0].run}"' in said["value"]
+    assert f'href="runs?q=sweep%3D{jobs[0].run}&amp;open={jobs[0].run}"' in said["value"]
 
 
 @pytest.mark.parametrize(

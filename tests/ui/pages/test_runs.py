@@ -12,7 +12,8 @@ from backend.settings import Settings
 from backend.store import queries
 from tests.ui.lab import GUEST, HOST, asked, job, measured, pressed, store
 from ui.pages.runs import page as runs
-from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, saved_query
+from ui.runs.groups import GROUPINGS
+from ui.runs.view import TableQuery, query_runs, saved_query
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 
@@ -47,8 +48,9 @@ def listed(**query: str) -> list[int]:
 
 
 def test_the_address_sorts_filters_and_chooses_columns(lab: Settings) -> None:
-    assert listed() == [6, 5, 4, 3, 2, 1]
-    assert listed(sort="run", dir="asc") == [1, 2, 3, 4, 5, 6]
+    assert listed() == [5, 4, 3, 2, 1]  # 6 stands in the queue
+    assert listed(q="state:queued") == [6]
+    assert listed(sort="run", dir="asc") == [1, 2, 3, 4, 5]
     assert listed(sort="ppl", dir="asc")[:4] == [4, 1, 2, 3]
     assert listed(sort="nonsense", dir="sideways") == listed()
     assert listed(q="sparsity>0.4 perplexity<20") == [1]
@@ -89,7 +91,7 @@ def test_odd_addresses_show_the_usual_page(lab: Settings, odd: str) -> None:
 
 def test_pages_turn(tables: Settings) -> None:
     store(*(job(i) for i in range(1, 121)))
-    assert listed() == list(range(120, 120 - PAGE_ROWS, -1))
+    assert listed() == list(range(120, 120 - GROUPINGS["sweep"].page_groups, -1))
     assert listed(page="3") == list(range(20, 0, -1))
     assert listed(page="99") == listed(page="3")  # a filter has made the pages fewer
     html = table(page="2")
@@ -171,6 +173,32 @@ def test_guests_see_why_and_are_refused(lab: Settings) -> None:
         assert "may not" in did(do, "sds-0006", "x", who=GUEST)
     assert queries.job(6).state == "queued" and queries.views() == []
     assert 'data-testid="compare"' in html  # looking is free
+
+
+def test_an_action_is_taken_back_for_the_runs_it_changed(lab: Settings) -> None:
+    """Run 2 has the tag before, run 6 waits and is not archived."""
+    undo = r'data-do="undo" data-run="([^"]*)" data-file="([^"]*)"[^>]*data-text="([^"]*)"'
+    both = "sds-0001,sds-0002"
+    (taken,) = re.findall(undo, did("tag", both, "demo"))
+    assert taken == ("sds-0001", "untag", "demo")
+
+    def back(runs_: str, action: str, text: str = "", who: tuple[str, str] = HOST) -> str:
+        event = pressed("undo", runs_, text, action)
+        return str(runs.act(event, asked(who))["message"]["value"])
+
+    back(*taken)
+    assert [queries.job(i).tags for i in (1, 2)] == [[], ["demo"]]
+    for action, is_there in (("archive", "archived_at"), ("delete", "removed_at")):
+        (taken,) = re.findall(undo, did(action, both))
+        assert taken[0] == both and getattr(queries.job(1), is_there)
+        assert "may not" in back(*taken, who=GUEST) and getattr(queries.job(1), is_there)
+        back(*taken)
+        assert not getattr(queries.job(1), is_there)
+    for bad in (("", "untag"), ("sds-0001", "purge"), ("sds-9999", "restore"), (HOSTILE, "<b>")):
+        html = back(*bad)
+        assert "<b>" not in html and "<img" not in html
+    assert not queries.job(1).removed_at
+    assert back(",".join(f"sds-{n:04d}" for n in range(1, 500)), "restore")  # at most 100 are read
 
 
 # views and files ----------------------------------------------------------------------------------

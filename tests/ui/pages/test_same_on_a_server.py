@@ -26,7 +26,6 @@ from ui.app import search_runs
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
-from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
 
@@ -45,7 +44,6 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
         "home": home.draw(asked()),
         "playground": playground.draw(asked()),
         "compare": compare.draw(asked(runs="sds-0001,sds-0002")),
-        **{f"queue {tab}": queue.draw(asked(state=tab)) for tab in ("active", "ended")},
         **{f"runs {by}": runs.draw(asked(sort=by, dir="asc")) for by in ("name", "run", "ppl")},
         "names": search_runs("sds"),
         "cursor": queries.cursor(),

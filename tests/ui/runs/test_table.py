@@ -22,6 +22,7 @@ from ui.pages.runs.page import HTML
 from ui.runs import rows as run_rows
 from ui.runs import view as table
 from ui.runs.columns import AGE, Column, columns, visible_columns
+from ui.runs.html import run_description
 from ui.runs.results import format_stderr, format_value, setting_summary
 from ui.runs.rows import RunRow, all_rows, chosen, rows
 from ui.runs.view import RunFilter, TableQuery, TableResult
@@ -55,12 +56,14 @@ def html(
                 known["age"],
                 RunFilter((), ()),
                 shown,
-                1,
                 len(shown),
                 base,
                 [*pinned],
                 chosen(shown, selected),
-            )
+            ),
+            lambda _: (),
+            run_description,
+            {},
         )
     )
 

@@ -211,7 +211,7 @@ def test_a_visitor_leaves_room_in_the_queue(
     monkeypatch.setattr(queue, "event_queue_per_concurrency_id", {})
     monkeypatch.setattr(queue, "event_ids_to_events", {})
     monkeypatch.setattr(queue, "active_jobs", [])  # nothing is done
-    body = {"fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "left"}
+    body = {"fn_index": event_of(web, "runs-queue", "act"), "data": [], "session_hash": "left"}
     join = "/gradio_api/queue/join"
     guest = open_to_guests(OTHER)
     assert guest.get("/slimscope/pulse").status_code == 200  # who has a name from now on

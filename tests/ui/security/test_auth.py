@@ -31,7 +31,7 @@ def role(client: TestClient) -> str:
     return "guest" if "guest" in client.get("/slimscope/pulse").json()["html"] else "host"
 
 
-def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "queue-board") -> str:
+def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "runs-queue") -> str:
     """What the server says when the browser claims that this button was pressed."""
     body = {
         "fn_index": event_of(web, panel, "act"),
@@ -252,7 +252,7 @@ def test_a_guests_buttons_are_off_and_say_why(shared: Visit, web: App) -> None:
     def board(client: TestClient) -> str:
         config = web.get_blocks().config
         board = next(
-            c["id"] for c in config["components"] if c["props"].get("elem_id") == "queue-board"
+            c["id"] for c in config["components"] if c["props"].get("elem_id") == "runs-queue"
         )
         number = next(
             d["id"] for d in config["dependencies"] if board in d["outputs"] and not d["inputs"]
@@ -370,7 +370,7 @@ def test_the_real_queue_refuses_too(
 ) -> None:
     """Over a socket: `/queue/join` runs the function, which is refused where it would change."""
     body = {
-        "fn_index": event_of(web, "queue-board", "act"),
+        "fn_index": event_of(web, "runs-queue", "act"),
         "data": [],
         "session_hash": "abc",
         "event_data": {"do": "cancel", "run": "sds-0003"},

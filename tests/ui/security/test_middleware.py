@@ -125,7 +125,7 @@ def test_doors_no_page_uses_are_closed(visit: Visit) -> None:
 
 
 def test_other_sites_cannot_change_anything(visit: Visit, web: App) -> None:
-    body = {"fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "x"}
+    body = {"fn_index": event_of(web, "runs-queue", "act"), "data": [], "session_hash": "x"}
     for headers, passes in (
         ({}, True),
         ({"origin": SITE}, True),
@@ -147,7 +147,7 @@ def test_other_sites_cannot_change_anything(visit: Visit, web: App) -> None:
 
 def test_other_sites_can_link_here_but_not_read(visit: Visit) -> None:
     followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    assert visit(**followed).get("/queue").status_code == 200
+    assert visit(**followed).get("/runs").status_code == 200
     for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
         answer = visit(**headers).get("/slimscope/api/runs")
         assert answer.status_code == 403 and "evil" not in str(answer.headers.get("vary"))

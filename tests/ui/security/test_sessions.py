@@ -88,7 +88,7 @@ def test_a_session_acts_through_the_event_queue_until_it_ends(
 ) -> None:
     """Over a socket, where Gradio hands the request of another route to the handlers."""
     body = {
-        "fn_index": event_of(web, "queue-board", "act"),
+        "fn_index": event_of(web, "runs-queue", "act"),
         "data": [],
         "session_hash": "host",
         "event_data": {"do": "cancel", "run": "sds-0003"},

@@ -1,6 +1,6 @@
 /* Panels of HTML with buttons in them (ui/widgets/html.py says what their attributes do). */
 (() => {
-  const { closest, dialog, find } = window.slimscope;
+  const { closest, dialog, find, findAll } = window.slimscope;
   const LOOK_MS = [800, 2500]; // after an action, which may have started something
   const COPIED_MS = 1500;
 
@@ -97,8 +97,89 @@
     }, COPIED_MS);
   }
 
+  /**
+   * Lets people move the items of a list `[data-order]` by dragging their handles or with the arrow keys; `moved` gets
+   * the item's run and the run that is then above it, "" at the top.
+   * @param {HTMLElement} element
+   * @param {(action: string, run: string, above: string) => void} moved
+   */
+  function orderable(element, moved) {
+    /** @type {HTMLElement | null} */
+    let dragged = null;
+
+    /** @param {Event} event */
+    const itemOf = (event) => closest(event, "[data-order] > [data-run]");
+    const items = () => findAll(element, "[data-order] > [data-run]");
+
+    /**
+     * @param {HTMLElement} item
+     * @param {number} place among the other items
+     */
+    function put(item, place) {
+      const others = items().filter((other) => other !== item);
+      const action = item.parentElement?.dataset.order ?? "";
+      moved(action, item.dataset.run ?? "", others[place - 1]?.dataset.run ?? "");
+    }
+
+    function end() {
+      dragged?.classList.remove("dragged");
+      for (const item of items()) item.classList.remove("above", "below");
+      dragged = null;
+      window.slimscope.busy = false;
+    }
+
+    element.addEventListener("pointerdown", (event) => {
+      const item = closest(event, ".handle") && itemOf(event);
+      if (item) item.draggable = true;
+    });
+    element.addEventListener("dragstart", (event) => {
+      dragged = itemOf(event);
+      dragged?.classList.add("dragged");
+      window.slimscope.busy = Boolean(dragged);
+    });
+    element.addEventListener("dragover", (event) => {
+      const item = itemOf(event);
+      if (!dragged || !item) return;
+      event.preventDefault();
+      for (const other of items()) other.classList.remove("above", "below");
+      item.classList.add(isAbove(event, item) ? "above" : "below");
+    });
+    element.addEventListener("drop", (event) => {
+      const item = itemOf(event);
+      if (!dragged || !item || item === dragged) return;
+      event.preventDefault();
+      const place = items().filter((other) => other !== dragged);
+      put(dragged, place.indexOf(item) + (isAbove(event, item) ? 0 : 1));
+    });
+    element.addEventListener("dragend", end);
+    element.addEventListener("keydown", (event) => {
+      const item = closest(event, ".handle") && itemOf(event);
+      const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+      if (!item || !step) return;
+      event.preventDefault();
+      const place = items().indexOf(item) + step;
+      if (place >= 0 && place < items().length) put(item, place);
+    });
+  }
+
+  /**
+   * @param {DragEvent} event
+   * @param {HTMLElement} item
+   */
+  function isAbove(event, item) {
+    const { top, height } = item.getBoundingClientRect();
+    return event.clientY < top + height / 2;
+  }
+
   /** @type {Slimscope["htmlPanel"]} */
   function htmlPanel(element, viewed, acted) {
+    const look = () => {
+      for (const wait_ms of LOOK_MS) setTimeout(() => window.slimscope.look?.(), wait_ms);
+    };
+    orderable(element, (action, run, above) => {
+      acted({ do: action, run, text: above });
+      look();
+    });
     element.addEventListener("click", async (event) => {
       const button = closest(event, "button", HTMLButtonElement);
       if (!button || button.disabled) return;
@@ -111,10 +192,10 @@
       if (!data.do || (data.ask && !(await confirmed(data.ask, verb)))) return;
       const text = data.prompt
         ? await entered(data.prompt, verb, data.words ?? "", Number(data.lines ?? 0))
-        : "";
+        : (data.text ?? "");
       if (text === null) return;
       acted({ do: data.do, run: data.run, file: data.file, text });
-      for (const wait_ms of LOOK_MS) setTimeout(() => window.slimscope.look?.(), wait_ms);
+      look();
     });
   }
 

@@ -1,4 +1,4 @@
-/* The log of a run (ui/runs/job_log.py): each part is appended where the last one ended. */
+/* The log of a run (ui/pages/run/job_log.py): each part is appended where the last one ended. */
 (() => {
   const { find } = window.slimscope;
   const MAX_CHARACTERS = 400000; // on the page

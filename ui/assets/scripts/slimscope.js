@@ -82,7 +82,6 @@ window.slimscope = (() => {
     const button = document.getElementById("frame-theme");
     if (!button) return;
     button.setAttribute("aria-pressed", String(isDark()));
-    button.textContent = isDark() ? "Light" : "Dark";
     button.setAttribute("aria-label", isDark() ? "Switch to light mode" : "Switch to dark mode");
   }
 
@@ -103,9 +102,6 @@ window.slimscope = (() => {
       main.tabIndex = -1;
       main.focus();
     };
-    element
-      .querySelector("#frame-subnav [aria-current]")
-      ?.scrollIntoView({ block: "nearest", inline: "center" });
     applyTheme();
     applyTitle();
     new MutationObserver(applyTheme).observe(document.body, { attributeFilter: ["class"] });
@@ -155,6 +151,7 @@ window.slimscope = (() => {
       clearTimeout(timer);
       if (document.hidden && !(mayNotify() && before?.runs.length)) return;
       let wait_ms = PULSE_MS;
+      if (slimscope.busy) return void (timer = setTimeout(poll, RETRY_MS));
       try {
         /** @type {Pulse} */
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();

@@ -90,7 +90,7 @@ interface SearchHit {
   to: string;
 }
 
-/** A part of a log (`ui/runs/job_log.py`), or the cursor that asks for the next one. */
+/** A part of a log (`ui/pages/run/job_log.py`), or the cursor that asks for the next one. */
 interface LogPart {
   source: string;
   title: string;
@@ -150,6 +150,8 @@ interface Slimscope {
   /** Loads a module by its path, such as "weights/page"; set by `modules`. */
   module(path: "workbench/trace"): Promise<{ traced(form: EventTarget | null): void }>;
   module(path: string): Promise<{ ahead(): void }>;
+  /** Something is being dragged, which a redraw would drop. */
+  busy?: boolean;
   /** Asks the server at once for the status line; set by `pulse`. */
   look?(): void;
 

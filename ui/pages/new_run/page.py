@@ -311,4 +311,4 @@ def _wire_arrival(
     return on_load(arrive, None, [*own, *columns, *inputs])
 
 
-PAGE = Page("New run", "new", build, order=10, section="New run")  # "n" leads here
+PAGE = Page("New run", "new", build, order=10)  # "n" leads here

@@ -28,6 +28,7 @@ from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.run import details
+from ui.pages.run.job_log import build_log, chosen_job, history_html
 from ui.pages.run.outcome import outcome, paired_table, quality, sentence_case, stage_tables, times
 from ui.runs.actions import (
     act,
@@ -47,7 +48,6 @@ from ui.runs.html import (
     took,
     waiting_html,
 )
-from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_description, kept_stage, weights_of
 from ui.templates import fragments

@@ -127,8 +127,8 @@ PAGE = Page(
     "Weights",
     "weights",
     build,
-    order=50,
-    section="Explore",
+    order=10,
+    section="Weights",
     key="w",
     heading=False,
     charts=page_charts(

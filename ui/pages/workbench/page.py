@@ -43,4 +43,4 @@ def build() -> None:
     on_change(None, js="() => { slimscope.changed?.(); }")
 
 
-PAGE = Page("Workbench", "workbench", build, order=45, key="l", heading=False)
+PAGE = Page("Workbench", "workbench", build, 20, section="Workbench", key="l", heading=False)

@@ -24,11 +24,12 @@ from jobs.sds.kind import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
 from tests.ui.lab import asked, job, point, pressed, result, store
+from ui.pages.run import job_log
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
+from ui.pages.run.job_log import log_part, without_overprint
 from ui.pages.run.outcome import outcome, stage_tables, times
-from ui.runs import actions, job_log
-from ui.runs.job_log import log_part, without_overprint
+from ui.runs import actions
 from ui.runs.results import RunResults, kind_of, size_before, size_saved
 from ui.runs.weights import grid_description
 from ui.widgets import html as saver

@@ -1,4 +1,4 @@
-"""Log and history of the job in the address, for the pages *Jobs* and *Run*.
+"""Log and history of the job in the address, for the page *Run*.
 
 Only new bytes of a log are sent. The browser keeps the cursor `{"source", "end"}`; the server
 replies with the following bytes, `{"source", "start", "end", "text"}`. A reply that is lost, or not

@@ -1,0 +1,169 @@
+"""Small pictures of runs in the table: a histogram of weights and a curve, as paths of an SVG of
+`WIDTH` x `HEIGHT`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from backend.metric_key import MetricKey
+from backend.statistics.tensors import TensorSnapshot
+from backend.store import frames, tensors
+from backend.store.frames import CurveSpan
+from backend.store.tables import Job
+from jobs.metrics import metric
+from ui.format import number
+from ui.runs.results import stages_of
+from ui.runs.rows import RunRow
+from ui.theme import OKABE_ITO, stage_style
+
+WIDTH, HEIGHT = 96, 32
+BARS = 32
+BUCKETS, LIVE_BUCKETS = 16, 60  # ranges of steps of a curve
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Colored paths and a description."""
+
+    paths: Sequence[tuple[str, str]]  # d, color
+    title: str
+
+
+NOTHING = Picture((), "")
+
+
+class Thumbnails(NamedTuple):
+    """The pictures of one run."""
+
+    histogram: Picture
+    curve: Picture
+
+
+_DRAWN: WeakKeyDictionary[RunRow, Thumbnails] = WeakKeyDictionary()
+
+
+def thumbnails(row: RunRow) -> Thumbnails:
+    """The pictures of a run, drawn once for each state of its row."""
+    if row not in _DRAWN:
+        _DRAWN[row] = Thumbnails(_histogram(row.job), _curve(row.job))
+    return _DRAWN[row]
+
+
+def _histogram(job: Job) -> Picture:
+    """The first tensor: the original model as an area, the kept stage as bars."""
+    last: dict[str, TensorSnapshot] = {}
+    for snapshot in tensors.first_snapshots(job.id):  # by step
+        last[snapshot.stage] = snapshot
+    order = [stage for stage in stages_of(job) if stage in last] or [*last]
+    if not order:
+        return NOTHING
+    kept = job.kept_stage if job.kept_stage in last else order[-1]
+    labels = stages_of(job)
+    before, after = last[order[0]], last[kept]
+    titles = [f"{after.tensor}: {labels.get(kept, kept)}"]
+    paths = [(_bars(after), stage_style(kept).color)]
+    if kept != order[0]:
+        paths.insert(0, (_bars(before), stage_style(order[0]).color))
+        titles.append(labels.get(order[0], order[0]))
+    return Picture(paths, " over ".join(titles))
+
+
+def _bars(snapshot: TensorSnapshot) -> str:
+    """Bars of the non-zero weights, scaled to the highest one."""
+    counts = snapshot.counts
+    heights = np.add.reduceat(counts, np.arange(0, len(counts), max(1, len(counts) // BARS)))
+    step, top = WIDTH / len(heights), max(1, heights.max())
+    tall = [(i, HEIGHT * n / top) for i, n in enumerate(heights) if n]
+    return "".join(f"M{i * step:.1f} {HEIGHT}v-{h:.1f}h{step:.1f}v{h:.1f}z" for i, h in tall)
+
+
+def _curve(job: Job) -> Picture:
+    spans = frames.spans(job.id)
+    if (key := main_curve(spans)) is None:
+        return NOTHING
+    points = outline(job, key, spans[key], BUCKETS)
+    values = [value for _, value in points]
+    low, high = min(values), max(values)
+    title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
+    return Picture([(polyline(points, spans[key].last, (low, high)), "var(--accent)")], title)
+
+
+def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
+    """The curve with the most points, which is the loss of a training; None without a curve."""
+    long = {key: span for key, span in spans.items() if span.points > 2}
+    return max(long, key=lambda key: (long[key].points, key.family), default=None)
+
+
+Points = Sequence[tuple[int, float]]
+
+
+def outline(job: Job, key: MetricKey, span: CurveSpan, buckets: int) -> Points:
+    """Step and finite value of the visible points of a curve."""
+    rows = frames.outline(job.id, key, span, buckets)
+    return [(row.step, row.value) for row in rows if np.isfinite(row.value)] or [(0, 0.0)]
+
+
+def polyline(
+    points: Points, last: int, extent: tuple[float, float], width: int = WIDTH, height: int = HEIGHT
+) -> str:
+    """A path through points, from step 0 to `last` and from the lowest to the highest value."""
+    low, high = extent
+    x, y = (width - 2) / max(1, last), (height - 2) / ((high - low) or 1.0)
+    places = [f"{1 + step * x:.1f} {1 + (high - value) * y:.1f}" for step, value in points]
+    return "M" + "L".join(places)
+
+
+class LiveCurves(NamedTuple):
+    """Curves of one metric of several live runs over each other.
+
+    Attributes:
+        title: title of the metric.
+        high: highest value.
+        low: lowest value.
+        last: last step.
+        lines: run, last value, path and color.
+    """
+
+    title: str
+    high: str
+    low: str
+    last: int
+    lines: Sequence[tuple[str, str, str, str]]
+
+
+LIVE_WIDTH, LIVE_HEIGHT = 480, 120
+
+
+def live_curves(jobs: Iterable[Job]) -> list[LiveCurves]:
+    """The main curves of live runs, one picture for each metric."""
+    curves = []
+    for job in jobs:
+        spans = frames.spans(job.id)
+        if (key := main_curve(spans)) is not None:
+            curves.append((key.family, job.run, outline(job, key, spans[key], LIVE_BUCKETS)))
+    curves.sort(key=lambda curve: curve[0])
+    return [
+        _overlay(family, {run: points for _, run, points in group})
+        for family, group in groupby(curves, key=lambda curve: curve[0])
+    ]
+
+
+def _overlay(family: str, curves: dict[str, Points]) -> LiveCurves:
+    values = [value for points in curves.values() for _, value in points]
+    last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
+    colors = dict(zip(curves, OKABE_ITO * len(curves), strict=False))
+    lines = [
+        (
+            run,
+            number(points[-1][1]),
+            polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT),
+            colors[run],
+        )
+        for run, points in curves.items()
+    ]
+    title = metric(MetricKey(family)).title
+    return LiveCurves(title, number(extent[1]), number(extent[0]), last, lines)
