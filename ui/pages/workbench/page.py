@@ -7,8 +7,11 @@ profiles   predictions, best mixes, the mix of a typed budget
 
 The page's scripts draw it (`assets/scripts/workbench`); the live model measures."""
 
+from typing import get_args
+
 import gradio as gr
 
+from jobs.operations.live import Effort
 from ui.frame import Page, on_change
 from ui.pages.workbench.profiles import FRONTS
 from ui.templates import fragments
@@ -37,17 +40,25 @@ GAUGES = {
     "read": ("Read per token", "Bytes of matrices per token, as stored in memory"),
     "speed": ("Speed", "Tokens per second, one text at a time"),
 }
-RUNS = {  # effort of the runs that make a state
-    "one-shot": ("One-shot, no training", "Prunes and rounds once."),
-    "sds": ("SDS", "Prunes, re-densifies, prunes again."),
-    "dlqat": ("DL-QAT", "Trains the quantized weights."),
-    "full": ("Both as a pipeline", "SDS, then DL-QAT on its zeros."),
-}
+RUN_LABELS = (  # label and purpose of the runs of each `Effort`
+    ("One-shot, no training", "Prunes and rounds once."),
+    ("SDS", "Prunes, re-densifies, prunes again."),
+    ("DL-QAT", "Trains the quantized weights."),
+    ("Both as a pipeline", "SDS, then DL-QAT on its zeros."),
+)
 
 
 def build() -> None:
     gr.HTML(
-        html_template=HTML.workbench(COLORS, BUDGETS, GAUGES, RUNS, [*FRONTS.values()], GREEN, ink),
+        html_template=HTML.workbench(
+            COLORS,
+            BUDGETS,
+            GAUGES,
+            dict(zip(get_args(Effort), RUN_LABELS, strict=True)),
+            [*FRONTS.values()],
+            GREEN,
+            ink,
+        ),
         js_on_load=START,
         apply_default_css=False,
         elem_id="workbench",

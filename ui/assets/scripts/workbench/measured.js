@@ -165,12 +165,15 @@ export class Measured {
 
   /** @param {View} view @param {Known} known @returns {Reading} */
   #live(view, { ratio, low, high, tokens = 0, context = 0, exactly }) {
+    const { pruner, quantizer } = view.now;
+    const isRounded = !view.isInstant("quantizer");
+    const slow = [view.isInstant("pruner") ? "" : pruner, isRounded ? quantizer : ""];
     if (ratio === undefined) {
       const details = [view.model.live.why ? "needs the live model" : ""];
       return { value: "–", details, how: "" };
     }
     const interval = low && high ? `${number(low)} to ${number(high)}` : "";
-    const preview = exactly ? "" : "preview";
+    const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
     return {
       value: times(ratio),
       details: [preview, interval, windows(context, tokens)],
@@ -190,6 +193,10 @@ export class Measured {
   #ratio(how, { value, details }) {
     const place = need(this.element, `[data-how="${how}"]`, HTMLElement);
     place.dataset.known = value === "–" ? "" : how;
+    place.toggleAttribute(
+      "data-preview",
+      details.some((words) => words.startsWith("preview")),
+    );
     need(place, "b", HTMLElement).textContent = value;
     const text = need(place, "small", HTMLElement);
     text.textContent = text.title = joined(details);

@@ -6,10 +6,9 @@ import { button, need, pressed, reason, slimscope } from "./elements.js";
 import { addressOf } from "./formats.js";
 import { FrontPanel } from "./front.js";
 import { Knobs } from "./knobs.js";
-import { showTable } from "./layers.js";
 import { LiveStream } from "./live.js";
 import { Measured } from "./measured.js";
-import { explain, LayerPanel, MapPanel } from "./panels.js";
+import { explain, LayerPanel, MapPanel, showTable } from "./panels.js";
 import { fillExports, fillRuns, json, queueProfile } from "./plans.js";
 import { profile } from "./predictions.js";
 import { dense } from "./tensor.js";
@@ -527,7 +526,7 @@ export class Page {
     view.tensor = tensor;
     this.draw("tensor");
     this.#exactly(this.measured.of(view.address));
-    if (typeof tensor !== "string") setTimeout(() => tensor.prepare(view.score)); // before a slider moves
+    if (typeof tensor !== "string") tensor.prepareLater(view.score); // before a slider moves
   }
 
   /* --- panels and controls ------------------------------------------------------------------- */

@@ -2,10 +2,10 @@
 import { number, share } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
-import { offer } from "../weights/tables.js";
+import { offer, table } from "../weights/tables.js";
 import { Comb } from "./comb.js";
 import { need } from "./elements.js";
-import { color } from "./formats.js";
+import { bitsPerWeight, color } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
 
@@ -314,4 +314,43 @@ function loss({ predictions, formats, known }, t) {
   const rank = all.filter((each) => each > own).length + 1;
   const part = share(own / (predictions.totals(formats).loss || 1));
   return ` loses ${number(own, 2)} nats a token, ${part} of all, rank ${rank} of ${all.length}.`;
+}
+
+/* --- the table of all layers ---------------------------------------------------------------- */
+
+/** One row per layer, the largest loss first. @param {View} view @returns {import("../weights/tables.js").Figures} */
+function layerFigures({ layers, formats, predictions }) {
+  const profiled = predictions.formats;
+  const losses = profiled.map(({ text }) => `Loss at ${text}, nats`);
+  const errors = profiled.map(({ text }) => `Output error at ${text}, %`);
+  const heads = ["Layer", "Block", "Matrix", "Weights", "Format", "Bits a weight", "MB"];
+  const rows = layers.map(({ name, block, module, rows: height, columns }, i) => {
+    const form = formats[i];
+    const at = (/** @type {Format} */ each) => predictions.figure("predicted", i, each);
+    const error = (/** @type {Format} */ each) => 100 * predictions.figure("error", i, each);
+    /** @type {(string | number)[]} */
+    const state = [name, block < 0 ? "" : block, module, height * columns, form.text];
+    const sizes = [bitsPerWeight(form, columns), predictions.nbytes(i, form) / 1e6];
+    return {
+      loss: at(form) || 0,
+      row: [...state, ...sizes, at(form), error(form), ...profiled.map(at), ...profiled.map(error)],
+    };
+  });
+  rows.sort((a, b) => b.loss - a.loss);
+  const now = ["Loss, nats a token", "Output error, %"];
+  return [[...heads, ...now, ...losses, ...errors], rows.map(({ row }) => row)];
+}
+
+/** Opens the table, with a button for CSV. @param {View} view */
+export function showTable(view) {
+  const dialog = window.slimscope.dialog("workbench-table", "");
+  const close = window.slimscope.create("button", {
+    type: "button",
+    className: "small-button",
+    textContent: "Close",
+  });
+  close.onclick = () => dialog.close();
+  dialog.onclose = () => dialog.remove();
+  dialog.append(close, table(layerFigures(view), `${view.model.model}-layers`));
+  dialog.showModal();
 }

@@ -266,9 +266,11 @@ export class View {
           Math.log(Math.max(value, LEAST_LOSS) / LEAST_LOSS) / log,
       };
     }
+    // the smaller the model, the finer the steps: there each of them matters
     return {
-      value: (/** @type {number} */ part) => first + part * (last - first),
-      part: (/** @type {number} */ value) => (value - first) / (last - first || 1),
+      value: (/** @type {number} */ part) => first + part ** 2 * (last - first),
+      part: (/** @type {number} */ value) =>
+        Math.sqrt(Math.max(0, (value - first) / (last - first || 1))),
     };
   }
 
