@@ -228,6 +228,8 @@ NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
     "~none~rtn~dense~0x22": "The method 'none' or 'rtn' does not exist",
+    "~magnitude~rtn~50p_dense~0x21": "Its layers do not match those of this model",  # cut
+    "~magnitude~rtn~50p_de": "The text is not an address of a state",
 }
 
 

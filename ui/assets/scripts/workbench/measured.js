@@ -126,7 +126,7 @@ export class Measured {
     this.#show("size", {
       value: megabytes(totals.nbytes),
       details: [
-        `${part} of ${megabytes(whole.nbytes)} on disk`,
+        `${part} of ${megabytes(whole.nbytes)}`,
         totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : "",
       ],
       how: "counted",

@@ -1,13 +1,13 @@
 /* The Workbench: a format for every layer, changed by knobs. The effect is predicted here at once, and measured by the
    live model as soon as nothing moves. */
-import { measureAgain, number } from "../weights/canvas.js";
+import { measureAgain } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { button, need, pressed, reason, slimscope } from "./elements.js";
 import { addressOf } from "./formats.js";
 import { FrontPanel } from "./front.js";
 import { Knobs } from "./knobs.js";
 import { LiveStream } from "./live.js";
-import { Measured } from "./measured.js";
+import { Measured, megabytes } from "./measured.js";
 import { explain, LayerPanel, MapPanel, showTable } from "./panels.js";
 import { fillExports, fillRuns, json, queueProfile } from "./plans.js";
 import { profile } from "./predictions.js";
@@ -233,7 +233,7 @@ export class Page {
     if (live.why) box.append(`No live measurement: ${live.why} ${live.do}`);
     this.texts.empty = live.why
       ? `No text: ${live.why}`
-      : `Write, or change a knob. Loads ${model.title} (up to ${number(live.bytes / 1e9, 2)} GB).`;
+      : `Write, or change a knob. Loads ${model.title} (up to ${megabytes(live.bytes)}).`;
     if (box.textContent) this.notice.append(box);
   }
 

@@ -38,8 +38,8 @@ export async function json(address, body) {
 export async function queueProfile(model, asked, queued) {
   asked.disabled = true;
   try {
-    const { run } = await json("api/submit/profile?preset=default", { model });
-    asked.replaceWith(link(`run?id=${run}`, `${run} is queued`));
+    const { id } = await json("api/submit/profile?preset=default", { model });
+    asked.replaceWith(link(`run?id=${id}`, id), " is queued.");
     queued();
   } catch (error) {
     asked.replaceWith(reason(error));
