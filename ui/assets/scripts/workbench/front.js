@@ -10,7 +10,7 @@ import {
   ticks,
   times,
 } from "../weights/canvas.js";
-import { button, need } from "./elements.js";
+import { button, need, tell } from "./elements.js";
 import { color, fits } from "./formats.js";
 import { megabytes } from "./measured.js";
 
@@ -277,7 +277,7 @@ export class FrontPanel {
     this.view = view;
     const how = measured ? "live" : "predicted";
     const now = { nbytes: totals.nbytes, ratio, words: said(totals.nbytes, ratio, how) };
-    need(this.card, "h2", HTMLElement).textContent = this.#finding(view, now, totals, how);
+    tell(need(this.card, "h2", HTMLElement), this.#finding(view, now, totals, how));
     this.chart.draw({
       lines: this.lines,
       height,

@@ -1,7 +1,7 @@
 /* The knobs of the Workbench: a budget for all layers, formats of the chosen layers, and methods. */
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
-import { button, need, pressed } from "./elements.js";
+import { button, need, pressed, tell } from "./elements.js";
 import { color } from "./formats.js";
 import { plural } from "./panels.js";
 
@@ -27,11 +27,6 @@ function typed(unit, value) {
     default:
       return `${few(value)} ${unit}`;
   }
-}
-
-/** Puts words behind a slider. @param {HTMLInputElement} slider @param {string} words */
-function tell(slider, words) {
-  if (slider.nextElementSibling) slider.nextElementSibling.textContent = words;
 }
 
 /** @param {string} unit @returns {unit is import("./view.js").Unit} */
@@ -117,17 +112,18 @@ export class Knobs {
     const forms = [...chosen].map((i) => view.formats[i]);
     const [single] = chosen;
     const title = chosen.size === 1 ? view.layers[single].label : plural(chosen.size, "layer");
-    need(this.card, "h2", HTMLElement).textContent = title;
+    tell(need(this.card, "h2", HTMLElement), title);
     const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
-    need(this.card, '[data-do="pin"]', HTMLElement).textContent = isPinned ? "Unpin" : "Pin";
+    tell(need(this.card, '[data-do="pin"]', HTMLElement), isPinned ? "Unpin" : "Pin");
     this.#scopes(view);
     this.#drawSparsity(view, forms);
     this.#drawFormats(view, forms);
     for (const name of METHODS) this.#select(name).value = view.now[name];
     const slow = METHODS.filter((name) => !view.isInstant(name)).map((name) => view.now[name]);
-    need(this.card, ".workbench-made", HTMLElement).textContent = slow.length
+    const made = slow.length
       ? `Preview now; exact result by ${slow.join(" and ")} follows`
       : "Exact at once";
+    tell(need(this.card, ".workbench-made", HTMLElement), made);
     this.#drawBudget(view, totals);
   }
 
@@ -190,7 +186,8 @@ export class Knobs {
     if (slider !== document.activeElement || new Set(drops).size === 1)
       slider.value = String(Math.round(100 * mean));
     const from = share(low, 0).replace(/\s%/, "");
-    tell(slider, same ? share(low, 0) : `${from} to ${share(high, 0)}`);
+    const words = same ? share(low, 0) : `${from} to ${share(high, 0)}`;
+    if (slider.nextElementSibling) tell(slider.nextElementSibling, words);
     slider.disabled = view.all(({ block }) => block < 0);
   }
 

@@ -1,6 +1,6 @@
 /* Figures of each state, predicted, live, final or counted; the gauges show them. */
 import { number, share, times } from "../weights/canvas.js";
-import { need } from "./elements.js";
+import { need, tell } from "./elements.js";
 import { addressOf } from "./formats.js";
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
@@ -197,9 +197,10 @@ export class Measured {
       "data-preview",
       details.some((words) => words.startsWith("preview")),
     );
-    need(place, "b", HTMLElement).textContent = value;
+    tell(need(place, "b", HTMLElement), value);
     const text = need(place, "small", HTMLElement);
-    text.textContent = text.title = joined(details);
+    text.title = joined(details);
+    tell(text, text.title);
   }
 
   /** @param {Known} known */
@@ -242,9 +243,9 @@ export class Measured {
     const [first, second] = tile.querySelectorAll("dd");
     const shown = value === "–" ? "" : how;
     tile.dataset.known = shown.split(/\W/)[0];
-    need(tile, "i", HTMLElement).textContent = shown;
-    first.textContent = value;
-    second.textContent = joined(details);
+    tell(need(tile, "i", HTMLElement), shown);
+    tell(first, value);
     second.title = joined(details);
+    tell(second, second.title);
   }
 }

@@ -71,6 +71,8 @@ export class Page {
   /** @type {View | null} */
   #view = null;
   #key = "";
+  /** @type {Map<HTMLElement, number>} */
+  #heights = new Map(); // of the canvases of cards; reading them makes the browser lay out the page
   #wishes = 0; // addresses that were asked for
 
   /** @param {HTMLElement} element */
@@ -106,11 +108,14 @@ export class Page {
     this.knobs = new Knobs(part("knobs"), this);
     this.#wire();
     this.#wireKeys();
-    new ResizeObserver(() => {
+    const sizes = new ResizeObserver(() => {
       measureAgain();
+      this.#heights.clear();
       this.#place();
       if (this.#view) this.draw();
-    }).observe(element);
+    });
+    sizes.observe(element);
+    for (const canvas of element.querySelectorAll(".workbench-canvas")) sizes.observe(canvas);
     new MutationObserver(() => this.#view && this.draw()).observe(document.body, {
       attributeFilter: ["class"],
     });
@@ -461,7 +466,7 @@ export class Page {
     const { address } = view;
     const { predicted, live } = view.summary(this.measured.of(address));
     const { nbytes } = view.predictions.totals(view.now.formats);
-    const how = live ? "measured" : "predicted";
+    const how = live ? "live" : "predicted";
     const others = view.kept.filter((each) => each.address !== address);
     const state = { address, nbytes, ratio: live ?? predicted ?? NaN, how };
     view.keep([...others, state].slice(-MOST_KEPT));
@@ -534,8 +539,12 @@ export class Page {
   /** @param {string} why it is drawn: a knob that moves, or "hover", "measured", "tensor" */
   draw(why = "all") {
     const { view, cards } = this;
-    const height = (/** @type {HTMLElement} */ card) =>
-      Math.max(120, need(card, ".workbench-canvas", HTMLElement).clientHeight);
+    const height = (/** @type {HTMLElement} */ card) => {
+      const box = need(card, ".workbench-canvas", HTMLElement);
+      const known = this.#heights.get(card) ?? Math.max(120, box.clientHeight);
+      this.#heights.set(card, known);
+      return known;
+    };
     const totals = view.predictions.totals(view.formats);
     if (why !== "measured" && why !== "tensor") this.map.draw(view, height(cards.map));
     if (why !== "hover") {

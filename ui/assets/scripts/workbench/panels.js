@@ -4,7 +4,7 @@ import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
 import { offer, table } from "../weights/tables.js";
 import { Comb } from "./comb.js";
-import { need } from "./elements.js";
+import { need, tell } from "./elements.js";
 import { bitsPerWeight, color } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
@@ -57,7 +57,7 @@ export class MapPanel {
     const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
     need(this.card, '[data-knob="color"]', HTMLSelectElement).value = by;
     this.#offerFormats(view);
-    need(this.card, "h2", HTMLElement).textContent = title;
+    tell(need(this.card, "h2", HTMLElement), title);
     this.canvas.dataset.words = title;
     const t = view.hovered;
     const figure = isFormats || t < 0 ? "" : ` · ${number(values[t])}`;
@@ -263,9 +263,9 @@ export class LayerPanel {
     );
     const zeros = form.width ? made.tails[1] / made.tails[0] : 0; // a pattern is in the label
     const words = zeros > 5e-4 ? `, ${share(zeros)} zeros` : "";
-    this.title.textContent = `${layer.label}: ${form.short}${words}`;
-    this.canvas.dataset.words = this.title.textContent;
-    this.legend.textContent = isExact ? "as a run makes it" : this.#instant(view, form, tensor);
+    this.canvas.dataset.words = `${layer.label}: ${form.short}${words}`;
+    tell(this.title, this.canvas.dataset.words);
+    tell(this.legend, isExact ? "as a run makes it" : this.#instant(view, form, tensor));
   }
 
   /** The way that the weights were made at once, where a run makes others.
