@@ -3,7 +3,7 @@
 80MB          file size: layers in their formats, all other tensors as in the source
 3.25bits      bits per weight of the layers, scales included
 50%           zeros in the layers
-loss 2%       smallest file with a perplexity at most 2 % higher
+loss 2%       smallest file with a perplexity at most 2 % higher; also written 1.02x
 6.5ms         time per token in the native decoder, as timed by the profile
 """
 
@@ -13,8 +13,8 @@ from typing import Literal
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 SYNTAX = (
-    "Write a size (80MB), bits per weight (3.25bits), sparsity (50%), a loss (loss 2%) or a time "
-    "per token (6.5ms)."
+    "Write a size (80 MB), bits per weight (3.25 bits), sparsity (50 %), a loss (loss 2 % or "
+    "1.02 ×) or a time per token (6.5 ms)."
 )
 PREFIX = "budget:"  # marks an allocation that mixes formats
 
@@ -40,14 +40,17 @@ class Budget:
     def parse(cls, text: str) -> "Budget":
         """Parse one of the five forms. Raises ValueError with the syntax for anything else."""
         match = re.fullmatch(
-            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|ms|[kmg]i?b|b)", text.strip().lower()
+            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|x|×|bits|ms|[kmg]i?b|b)",
+            text.strip().lower(),
         )
-        if not match or (match[1] and match[3] != "%"):
+        if not match or (match[1] and match[3] not in "%x×"):
             raise ValueError(f"{text[:40]!r} is not a budget. {SYNTAX}")
         number, unit = float(match[2]), match[3]
         kind: BudgetKind = "size"
         if unit in ("bits", "ms"):
             kind = "bits" if unit == "bits" else "ms"
+        elif unit in "x×":
+            kind, number = "loss", round(number - 1, 9)
         elif unit == "%":
             kind, number = "loss" if match[1] else "sparsity", number / 100
         else:

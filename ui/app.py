@@ -39,7 +39,7 @@ from ui.pages import pages
 from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
-from ui.pages.workbench import tables
+from ui.pages.workbench import plans, profiles, tables
 from ui.runs.rows import all_rows
 from ui.security import auth
 from ui.security.connections import server_options
@@ -172,7 +172,9 @@ def routes() -> list[BaseRoute]:
         *live_api.routes(),
         Route(histograms.PATH, histograms.histograms),
         Route(tables.START, tables.start),
-        Route(tables.PROFILE, tables.profile),
+        Route(profiles.PROFILE, profiles.profile),
+        Route(profiles.BUDGET, profiles.budget),
+        Route(plans.RUNS, plans.runs),
         Route(tables.WEIGHTS, tables.weights),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),

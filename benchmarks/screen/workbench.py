@@ -41,10 +41,10 @@ HAND = """async ([id, from, to, times]) => {
 }"""
 MEASURED = """async ([value, what]) => {
   const find = (part) => document.querySelector(part), pause = (done) => setTimeout(done, 2);
-  const slider = find('#workbench-sparsity'), gauge = find('[data-gauge="ratio"]');
+  const slider = find('#workbench-sparsity'), gauge = find('[data-how="live"]');
   const live = find('.workbench-texts div + div p'), words = live.textContent;
   const ready = {
-    loss: () => gauge.dataset.known === 'measured', words: () => live.textContent !== words,
+    loss: () => gauge.dataset.known === 'live', words: () => live.textContent !== words,
   };
   slider.value = value;
   const begin = performance.now();
@@ -75,7 +75,7 @@ def moved(page: Page, repeats: int) -> Figures:
 def measured(page: Page, repeats: int) -> Figures:
     """Milliseconds until the live model has told something new."""
     page.get_by_role("button", name="Write").click()  # which opens the model
-    page.wait_for_selector("[data-gauge=speed][data-known=measured]", timeout=LOADS_MS)
+    page.wait_for_selector("[data-gauge=speed][data-known=live]", timeout=LOADS_MS)
     return {
         what: [page.evaluate(MEASURED, [5 + (n + 40 * at) % 80, what]) for n in range(repeats)][1:]
         for at, what in enumerate(("loss", "words"))

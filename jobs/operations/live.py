@@ -3,7 +3,7 @@ state of a live model with full quality. Does not import torch.
 
 - Sparsity patterns become a run of the kind `sds`: the full method or only its first pruning.
 - Bit widths become a run of the kind `dlqat`: trained or only quantized.
-- A mix of both becomes one run after the other.
+- A mix of both becomes one run after the other; the effort names the methods that train.
 """
 
 from collections import Counter
@@ -38,15 +38,24 @@ from jobs.profile.profiles import KINDS, Method, budget_method, budget_solver, n
 from jobs.record import summary
 from jobs.submit import check_and_estimate, command_line, submit
 
-Effort = Literal["one-shot", "full"]
+Effort = Literal["one-shot", "sds", "dlqat", "full"]
 EMBEDDING_BITS = (8, 6, 4)
+MISSING = {
+    "sds": ("No layer is pruned.", "Set a sparsity or a pattern."),
+    "dlqat": ("No layer is quantized.", "Set a number of bits."),
+}
 
 FormatPart = TypeVar("FormatPart", Pattern, Width)
 Model = Annotated[str, Field(min_length=1, max_length=300, description="Model of the state.")]
 State = Annotated[Address, Field(description="Address of the state.")]
 EffortField = Annotated[
-    Effort, Field(description="one-shot: prune and round only. full: SDS and DL-QAT.")
+    Effort,
+    Field(
+        description="one-shot: prune and round only. sds or dlqat: only this method trains. "
+        "full: every method that the state needs."
+    ),
 ]
+TRAINED = {"one-shot": (), "sds": ("sds",), "dlqat": ("dlqat",), "full": ("sds", "dlqat")}
 PerplexityRatio = Annotated[
     Ratio | None,
     Field(description="Perplexity relative to dense, shown next to that of the run."),
@@ -57,7 +66,8 @@ def planned_steps(
     facts: ModelFacts, address: str, effort: Effort
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return kind and config (without the model) of each run. Raises `ConfigError` if the address
-    does not belong to this model or the state is dense."""
+    does not belong to this model, the state is dense, or it has no layer for a method of the
+    effort."""
     state = state_at(address, [*facts.linears, *facts.embeddings])
     formats = [(layer, state.formats[layer.name]) for layer in facts.linears]
     patterns = {layer: format.pattern for layer, format in formats if format.pattern}
@@ -70,16 +80,19 @@ def planned_steps(
             "Give some layers a format.",
             "state",
         )
-    steps: list[tuple[str, dict[str, Any]]] = []
+    trained, steps = TRAINED[effort], list[tuple[str, dict[str, Any]]]()
+    if (effort == "sds" and not patterns) or (effort == "dlqat" and not widths):
+        what, do = MISSING[effort]
+        raise ConfigError(what, "", do, "effort")
     if patterns:
         pattern, exceptions = _most_common(patterns, facts)
-        one_shot = {} if effort == "full" else {"until": "first", "control": False}
+        one_shot = {} if "sds" in trained else {"until": "first", "control": False}
         pruned = {"pattern": str(pattern), "base": state.pruner}
         steps.append(("sds", {**pruned, **exceptions, **one_shot}))
     if widths:
         width, exceptions = _most_common(widths, facts)
         rounded = {"bits": width.bits, "group_size": width.group, **exceptions}
-        quantizer_only = {"stages": state.quantizer} if effort == "one-shot" else {}
+        quantizer_only = {} if "dlqat" in trained else {"stages": state.quantizer}
         keep_zeros = {"keep_zeros": True} if patterns else {}
         steps.append(("dlqat", {**rounded, **quantizer_only, **keep_zeros, **embedding}))
     return steps

@@ -1,22 +1,31 @@
-"""The Workbench on the toy model: knobs, map and address are one state, by mouse and keyboard; what
-is predicted is what Python says."""
+"""The Workbench on the toy model: knobs, budget, map and address are one state, by mouse and
+keyboard; predictions equal those of Python; runs get the formats of the state."""
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from backend.budget import Budget
 from backend.live.address import state_at
 from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram
 from backend.live.model import LiveModel
+from backend.models.families.stored import LinearShape
+from backend.models.layer_names import LayerNames
 from backend.models.loading import load
 from backend.sensitivity.profile import Format
 from backend.store import queries
 from jobs.fields.models import resolve_model
+from jobs.kind import get_kind
+from jobs.operations.live import planned_steps
 from jobs.profile.profiles import budget_solver, read_profile
 from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
@@ -41,6 +50,11 @@ def state_of(page: Page) -> dict[str, str]:
 
 def gauge(page: Page, name: str) -> Any:
     return page.locator(f"[data-gauge='{name}']")
+
+
+def ratio(page: Page, how: str) -> Any:
+    """The perplexity over dense that is "predicted", "live" or "final"."""
+    return page.locator(f"[data-how='{how}']")
 
 
 def cell(page: Page, block: int, module: int) -> tuple[float, float]:
@@ -85,9 +99,9 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     assert set(state_of(visitor).values()) == {"50%", "dense"}
     profile = read_profile("profile-0008")
     mix = budget_solver(profile, "pruned").uniform(Format.parse("50%"))
-    shown = gauge(visitor, "ratio").locator("dd").first.inner_text()
+    shown = ratio(visitor, "predicted").locator("b").inner_text()
     assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
-    expect(gauge(visitor, "ratio").locator("i")).to_have_text(re.compile("predicted|measured"))
+    expect(ratio(visitor, "predicted").locator("small")).to_contain_text("8 × 64 tokens")
     shown = gauge(visitor, "size").locator("dd").first.inner_text()
     assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
     expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%")
@@ -153,6 +167,58 @@ def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashbo
     expect(visitor.locator("#workbench-map h2")).to_contain_text("3 bits in 20 layers")
 
 
+def test_a_budget_is_typed_or_refused_beside_its_field(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab, "budget=3.5 bits")
+    field, refusal = (visitor.locator(f"#workbench-budget-{x}") for x in ("text", "refusal"))
+    expect(field).to_have_value(re.compile(r"^3\.[2-5]\d* bits$"))
+    visitor.wait_for_url(re.compile("state="))
+    assert "budget=" not in visitor.url
+    best = budget_solver(read_profile("profile-0008"), "quantized").solve(Budget.parse("3.5bits"))
+    assert state_of(visitor) == {name: str(form) for name, form in best.formats.items()}
+    for text, said in (
+        ("1 bits", "No mix of formats satisfies a budget of 1bits"),
+        ("500 GB", "more than the model takes"),
+        ("<img src=x>", "is not a budget"),
+    ):
+        before = state_of(visitor)
+        field.fill(text)
+        field.press("Enter")
+        expect(refusal).to_contain_text(said)
+        expect(field).to_have_value(text)
+        assert state_of(visitor) == before
+    field.fill("loss 1.5 ×")
+    field.press("Enter")
+    expect(refusal).to_be_hidden()
+    expect(visitor.locator("#workbench-choice-budget")).to_have_value("quantized loss")
+    expect(field).to_have_value(re.compile(r"^loss 1\.[0-5]\d* ×$"))
+    field.fill("40 %")
+    field.press("Enter")
+    expect(visitor.locator("#workbench-choice-budget")).to_have_value("pruned sparsity")
+    assert set(state_of(visitor).values()) == {"50%", "dense"}
+    visitor.locator("#workbench-choice-group").select_option("128")
+    visitor.locator('[data-group="bits"] button[value="4"]').click()
+    expect(visitor.locator(".workbench-misfit")).to_contain_text("does not divide")
+
+
+def test_the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    visitor.locator("#workbench-choice-at").select_option("50%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("Pruning only")
+    visitor.wait_for_url("**at=50%25**")
+    visitor.locator("#workbench-choice-color").select_option("error")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("Output error at 50")
+    visitor.get_by_role("button", name="Table").click()
+    table = visitor.get_by_role("dialog").locator("table")
+    expect(table.locator("tbody tr")).to_have_count(22)
+    expect(table.locator("thead")).to_contain_text("Loss at 50%, nats")
+    with visitor.expect_download() as saved:
+        visitor.get_by_role("button", name="Download CSV").click()
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert len(lines) == 23 and lines[0].startswith('"Layer"') | lines[0].startswith("Layer")
+
+
 BACK = """state => {
   history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
   dispatchEvent(new PopStateEvent("popstate")); }"""
@@ -162,6 +228,8 @@ NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
     "~none~rtn~dense~0x22": "The method 'none' or 'rtn' does not exist",
+    "~magnitude~rtn~50p_dense~0x21": "Its layers do not match those of this model",  # cut
+    "~magnitude~rtn~50p_de": "The text is not an address of a state",
 }
 
 
@@ -179,6 +247,7 @@ def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Da
 
 def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
+    an_address_of_many_layers_is_short(visitor)
     what_a_profile_has_not_tried_is_counted(visitor)
     a_layer_is_the_one_that_the_live_model_makes(visitor)
 
@@ -187,6 +256,22 @@ KNOWN = f"""async () => {{
     const {{ Formats }} = await ({MODULE})('formats');
     const start = await (await fetch('slimscope/workbench/start?model=toy')).json();
     return new Formats(start.parts); }}"""
+
+
+def an_address_of_many_layers_is_short(page: Page) -> None:
+    """315 layers, each unlike its neighbors, in 13 formats with both a pattern and a width."""
+    names = [f"{percent}%" for percent in range(77, 90)]
+    address = page.evaluate(
+        f"""async names => {{ const {{ addressOf }} = await ({MODULE})('formats');
+        const known = await ({KNOWN})(), width = known.width(4, 128);
+        const formats = Array.from({{ length: 315 }}, (_, i) => known.of(names[i % 13], width));
+        const methods = {{ pruner: 'sparsegpt', quantizer: 'gptq' }};
+        return addressOf({{ identity: '0123456789ab', ...methods, formats }}); }}""",
+        names,
+    )
+    assert len(address) <= 2000
+    layers = [LinearShape(str(n), 0, "m", 128, 128) for n in range(315)]
+    assert str(state_at(address, layers).formats["314"]) == f"{names[314 % 13]}+int4-g128"
 
 
 def what_a_profile_has_not_tried_is_counted(page: Page) -> None:
@@ -237,9 +322,9 @@ def test_a_model_without_a_profile_says_how_to_get_one(
 ) -> None:
     page = warm_context.new_page()
     page.goto(f"{lab.url}/workbench?model=smollm2-135m")
-    expect(page.locator("#workbench-notice")).to_contain_text("has no profile")
-    expect(page.get_by_role("button", name="Queue a profile")).to_be_visible()
-    expect(gauge(page, "ratio").locator("dd").last).to_have_text("A profile predicts it")
+    expect(page.locator("#workbench-notice")).to_contain_text("No profile yet")
+    expect(page.get_by_role("button", name="Make a profile (about")).to_be_visible()
+    expect(ratio(page, "predicted").locator("small")).to_have_text("needs a profile")
     page.goto(f"{lab.url}/workbench?model=nowhere")
     expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
     page.locator("#workbench-choice-model").select_option("toy")
@@ -263,14 +348,14 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     texts = visitor.locator(".workbench-texts p")
     visitor.get_by_role("button", name="Write").click()
     expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
-    expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
+    expect(ratio(visitor, "live").locator("small")).to_contain_text("× 64 tokens")
     alike = "([one, other]) => one.textContent === other.textContent"
     until(lambda: texts.evaluate_all(alike))
-    expect(gauge(visitor, "speed").locator("i")).to_have_text("measured")
+    expect(gauge(visitor, "speed").locator("i")).to_have_text("live")
     visitor.locator("#workbench-sparsity").fill("90")
-    ratio = gauge(visitor, "ratio")
-    expect(ratio.locator("dd").first).to_have_text(re.compile(r"^([2-9]|\d\d)"))
-    expect(ratio.locator("i")).to_have_text("measured")  # when it is as a run makes it
+    live = ratio(visitor, "live")
+    expect(live.locator("b")).to_have_text(re.compile(r"^([2-9]|\d\d)"))
+    expect(live.locator("small")).not_to_contain_text("preview")  # when it is as a run makes it
     expect(texts.last.locator("mark").first).to_be_visible()
     visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
     visitor.get_by_role("button", name="Why does it break?").click()
@@ -305,22 +390,94 @@ def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab:
     expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")
 
 
-def test_a_state_is_queued_and_its_run_is_told_beside_it(
+STATES = {  # name -> address, runs by effort
+    "bits": ("int4-g32_int3-g32_dense~1_0x20_2", {"one-shot": 1, "dlqat": 1}),
+    "zeros": ("50p_2of4_dense~1_0x20_2", {"one-shot": 1, "sds": 1}),
+    "both": ("2of4andint4-g32_dense~0x21_1", {"one-shot": 2, "sds": 2, "dlqat": 2, "full": 2}),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_way_to_run_a_state_has_its_formats(visitor: Page, lab: Dashboard, name: str) -> None:
+    """The links to New run hold the config of each step; efforts that do not suit say why."""
+    formats, efforts = STATES[name]
+    state = f"~wanda~rtn~{formats}"
+    opened_workbench(visitor, lab, f"state={state}")
+    visitor.locator("[data-menu='run'] summary").click()
+    for effort in ("one-shot", "sds", "dlqat", "full"):
+        row = visitor.locator(f"[data-effort='{effort}']")
+        expect(row.locator("p")).not_to_have_text("…")
+        link = row.get_by_role("link", name="Open in New run")
+        if effort not in efforts:
+            expect(link).to_have_count(0)
+            continue
+        planned = planned_steps(FACTS, state, effort)  # type: ignore[arg-type]
+        assert len(planned) == efforts[effort]
+        assert in_address(link.get_attribute("href")) == [
+            (kind, {"model": "toy", **config}) for kind, config in planned
+        ]
+    assert any("overrides" in config for _, config in planned) or name == "both"
+
+
+def in_address(href: str) -> list[tuple[str, dict[str, Any]]]:
+    """Kind and config of each step in an address of New run."""
+    path, _, query = href.partition("?")
+    fields = parse_qs(query, keep_blank_values=True)
+    assert path == "new-run"
+    (model,) = fields.pop("model")
+    if "step" in fields:
+        steps = [(*json.loads(step).items(),) for step in fields["step"]]
+        return [(kind, {"model": model, **config}) for ((kind, config),) in steps]
+    (kind,) = fields.pop("kind")
+    values = {name: typed(kind, name, text) for name, (text,) in fields.items()}
+    return [(kind, {"model": model, **values})]
+
+
+def typed(kind: str, name: str, text: str) -> Any:
+    """A text of an address as a value of its field."""
+    is_text = get_kind(kind).config.model_fields[name].annotation in (str, LayerNames)
+    with suppress(ValueError):
+        return text if is_text else json.loads(text)
+    return text
+
+
+def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
+    warm_context: BrowserContext, workshop: Dashboard
+) -> None:
+    state = "~magnitude~rtn~50p_2of4_dense~0x20_1_2"
+    with warm_tab(warm_context, workshop.url) as page:
+        opened_workbench(page, workshop, f"state={state}")
+        expect(gauge(page, "kl").locator("dd").last).to_contain_text("32 × 64 tokens")
+        menu = page.locator("[data-menu='run']")
+        menu.locator("summary").click()
+        row = menu.locator("[data-effort='one-shot']")
+        row.get_by_role("button", name="Queue").click()
+        job = queries.job(row.get_by_role("link", name="sds-").inner_text())
+        ((kind, config),) = planned_steps(FACTS, state, "one-shot")
+        assert kind == "sds" and {"model": "toy", **config}.items() <= job.config.items()
+        kept = job.environment["workbench"]
+        assert kept["state"].endswith(state) and kept["tokens"] == 2048 and kept["live"] > 1
+        expect(page.locator(".workbench-kept")).to_contain_text(
+            re.compile(rf"{job.run} · .*live [\d.]+, final [\d.]+ × dense")
+        )
+        expect(ratio(page, "final").locator("b")).to_have_text(re.compile(r"\d"))
+        expect(ratio(page, "final").locator("small")).to_have_text(job.run)
+        menu.locator("summary").click()
+        page.locator("#workbench-sparsity").fill("40")  # what was offered is of another state
+        expect(row).to_be_hidden()
+
+
+def test_the_toy_gets_a_profile_at_the_first_visit(
     warm_context: BrowserContext, workshop: Dashboard
 ) -> None:
     with warm_tab(warm_context, workshop.url) as page:
-        opened_workbench(page, workshop, "state=~magnitude~rtn~50p_dense~0x21_1")
-        expect(gauge(page, "kl").locator("dd").last).to_contain_text("2,048 tokens")
-        menu = page.locator("[data-menu='queue']")
-        menu.locator("summary").click()
-        menu.get_by_role("button", name="As it is").click()
-        menu.get_by_role("button", name="Queue it").click()
-        job = queries.job(menu.get_by_role("link", name="sds-").inner_text())
-        assert (job.config["pattern"], job.config["until"]) == ("50%", "first")
-        kept = job.environment["workbench"]
-        assert kept["predicted"] is None and kept["live"] > 1 and kept["tokens"] == 2048
-        told = re.compile(rf"{job.run} · live [\d.]+, final [\d.]+ × dense")
-        expect(page.locator(".workbench-kept")).to_contain_text(told)
+        opened_workbench(page, workshop)
+        expect(page.locator(".workbench-known")).to_contain_text(
+            re.compile(r"profile-\d+: .*layers")
+        )
+        expect(page.locator("#workbench-budget-text")).to_have_value(re.compile(r"MB$"))
+    made = queries.jobs(kind="profile")
+    assert [job.config["model"] for job in made] == ["toy"]
 
 
 def test_compare_traces_which_block_breaks_which_word(visitor: Page, lab: Dashboard) -> None:

@@ -48,6 +48,8 @@ def profile() -> SensitivityProfile:
         ("3.25bits", "bits", 3.25),
         ("50%", "sparsity", 0.5),
         ("loss 2%", "loss", 0.02),
+        ("loss 1.1 ×", "loss", 0.1),
+        ("1.02x", "loss", 0.02),
         ("6.5ms", "ms", 6.5),
     ],
 )
@@ -63,6 +65,7 @@ def test_budgets_are_parsed(text: str, kind: str, value: float) -> None:
     [
         *("", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "loss 3ms", "1e9MB", "x" * 99),
         *("999999999999999gib", "1b", "0.00001bits", "33bits", "0ms", "loss 9999%"),
+        *("1x", "0.9x", "loss x", "12x", "loss 2%x"),
     ],
 )
 def test_invalid_budgets_are_refused(text: str) -> None:

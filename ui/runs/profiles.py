@@ -1,45 +1,33 @@
-"""Sensitivity profiles of runs: best mixes of formats, finished runs for comparison with the
-predictions, and colors of formats (the fewer bits, the brighter; dense is gray)."""
+"""Sensitivity profiles of runs: best mixes of formats, and finished runs for comparison with the
+predictions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from plotly.colors import sample_colorscale
 
 from backend.budget import BudgetKind
 from backend.errors import SlimscopeError
 from backend.live.address import queued_state
 from backend.models.families.stored import LinearShape
+from backend.pruning.pattern import Pattern
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.profile import Format, SensitivityProfile
-from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
-from jobs.metrics import BITS_PER_WEIGHT
-from jobs.profile.kind import NAME
+from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.profiles import Method, budget_solver, read_profile
 from ui.runs.results import setting_summary
 from ui.runs.rows import RunRow, all_rows
-from ui.runs.weights import tensor_names
-from ui.theme import LIGHT
+from ui.runs.weights import layer_label
 from ui.widgets.explorer import cached_by
 
-PROFILE_PAGE_OPTIONS: dict[str, Any] = {  # arguments of `ExplorerPage`
-    "profile": SENSITIVITY,
-    "kind": NAME,
-    "no_run": "No model has been profiled yet. A profile measures the loss of each layer in each "
-    "format.",
-    "ended_first": True,
-}
 # the budget by which each method's mixes are ordered
 METHOD_BUDGETS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
 FRONT_POINTS = 160  # mixes of one front
+MIXED_SHARE = 0.02  # deviation of the zeros of a run from its pattern that tells a mix
 MAX_RUNS, MAX_QUEUED = 100, 8  # finished runs in a chart; listed runs that began with a live model
-COLOR_SCALE, BRIGHTEST, DARKEST = "Plasma", 0.92, 0.2
-REFERENCE_WIDTH = 4096  # inputs of the reference layer that orders formats by size
 
 
 @cached_by(queries.profiles_mark)
@@ -51,48 +39,29 @@ def profile_at(run: str) -> SensitivityProfile | None:
         return None
 
 
-def in_blocks(profile: SensitivityProfile) -> SensitivityProfile:
-    """The part of a profile inside the blocks: no embedding, no head, none of their formats."""
-    rows = [row for row, layer in enumerate(profile.layers) if layer.block >= 0]
-    measured = np.flatnonzero(np.isfinite(profile.figures[rows]).any((0, 1)))
-    layers = tuple(profile.layers[row] for row in rows)
-    formats = tuple(profile.formats[column] for column in measured)
-    return replace(
-        profile, layers=layers, formats=formats, figures=profile.figures[rows][:, :, measured]
-    )
-
-
 def first_to_break(run: str) -> str:
-    """The layer with the highest loss in the default format of *Sensitivity*; empty without a
-    profile."""
-    complete = profile_at(run)
-    if complete is None or not (profile := in_blocks(complete)).layers:
+    """The layer with the highest loss in the first measured format; empty without a profile."""
+    profile = profile_at(run)
+    inside = [at for at, x in enumerate(profile.layers) if x.block >= 0] if profile else []
+    if profile is None or not inside:
         return ""
-    column = int(np.isfinite(profile.figure("kl")).any(0).argmax())  # first measured format
-    losses = np.nan_to_num(profile.predicted[:, column], posinf=0.0)
-    table, layer = layers_table(profile), profile.layers[int(losses.argmax())]
-    return tensor_names(table)[layer.name]
-
-
-def layers_table(profile: SensitivityProfile) -> pd.DataFrame:
-    """One row per layer with the columns of a layer map: tensor, block, module, n (weights)."""
-    rows = [(layer.name, layer.block, layer.module, layer.weights) for layer in profile.layers]
-    return pd.DataFrame(rows, columns=["tensor", "block", "module", "n"])
+    column = int(np.isfinite(profile.figure("kl")[inside]).any(0).argmax())
+    losses = np.nan_to_num(profile.predicted[inside, column], posinf=0.0)
+    layer = profile.layers[inside[int(losses.argmax())]]
+    return layer_label(layer.block, layer.module)
 
 
 @dataclass(frozen=True)
 class MixFront:
-    """Best mixes of one method's formats, and the uniform use of each format.
+    """Best mixes of one method's formats.
 
     Attributes:
         solver: the solver of the profile and method.
         mixes: best mixes by kind of budget, the smallest budget first.
-        uniform: the mix of each single format, the fewest bits first.
     """
 
     solver: BudgetSolver
     mixes: Mapping[BudgetKind, list[Mix]]
-    uniform: dict[Format, Mix]
 
 
 @cached_by(queries.profiles_mark)
@@ -106,13 +75,9 @@ def fronts_of(run: str) -> dict[Method, MixFront]:
             solver = budget_solver(profile, method)
         except SlimscopeError:
             continue
-        formats = {Format(), *in_blocks(profile).formats}
-        uniform = {
-            form: solver.uniform(form) for form in ordered(solver.formats) if form in formats
-        }
         kinds: tuple[BudgetKind, ...] = (budget, "ms") if profile.times else (budget,)
         mixes = {kind: solver.front(FRONT_POINTS, kind) for kind in kinds}
-        fronts[method] = MixFront(solver, mixes, uniform)
+        fronts[method] = MixFront(solver, mixes)
     return fronts
 
 
@@ -123,43 +88,51 @@ class MeasuredRun:
     Attributes:
         run: name of the run.
         label: its settings.
-        x: position on the horizontal axis.
+        nbytes: size of its model, computed like that of a mix.
         ratio: perplexity relative to the dense model.
     """
 
     run: str
     label: str
-    x: float
+    nbytes: float
     ratio: float
 
 
-def measured_runs(model: str, x_of: Callable[[RunRow], float | None]) -> list[MeasuredRun]:
-    """Finished runs of a model, newest first.
+def measured_runs(
+    model: str, layers: Sequence[LinearShape], other_bytes: float
+) -> list[MeasuredRun]:
+    """Finished runs of a model whose size is known, newest first.
 
     Args:
-        x_of: horizontal position of a run; None leaves it out.
+        layers: layers of the model, embedding and head included.
+        other_bytes: bytes of all tensors other than `layers`.
     """
     points = []
     for row in all_rows():
         matches = row.job.config.get("model") == model
         change = row.figures.change() if row.job.state == State.SUCCEEDED and matches else None
-        if change is not None and (x := x_of(row)) is not None:
+        nbytes = run_bytes(row, layers, other_bytes) if change is not None else None
+        if change is not None and nbytes is not None:
             label = " · ".join(setting_summary(row.job)) or row.job.name
-            points.append(MeasuredRun(row.job.run, label, x, 1 + change))
+            points.append(MeasuredRun(row.job.run, label, nbytes, 1 + change))
     return points[:MAX_RUNS]
 
 
-def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], other_bytes: float) -> float | None:
-    """Size in bytes of a quantized run's model, computed like that of a mix; None if not quantized.
-
-    Args:
-        other_bytes: bytes of all tensors other than `layers`.
-    """
-    bits = row.figures.final(BITS_PER_WEIGHT)
-    if bits is None:
+def run_bytes(row: RunRow, layers: Sequence[LinearShape], other_bytes: float) -> float | None:
+    """Size in bytes of a run's model, computed like that of a mix; None if its layers are neither
+    quantized nor pruned to one pattern."""
+    bits, zeros = row.figures.final(BITS_PER_WEIGHT), row.figures.final(ZERO_SHARE)
+    if bits is not None:
+        layer_bytes = (x.weights * (bits if x.block >= 0 else 16) / 8 for x in layers)
+        return other_bytes + sum(layer_bytes)
+    try:
+        pruned = Format(pattern=Pattern.parse(str(row.job.config.get("pattern"))))
+    except ValueError:
         return None
-    layer_bits = (layer.weights * (bits if layer.block >= 0 else 16) for layer in layers)
-    return other_bytes + sum(count / 8 for count in layer_bits)
+    if zeros is None or abs(zeros - pruned.sparsity) > MIXED_SHARE:
+        return None
+    forms = ((x, pruned if x.block >= 0 else Format()) for x in layers)
+    return other_bytes + sum(form.nbytes(x.rows, x.columns) for x, form in forms)
 
 
 def queued_runs(model: str) -> list[dict[str, Any]]:
@@ -187,27 +160,3 @@ def perplexity_over_dense(run: str) -> float | None:
             return None
         ratio, run = ratio * (1 + change), str(row.job.config.get("model"))
     return ratio
-
-
-def ordered(formats: Sequence[Format]) -> list[Format]:
-    """Formats sorted by size, the fewest bits first, dense last."""
-    return sorted(formats, key=lambda form: form.bits_per_weight(REFERENCE_WIDTH) - form.sparsity)
-
-
-def format_colors(formats: Sequence[Format]) -> dict[Format, str]:
-    """Colors by format, in order; quantized formats and pruned formats each span the scale."""
-    colors = dict.fromkeys(formats, LIGHT.muted)
-    for quantized in (True, False):
-        group = [x for x in ordered(formats) if x.quantized == quantized and x != Format()]
-        step = (BRIGHTEST - DARKEST) / max(1, len(group) - 1)
-        positions = [BRIGHTEST - step * index for index in range(len(group))]
-        colors |= zip(group, sample_colorscale(COLOR_SCALE, positions), strict=True)
-    return {form: colors[form] for form in ordered(formats)}
-
-
-def short_labels(formats: Sequence[Format]) -> list[str]:
-    """The shortest labels that distinguish formats: numbers of bits, or else complete names."""
-    bits = [str(x.width.bits) if x.width else "16" for x in formats]
-    if len({*bits}) == len(bits) and not any(x.pattern for x in formats):
-        return bits
-    return [str(x) if x != Format() else "dense" for x in formats]

@@ -219,7 +219,8 @@ class LiveWorker(ThreadedEvents[Event]):
                     "low": ratio.low if ratio else nan,
                     "high": ratio.high if ratio else nan,
                 }
-                self._send("loss", tokens=n * length, of=opened.windows.numel(), **finite(figures))
+                counts = {"tokens": n * length, "of": opened.windows.numel(), "context": length}
+                self._send("loss", **counts, **finite(figures))
                 yield
             self._before_step()
 

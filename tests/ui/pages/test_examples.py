@@ -14,12 +14,9 @@ from ui.pages.report.page import drawn, sources
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"},
     "quantization": {"dlqat"},
-    "sensitivity": {"profile"},
-    "trade-offs": {"profile"},
     "benchmark": {"benchmark"},
 }
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
-    "sensitivity-agreement",
     "compare-lines",
 }
 

@@ -17,7 +17,7 @@ from backend.store.session import writing
 from backend.store.tables import Event, Job
 from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
-from tests.ui.pages.sensitivity.profiles import profile_rows
+from tests.ui.pages.workbench.profiles import profile_rows
 from ui.pages.runs.page import HTML
 from ui.runs import rows as run_rows
 from ui.runs import view as table

@@ -116,7 +116,7 @@ QUESTIONS = {  # question -> answer, page
     "Which model fits into 80 MB?": (
         "A sensitivity profile says what each layer loses in each format; a budget then gives "
         "every layer its own.",
-        "trade-offs",
+        "workbench",
     ),
     "What happened to the weights?": (
         "Their distribution before and after, layer by layer.",

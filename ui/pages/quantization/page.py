@@ -9,10 +9,10 @@ import gradio as gr
 from jobs.dlqat import kind as dlqat
 from ui.frame import Page
 from ui.pages.quantization import panels
+from ui.pages.quantization.explorer_page import ExplorerPage, profile_mark
 from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.panels import CHARTS, ENERGY, HTML, MAGNITUDES, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView, quant_of
-from ui.runs.explorer_page import ExplorerPage, profile_mark
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
 from ui.widgets.html import notice, plain

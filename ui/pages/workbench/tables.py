@@ -1,11 +1,9 @@
-"""What the browser is told of a model, for which no process has to hold it: its layers and the
-knobs there are; the profile of a run, from which it predicts any state; and the dense weights of
-one layer, from which it makes any format at once: rows of the matrix as they lie in the model's
-files, and the energies of its inputs where a run has stored them."""
+"""Data of a model for the browser, without a live model: layers, knobs, runs and the state at an
+address; and the dense weights of one layer, as rows of its matrix in the model's files, with the
+energies of its inputs if a run has stored them. The browser makes any format of these weights."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from math import exp
 from typing import Any
 
 import numpy as np
@@ -14,63 +12,35 @@ from starlette.responses import JSONResponse, Response
 
 from backend.errors import ConfigError, ModelError, NotFoundError, SlimscopeError
 from backend.live.address import INSTANT_METHODS, state_at
+from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.models.sources.catalog import local_folder
-from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.quantization.config import MAX_BITS, MIN_BITS, Width
 from backend.queue import gate
 from backend.queue.actor import Actor
-from backend.sensitivity.profile import DENSE_BITS, Format
 from backend.statistics.regions import Region, read_region
-from backend.statistics.tensors import BINS, INPUT_ENERGY, QUANTILES, SENSITIVITY, histogram_edge
+from backend.statistics.tensors import BINS, INPUT_ENERGY, QUANTILES, histogram_edge
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.fields.models import is_run, resolve_model
-from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
-from ui.format import NBSP
 from ui.live_api import live_parts
+from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
+from ui.pages.workbench.profiles import knowledge, landmarks, new_profile, profiles_of
 from ui.runs.choices import models
-from ui.runs.profiles import (
-    METHOD_BUDGETS,
-    fronts_of,
-    measured_runs,
-    profile_at,
-    quantized_bytes,
-    queued_runs,
-)
+from ui.runs.profiles import measured_runs, queued_runs
 from ui.runs.weights import DENSE, layer_label
 from ui.security.auth import current_user
-from ui.theme import BLUE, DARK, LIGHT, VERMILLION
-from ui.widgets.explorer import cached_by
+from ui.theme import DARK, LIGHT
 from ui.widgets.packed import PackedArrays
 
-START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
-WEIGHTS = "/slimscope/workbench/weights"
-MOST = 1_000_000  # weights that are sent; of a larger matrix, rows at equal distances
+START, WEIGHTS = "/slimscope/workbench/start", "/slimscope/workbench/weights"
+MAX_WEIGHTS = 1_000_000  # of a larger matrix, rows at equal distances are sent
 ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
-WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
-PATTERNS, MOST_PERCENT = ("1:4", "2:4", "4:8"), 90
-BITS = range(MIN_BITS, MAX_BITS + 1)
-OFFERED = (  # what the knobs reach; formats of a pattern and a width are made of these
-    *map(Format.parse, PATTERNS),
-    *(Format.parse(f"{percent}%") for percent in range(1, MOST_PERCENT + 1)),
-    *(Format(Width(bits, group)) for group in (0, *GROUPS) for bits in BITS),
-)
-NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), Width(DENSE_BITS)
-FRONTS = {"quantized": ("by bits", BLUE), "pruned": ("by sparsity", VERMILLION)}
-DENSE_CODE = 255
-
-
-def profiles_of(model: str) -> list[Job]:
-    """Runs that have profiled a model, finished ones first, then the newest."""
-    jobs = [j for j in queries.runs_with_profile(SENSITIVITY) if model in ("", j.config["model"])]
-    return sorted(jobs, key=lambda job: job.state != State.SUCCEEDED)
 
 
 def start(request: Request) -> Response:
@@ -92,45 +62,67 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
     profiled = {str(job.config["model"]) for job in profiles_of("")}
-    run = found[0] if found else None
-    pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
-    rest = 2 * (facts.parameters - sum(x.weights for x in layers))
     return {
         "model": model,
         "title": facts.title,
         "models": [(title, name, name in profiled) for title, name in models()],
-        "layers": [
-            {
-                "name": x.name,
-                "block": x.block,
-                "module": x.module,
-                "rows": x.rows,
-                "columns": x.columns,
-                "label": layer_label(x.block, x.module),
-            }
-            for x in layers
-        ],
-        "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
-        "rest": rest,
-        "runs": [
-            (one.run, one.label, one.x, one.ratio)
-            for one in measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
-        ],
-        "queued": [*_queued(model, layers, rest)],
+        **_layers(facts, layers),
+        **_runs(model, layers, _other_bytes(facts, layers)),
+        **_profile(found[0] if found else None, model, layers, actor),
         "widths": WIDTHS,
         "groups": GROUPS,
         "patterns": PATTERNS,
-        "parts": _parts(OFFERED, layers),
+        "parts": format_parts(OFFERED, layers),
         "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*INSTANT_METHODS.values()],
+        "live": live_parts(facts, model, actor),
+        "state": _state(address, layers) if address else None,
+    }
+
+
+def _other_bytes(facts: ModelFacts, layers: Sequence[LinearShape]) -> int:
+    """Bytes of all tensors other than the layers, in 16 bits."""
+    return 2 * (facts.parameters - sum(x.weights for x in layers))
+
+
+def _layers(facts: ModelFacts, layers: Sequence[LinearShape]) -> dict[str, Any]:
+    rows = [
+        {
+            "name": x.name,
+            "block": x.block,
+            "module": x.module,
+            "rows": x.rows,
+            "columns": x.columns,
+            "label": layer_label(x.block, x.module),
+        }
+        for x in layers
+    ]
+    modules = in_order([*dict.fromkeys(x.module for x in facts.linears)])
+    return {"layers": rows, "modules": modules, "rest": _other_bytes(facts, layers)}
+
+
+def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[str, Any]:
+    """Finished runs, runs that were queued from states, and llama.cpp's files of a model."""
+    runs = [(x.run, x.label, x.nbytes, x.ratio) for x in measured_runs(model, layers, other_bytes)]
+    queued = [*_queued(model, layers, other_bytes)]
+    return {"runs": runs, "queued": queued, "landmarks": landmarks(model)}
+
+
+def _profile(
+    run: Job | None, model: str, layers: Sequence[LinearShape], actor: Actor
+) -> dict[str, Any]:
+    """The profile that predictions are from, and the offer of a new one where that is missing or
+    outdated."""
+    pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
+    known = knowledge(run, len(layers)) if run else None
+    return {
         "made": INSTANT_METHODS | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
-        "perplexity": _perplexity(run),
-        "live": live_parts(facts, model, actor),
-        "state": _state(address, layers) if address else None,
+        "known": known,
+        "offer": new_profile(model, actor) if known is None or known["outdated"] else None,
     }
 
 
@@ -146,96 +138,19 @@ def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
         "identity": address.partition("~")[0],
         "pruner": state.pruner,
         "quantizer": state.quantizer,
-        "formats": [*map(_names, formats)],
-        "parts": _parts(formats, layers),
+        "formats": [*map(names_of, formats)],
+        "parts": format_parts(formats, layers),
     }
 
 
 def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[dict[str, Any]]:
-    """Runs that were queued from states, with the bytes of those; not those of another version of
-    the model."""
+    """Runs that were queued from states, with the bytes of the states; without runs of another
+    version of the model."""
     for run in queued_runs(model):
         with suppress(ConfigError):
             formats = state_at(run["state"], layers).formats
             nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
             yield run | {"nbytes": rest + nbytes}
-
-
-def _names(form: Format) -> tuple[str, str]:
-    return str(form.pattern or ""), str(form.width or "")
-
-
-def _parts(formats: Iterable[Format], layers: Iterable[LinearShape]) -> dict[str, dict[str, Any]]:
-    """Patterns and widths by name, of which the page puts formats together. `extra`: bits of masks,
-    indices and scales that a weight takes in rows of one input; `misfits`: numbers of inputs of
-    these layers that cannot be stored so."""
-    columns, parts = {x.columns for x in layers}, dict[str, dict[str, Any]]()
-    for form in formats:
-        for part in (Format(pattern=form.pattern), Format(form.width)):
-            pattern, width = part.pattern or NO_PATTERN, part.width or NO_WIDTH
-            short = Format(part.width and Width(width.bits), part.pattern)
-            parts[str(part)] = {
-                "label": part.label.replace("%", f"{NBSP}%"),
-                "short": short.label.replace("%", f"{NBSP}%"),
-                "keep": pattern.keep,
-                "of": pattern.group,
-                "drop": pattern.drop,
-                "bits": width.bits,
-                "group": width.group,
-                "extra": part.bits_per_weight(1) - (1 - pattern.drop) * width.bits,
-                "misfits": [each for each in columns if not part.fits(each)],
-            }
-    return parts
-
-
-def _perplexity(run: Job | None) -> float | None:
-    """Of the dense model on the text that was held out of a profile."""
-    found = queries.results([run.id]) if run else []
-    losses = [each.value for each in found if each.metric == HELDOUT_LOSS]
-    return exp(losses[-1]) if losses else None
-
-
-# the profile of a run -----------------------------------------------------------------------------
-
-
-def profile(request: Request) -> Response:
-    """Answer to `?run=profile-0004`: a binary with the figures of each layer, and the fronts."""
-    run = request.query_params.get("run", "")
-    found = packed_profile(run)
-    if found is None:
-        return error_response(NotFoundError(f"{run[:40]!r} is no profile."), 404)
-    return found.answer(request)
-
-
-@cached_by(queries.profiles_mark)
-def packed_profile(run: str) -> PackedArrays | None:
-    """error and predicted [layers, formats], NaN where there is none; of each front the format of
-    every layer [points, layers], 255: dense, its bytes and its loss [points]."""
-    known = profile_at(run)
-    if known is None:
-        return None
-    layers, formats = known.layers, known.formats
-    predicted = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
-    arrays = {"error": known.figure("error").astype("<f4"), "predicted": predicted.astype("<f4")}
-    fronts = fronts_of(run) or {}
-    code = {form: at for at, form in enumerate(formats)} | {Format(): DENSE_CODE}
-    for method, front in fronts.items():
-        mixes = front.mixes[METHOD_BUDGETS[method]]
-        chosen = [[code[mix.formats[x.name]] for x in layers] for mix in mixes]
-        arrays |= {
-            f"{method}_formats": np.array(chosen, "<u1"),
-            f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
-            f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
-        }
-    widths = [Format(Width(bits, x.width.group)) for x in formats if x.width for bits in BITS]
-    header = {
-        "run": run,
-        "formats": [*map(_names, formats)],
-        "parts": _parts([*formats, *widths], layers),
-        "fronts": [(method, *FRONTS[method]) for method in fronts],
-        "layers": [x.name for x in layers],
-    }
-    return PackedArrays.of(header, arrays)
 
 
 # the weights of a layer ---------------------------------------------------------------------------
@@ -273,11 +188,11 @@ def _packed(model: str, name: str) -> PackedArrays:
 
 
 def _rows(source: str, shape: LinearShape) -> np.ndarray:
-    """At most `MOST` weights of a matrix, whole rows of it [rows, columns]."""
+    """At most `MAX_WEIGHTS` weights of a matrix, whole rows of it [rows, columns]."""
     folder, stored = local_folder(source), shape.stored
     if folder is None:
         raise ModelError(*ELSEWHERE)
-    step = -(-shape.weights // MOST)
+    step = -(-shape.weights // MAX_WEIGHTS)
     tensor = stored.names[0] if stored.names else f"{shape.name}.weight"
     rows, columns, steps, found = (0, shape.rows), (0, shape.columns), (step, 1), None
     if stored.transposed:

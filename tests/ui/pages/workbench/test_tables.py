@@ -1,4 +1,4 @@
-"""What the browser is told of a model: layers, knobs, profile, weights; and what it is not told."""
+"""Data of a model for the browser: layers, knobs, profile, weights; and refused requests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from backend.store import queries
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import budget_solver, read_profile
 from tests.ui.lab import job, measured, store
-from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
+from tests.ui.pages.workbench.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit, unpacked
 from ui.pages.run.outcome import outcome
-from ui.pages.workbench import tables
+from ui.pages.workbench import profiles, tables
+from ui.pages.workbench.formats import format_parts, names_of
 from ui.runs.results import RunResults
 
 
@@ -65,8 +66,8 @@ TEXTS = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8", "90
 def test_formats_are_the_sum_of_their_parts(columns: int) -> None:
     layer = LinearShape("a", 0, "m", 2, columns)
     for form in map(Format.parse, TEXTS):
-        parts = tables._parts([form], [layer])
-        pattern, width = (parts[name or "dense"] for name in tables._names(form))
+        parts = format_parts([form], [layer])
+        pattern, width = (parts[name or "dense"] for name in names_of(form))
         scale = width["extra"] / (1 if width["group"] else columns)
         bits = (1 - pattern["drop"]) * width["bits"] + pattern["extra"] + scale
         assert bits == pytest.approx(form.bits_per_weight(columns))
@@ -133,11 +134,11 @@ def test_a_model_that_is_not_there_is_refused(client: TestClient, model: str, sa
 def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     client: TestClient,
 ) -> None:
-    header, arrays = got(client, tables.PROFILE, run="profile-0091")
+    header, arrays = got(client, profiles.PROFILE, run="profile-0091")
     known = read_profile("profile-0091")
     texts = ["+".join(filter(None, names)) for names in header["formats"]]
     assert texts[: len(FORMATS)] == [*FORMATS]
-    assert [name for name, *_ in header["fronts"]] == [*tables.METHOD_BUDGETS]
+    assert [name for name, *_ in header["fronts"]] == [*profiles.METHOD_BUDGETS]
     named = {name or "dense" for names in header["formats"] for name in names}
     assert header["parts"].keys() >= named
     finite = np.isfinite(known.predicted)
@@ -146,7 +147,7 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     solver = budget_solver(known, "quantized")
     for point in range(20, len(arrays["quantized_loss"]), 20):
         formats = {
-            x.name: Format() if code == tables.DENSE_CODE else known.formats[code]
+            x.name: Format() if code == profiles.DENSE_CODE else known.formats[code]
             for x, code in zip(known.layers, arrays["quantized_formats"][point], strict=True)
         }
         mix = solver.mix(formats)
@@ -157,11 +158,11 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
 
 
 def test_a_profile_at_work_has_the_layers_there_are(client: TestClient) -> None:
-    header, arrays = got(client, tables.PROFILE, run="profile-0092")
+    header, arrays = got(client, profiles.PROFILE, run="profile-0092")
     assert all(name.startswith("model.layers.0.") for name in header["layers"])
     assert len(arrays["error"]) == len(header["layers"]) == 7
-    assert client.get(tables.PROFILE, params={"run": "sds-0001"}).status_code == 404
-    assert client.get(tables.PROFILE, params={"run": "<b>"}).status_code == 404
+    assert client.get(profiles.PROFILE, params={"run": "sds-0001"}).status_code == 404
+    assert client.get(profiles.PROFILE, params={"run": "<b>"}).status_code == 404
 
 
 def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) -> None:
@@ -170,7 +171,7 @@ def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) ->
     whole = load("toy").model.get_submodule(name).get_parameter("weight").detach().float().numpy()
     assert header["name"] == name and np.array_equal(arrays["weights"], whole)
     assert header["edge"] == pytest.approx(scale_of(torch.tensor(whole).flatten().sort()[0])[0])
-    monkeypatch.setattr(tables, "MOST", whole.size // 3)
+    monkeypatch.setattr(tables, "MAX_WEIGHTS", whole.size // 3)
     _, sampled = got(client, tables.WEIGHTS, model="toy", name=name)
     assert np.array_equal(sampled["weights"], whole[::3])
 

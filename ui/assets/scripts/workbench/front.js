@@ -1,6 +1,16 @@
-/* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, em, inks, number, stroke, surface, ticks, times } from "../weights/canvas.js";
-import { button, need } from "./elements.js";
+/* Size against quality: the best mixes, predicted; uniform formats, runs, files of llama.cpp, kept states and this one. */
+import {
+  bottomAxis,
+  em,
+  inks,
+  number,
+  share,
+  stroke,
+  surface,
+  ticks,
+  times,
+} from "../weights/canvas.js";
+import { button, need, tell } from "./elements.js";
 import { color, fits } from "./formats.js";
 import { megabytes } from "./measured.js";
 
@@ -8,31 +18,38 @@ import { megabytes } from "./measured.js";
 /** @typedef {import("./predictions.js").Totals} Totals */
 /** @typedef {import("./measured.js").Known} Known */
 /** @typedef {{nbytes: number, ratio: number}} Place Bytes, and perplexity over dense. */
-/** @typedef {Place & {words: string, run?: string, kept?: number, own?: boolean, color?: string, short?: string}} Point
-    Of a run, of a kept state, of the state that is looked at, or with a `color` of a uniform format. */
-/** @typedef {{lines: {color: string, points: Place[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[],
-      runs: Point[], measured: boolean, height: number}} Shown `landmarks`: uniform formats. */
+/** @typedef {Place & {words: string, run?: string, kept?: number, own?: boolean, color?: string, short?: string, quantized?: boolean,
+      predicted?: number | null, interval?: [low: number, high: number], side?: CanvasTextAlign, mix?: import("./predictions.js").Mix}} Point
+    A run, with the prediction of its state; a kept state; this state; with a `color` a uniform format; with an `interval`
+    a file of llama.cpp; a `mix` of a front. */
+/** @typedef {{lines: {color: string, points: Point[]}[], uniform: Point[], files: Point[], dense: Point, now: Point,
+      kept: Point[], runs: Point[], measured: boolean, height: number}} Shown */
 
 const RIGHT = 14;
 const TOP = 10;
 const REACH = 14;
 const LEFT = () => em(2.75);
 const BOTTOM = () => em(2.25);
-const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
+const TOP_RATIO = 4; // worse states are drawn at the edge
+const LOW_RATIO = 0.88; // leaves room for names below the line of 1
+const GREEN = "#009E73"; // of llama.cpp
 
 class FrontChart {
-  /** @type {(Point & {x: number, y: number})[]} */
+  /** @typedef {Point & {x: number, y: number}} Drawn */
+  /** @type {Drawn[]} */
   #points = [];
+  /** @type {Drawn[]} */
+  #mixes = [];
 
   /** @param {HTMLCanvasElement} canvas
-      @param {{hover: (words: string) => void, pick: (place: number) => void}} on
-      `pick`: a kept state was clicked; a click on a run opens its page */
+      @param {{hover: (words: string) => void, pick: (place: number) => void, mix: (mix: import("./predictions.js").Mix) => void}} on
+      `pick`: a kept state was clicked, `mix`: a line; a click on a run opens its page */
   constructor(canvas, on) {
     this.canvas = canvas;
     canvas.onpointermove = (event) => {
       const near = this.#near(event);
       on.hover(near?.words ?? "");
-      const leads = near?.kept !== undefined || near?.run;
+      const leads = near?.kept !== undefined || near?.run || near?.mix;
       canvas.style.cursor = leads ? "pointer" : "default";
     };
     canvas.onpointerleave = () => on.hover("");
@@ -40,16 +57,20 @@ class FrontChart {
       const near = this.#near(event);
       if (near?.kept !== undefined) on.pick(near.kept);
       else if (near?.run) location.href = `run?id=${near.run}`;
+      else if (near?.mix) on.mix(near.mix);
     };
   }
 
   /** @param {PointerEvent | MouseEvent} event */
   #near({ offsetX, offsetY }) {
-    const near = this.#points
-      .map((point) => ({ ...point, far: Math.hypot(point.x - offsetX, point.y - offsetY) }))
-      .sort((a, b) => a.far - b.far)
-      .at(0);
-    return near && near.far < REACH ? near : null;
+    for (const points of [this.#points, this.#mixes]) {
+      const near = points
+        .map((point) => ({ ...point, far: Math.hypot(point.x - offsetX, point.y - offsetY) }))
+        .sort((a, b) => a.far - b.far)
+        .at(0);
+      if (near && near.far < REACH) return near;
+    }
+    return null;
   }
 
   /** @param {Shown} shown */
@@ -66,25 +87,63 @@ class FrontChart {
       for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
       pen.stroke();
     }
-    this.#points = [
-      ...shown.landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low),
+    const placed = (/** @type {Point[]} */ points) =>
+      points
+        .filter(({ ratio }) => Number.isFinite(ratio))
+        .map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
+    this.#mixes = placed(shown.lines.flatMap(({ points }) => points));
+    this.#points = placed([
+      ...[...shown.uniform, ...shown.files].filter(
+        (each) => each.ratio <= top && each.nbytes >= low,
+      ),
       ...shown.runs,
       shown.dense,
       ...shown.kept.map((each, kept) => ({ ...each, kept })),
       { ...shown.now, own: true },
-    ]
-      .filter(({ ratio }) => Number.isFinite(ratio))
-      .map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
+    ]);
     for (const point of this.#points) {
-      if (point.color) this.#landmark(area, ink, point);
+      if (point.predicted) this.#became(area, ink, point, y(point.predicted));
+      if (point.interval) this.#file(area, ink, point, point.interval.map(y));
+      else if (point.color) this.#landmark(area, ink, point);
       else this.#mark(area, ink, point, shown.measured, top);
     }
   }
 
+  /** The prediction of a run's state, with a line to what it became.
+      @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point @param {number} from */
+  #became({ pen }, ink, { x, y }, from) {
+    Object.assign(pen, { strokeStyle: ink.muted, fillStyle: ink.paper, lineWidth: 1.25 });
+    stroke(pen, x, from, x, y);
+    pen.beginPath();
+    pen.arc(x, from, 4, 0, 7);
+    pen.fill();
+    pen.stroke();
+  }
+
+  /** A diamond with its interval.
+      @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point @param {number[]} ends */
+  #file({ pen }, ink, { x, y, short = "", side = "center" }, [low, high]) {
+    Object.assign(pen, { strokeStyle: GREEN, fillStyle: GREEN, lineWidth: 1.25 });
+    stroke(pen, x, low, x, high);
+    pen.beginPath();
+    for (const [right, down] of [
+      [0, -6],
+      [5, 0],
+      [0, 6],
+      [-5, 0],
+    ])
+      pen.lineTo(x + right, y + down);
+    pen.fill();
+    Object.assign(pen, { fillStyle: ink.muted, textAlign: side });
+    pen.fillText(short, x, Math.max(y, low) + 14);
+  }
+
   /** Where bytes and perplexities lie. @param {Shown} shown @param {ReturnType<typeof surface>} area */
-  #axes({ lines, dense, now, kept, runs }, { width, height }) {
+  #axes({ lines, dense, now, kept, runs, files }, { width, height }) {
     const floor = height - BOTTOM();
-    const states = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio));
+    const states = [dense, now, ...kept, ...runs, ...files].filter(({ ratio }) =>
+      Number.isFinite(ratio),
+    );
     /** @type {Place[]} */
     const places = [...states, ...lines.flatMap((each) => each.points)];
     const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...places.map(({ ratio }) => ratio)));
@@ -95,7 +154,8 @@ class FrontChart {
     const x = (/** @type {number} */ nbytes) =>
       LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT);
     const y = (/** @type {number} */ ratio) => {
-      const part = Math.log(Math.max(0.95, Math.min(top, ratio)) / 0.95) / Math.log(top / 0.95);
+      const part =
+        Math.log(Math.max(LOW_RATIO, Math.min(top, ratio)) / LOW_RATIO) / Math.log(top / LOW_RATIO);
       return floor - part * (floor - TOP);
     };
     return { x, y, top, low, most };
@@ -125,16 +185,21 @@ class FrontChart {
     bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
   }
 
-  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Point & {x: number, y: number}} point */
+  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point */
   #landmark({ pen, width }, ink, { x, y, color: hue = "", short = "" }) {
     pen.beginPath();
     Object.assign(pen, { fillStyle: hue, textAlign: "left" });
     pen.arc(x, y, 3.5, 0, 7);
     pen.fill();
-    if (width > 300) Object.assign(pen, { fillStyle: ink.muted }).fillText(short, x + 6, y - 7);
+    if (width > 300)
+      Object.assign(pen, { fillStyle: ink.muted }).fillText(
+        short.replace(" bits", ""),
+        x + 6,
+        y - 7,
+      );
   }
 
-  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Point & {x: number, y: number}} point
+  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point
       @param {boolean} measured @param {number} top */
   #mark({ pen }, ink, { x, y, kept, own, run, ratio }, measured, top) {
     pen.beginPath();
@@ -167,7 +232,8 @@ const said = (nbytes, ratio, how) => `${megabytes(nbytes)}, ${times(ratio)} dens
 
 export class FrontPanel {
   /** @param {HTMLElement} card @param {HTMLElement} box of buttons
-      @param {{open: (address: string) => void, drop: () => void}} on `drop`: a kept state was dropped */
+      @param {{open: (address: string) => void, take: (formats: import("./formats.js").Format[]) => void, drop: () => void}} on
+      `take`: a mix was clicked, `drop`: a kept state was dropped */
   constructor(card, box, on) {
     this.card = card;
     this.box = box;
@@ -175,13 +241,20 @@ export class FrontPanel {
     /** @type {View | null} */
     this.view = null;
     /** @type {Point[]} */
-    this.landmarks = [];
+    this.uniform = [];
+    /** @type {Shown["lines"]} */
+    this.lines = [];
     const place = need(card, "output", HTMLElement);
     this.chart = new FrontChart(need(card, "canvas", HTMLCanvasElement), {
       hover: (words) => {
         place.textContent = words;
       },
       pick: (kept) => on.open(this.view?.kept[kept].address ?? ""),
+      mix: (point) => {
+        if (!this.view) return;
+        const { predictions, now, pinned } = this.view;
+        on.take(predictions.mix(point, now.formats, pinned));
+      },
     });
   }
 
@@ -191,29 +264,44 @@ export class FrontPanel {
     const measured = known.ratio !== undefined;
     const ratio = known.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss));
     const { nbytes } = predictions.totals(view.dense);
-    if (this.view !== view) this.landmarks = this.#uniform(view);
-    this.view = view;
-    this.chart.draw({
-      lines: [...predictions.fronts.values()].map(({ color: hue, points }) => ({
+    if (this.view !== view) {
+      this.uniform = this.#uniform(view);
+      this.lines = [...predictions.fronts.values()].map(({ color: hue, points }) => ({
         color: hue,
-        points: points.map((each) => ({ nbytes: each.nbytes, ratio: Math.exp(each.loss) })),
-      })),
+        points: points.map((mix) => {
+          const place = { nbytes: mix.nbytes, ratio: Math.exp(mix.loss), mix };
+          return { ...place, words: said(place.nbytes, place.ratio, "predicted; click to take") };
+        }),
+      }));
+    }
+    this.view = view;
+    const how = measured ? "live" : "predicted";
+    const now = { nbytes: totals.nbytes, ratio, words: said(totals.nbytes, ratio, how) };
+    tell(need(this.card, "h2", HTMLElement), this.#finding(view, now, totals, how));
+    this.chart.draw({
+      lines: this.lines,
       height,
       measured,
       dense: { nbytes, ratio: 1, words: `Dense, ${megabytes(nbytes)}` },
-      now: {
-        nbytes: totals.nbytes,
-        ratio,
-        words: said(totals.nbytes, ratio, measured ? "measured" : "predicted"),
-      },
-      landmarks: this.landmarks,
+      now,
+      uniform: this.uniform,
+      files: model.landmarks.map(
+        ({ file, megabytes: size, ratio: worse, low, high, source }, at) => ({
+          nbytes: 1e6 * size,
+          ratio: worse,
+          interval: [low, high],
+          side: at % 2 ? "left" : "right", // neighbors stand apart
+          short: file,
+          words: `${file} of llama.cpp: ${said(1e6 * size, worse, `measured by ${source}`)}`,
+        }),
+      ),
       runs: this.#runs(model),
       kept: view.kept.map((each, place) => ({
         ...each,
         words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}`,
       })),
     });
-    need(this.card, ".weights-legend", HTMLElement).hidden = !predictions.fronts.size;
+    need(this.card, ".workbench-legend", HTMLElement).hidden = !predictions.fronts.size;
     const key = JSON.stringify([view.kept, model.queued]);
     if (this.box.dataset.key === key) return;
     this.box.dataset.key = key;
@@ -231,18 +319,35 @@ export class FrontPanel {
         run,
         nbytes,
         ratio,
-        words: `${run}, ${name}: ${said(nbytes, ratio, "measured")}`,
+        words: `${run}, ${name}: ${said(nbytes, ratio, "final")}`,
       })),
       ...queued.map((each) => ({
         run: each.run,
         nbytes: each.nbytes,
         ratio: each.final ?? NaN,
+        predicted: each.predicted,
         words: `${each.run}: ${megabytes(each.nbytes)}, ${became(each)}`,
       })),
     ];
   }
 
-  /** All layers of the blocks in one format: landmarks beside the best mixes. @param {View} view @returns {Point[]} */
+  /** Size and loss of this state, and the largest uniform format that is no smaller and loses more.
+      @param {View} view @param {Point} now @param {Totals} totals @param {string} how */
+  #finding({ isDense }, { nbytes, ratio }, { rounded }, how) {
+    if (isDense || !Number.isFinite(ratio)) return "Size against quality";
+    const loss = (/** @type {number} */ each) =>
+      `${each < 1 ? "−" : "+"}${share(Math.abs(each - 1))}`;
+    const own = `${megabytes(nbytes)} at ${loss(ratio)} perplexity, ${how}`;
+    const [rival] = this.uniform
+      .filter((each) => each.quantized === rounded > 0)
+      .filter((each) => each.nbytes >= nbytes && each.ratio > ratio)
+      .sort((a, b) => b.nbytes - a.nbytes);
+    if (!rival) return own;
+    const all = rival.short?.replace("%", "% zeros");
+    return `${own}; all ${all}: ${megabytes(rival.nbytes)} at ${loss(rival.ratio)}`;
+  }
+
+  /** All layers of the blocks in one format. @param {View} view @returns {Point[]} */
   #uniform({ predictions, layers, known }) {
     return predictions.formats.flatMap((form) => {
       const formats = layers.map(({ block, columns }) =>
@@ -252,8 +357,9 @@ export class FrontPanel {
       if (unknown) return [];
       const ratio = Math.exp(loss);
       const words = `All ${form.label}: ${said(nbytes, ratio, "predicted")}`;
-      const short = form.short.replace(" bits", "");
-      return [{ nbytes, ratio, words, short, color: color(form) ?? "" }];
+      const { short } = form;
+      const quantized = Boolean(form.width);
+      return [{ nbytes, ratio, words, short, quantized, color: color(form) ?? "" }];
     });
   }
 

@@ -1,9 +1,8 @@
-/* The knobs of the Workbench: formats of the layers that are chosen, methods, and a budget for all of them. */
+/* The knobs of the Workbench: a budget for all layers, formats of the chosen layers, and methods. */
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
-import { button, need, pressed } from "./elements.js";
+import { button, need, pressed, tell } from "./elements.js";
 import { color } from "./formats.js";
-import { megabytes } from "./measured.js";
 import { plural } from "./panels.js";
 
 /** @typedef {import("./view.js").View} View */
@@ -14,10 +13,24 @@ import { plural } from "./panels.js";
 /** @type {Method[]} */
 const METHODS = ["pruner", "quantizer"];
 
-/** @param {HTMLInputElement} slider @param {string} words */
-function tell(slider, words) {
-  if (slider.nextElementSibling) slider.nextElementSibling.textContent = words;
+/** An amount of a budget as it can be typed. @param {import("./view.js").Unit} unit @param {number} value */
+function typed(unit, value) {
+  const few = (/** @type {number} */ x, digits = 3) => String(Number(x.toPrecision(digits)));
+  if (!Number.isFinite(value)) return "";
+  switch (unit) {
+    case "size":
+      return `${few(value / 1e6)} MB`;
+    case "loss":
+      return `loss ${few(1 + value, 4)} ×`;
+    case "sparsity":
+      return `${few(100 * value)} %`;
+    default:
+      return `${few(value)} ${unit}`;
+  }
 }
+
+/** @param {string} unit @returns {unit is import("./view.js").Unit} */
+const isUnit = (unit) => ["size", "bits", "sparsity", "loss", "ms"].includes(unit);
 
 export class Knobs {
   /** @param {HTMLElement} card @param {import("./page.js").Page} page */
@@ -26,6 +39,16 @@ export class Knobs {
     this.page = page;
     this.sparsity = need(card, "#workbench-sparsity", HTMLInputElement);
     this.budget = need(card, "#workbench-budget", HTMLInputElement);
+    this.text = need(card, "#workbench-budget-text", HTMLInputElement);
+    this.refusal = need(card, "#workbench-budget-refusal", HTMLElement);
+    /** @type {string | null} */
+    this.asked = null; // a typed budget without a mix, or without an answer yet
+    /** @type {[front: string, unit: string][]} */
+    this.budgets = [...this.#select("budget").options].map(({ value }) => {
+      const [front, unit] = value.split(" ");
+      return [front, unit];
+    });
+    this.labels = [...this.#select("budget").options].map(({ text }) => text);
     this.#wire();
   }
 
@@ -54,14 +77,16 @@ export class Knobs {
       page.draw();
     });
     for (const name of METHODS) this.#on(name, (value) => page.set({ [name]: value }));
-    this.#on("unit", (unit) => {
-      if (unit === "size" || unit === "read" || unit === "loss") page.view.settings.unit = unit;
+    this.#on("budget", (value) => {
+      const [front, unit] = value.split(" ");
+      if (isUnit(unit)) Object.assign(page.view.settings, { unit, front });
+      this.refuse("");
       page.draw();
     });
-    this.#on("front", (front) => {
-      page.view.settings.front = front;
-      page.draw();
-    });
+    this.text.onchange = () => page.ask(this.text.value);
+    this.text.onkeydown = (event) => {
+      if (event.key === "Enter") this.text.blur(); // which raises the change
+    };
     sparsity.oninput = () => page.prune(Number(sparsity.value), "sparsity");
     budget.oninput = () =>
       page.set({ formats: page.view.solved(Number(budget.value) / 1000) }, "budget");
@@ -87,17 +112,18 @@ export class Knobs {
     const forms = [...chosen].map((i) => view.formats[i]);
     const [single] = chosen;
     const title = chosen.size === 1 ? view.layers[single].label : plural(chosen.size, "layer");
-    need(this.card, "h2", HTMLElement).textContent = title;
+    tell(need(this.card, "h2", HTMLElement), title);
     const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
-    need(this.card, '[data-do="pin"]', HTMLElement).textContent = isPinned ? "Unpin" : "Pin";
+    tell(need(this.card, '[data-do="pin"]', HTMLElement), isPinned ? "Unpin" : "Pin");
     this.#scopes(view);
     this.#drawSparsity(view, forms);
     this.#drawFormats(view, forms);
     for (const name of METHODS) this.#select(name).value = view.now[name];
     const slow = METHODS.filter((name) => !view.isInstant(name)).map((name) => view.now[name]);
-    need(this.card, ".workbench-made", HTMLElement).textContent = slow.length
-      ? `A quick answer first, in seconds; then by ${slow.join(" and ")}, block by block`
-      : "At once as a run makes it";
+    const made = slow.length
+      ? `Preview now; exact result by ${slow.join(" and ")} follows`
+      : "Exact at once";
+    tell(need(this.card, ".workbench-made", HTMLElement), made);
     this.#drawBudget(view, totals);
   }
 
@@ -160,7 +186,8 @@ export class Knobs {
     if (slider !== document.activeElement || new Set(drops).size === 1)
       slider.value = String(Math.round(100 * mean));
     const from = share(low, 0).replace(/\s%/, "");
-    tell(slider, same ? share(low, 0) : `${from} to ${share(high, 0)}`);
+    const words = same ? share(low, 0) : `${from} to ${share(high, 0)}`;
+    if (slider.nextElementSibling) tell(slider.nextElementSibling, words);
     slider.disabled = view.all(({ block }) => block < 0);
   }
 
@@ -170,9 +197,29 @@ export class Knobs {
     const { unit, front } = view.settings;
     slider.closest(".workbench-knob")?.toggleAttribute("hidden", !front);
     if (!front) return;
+    this.#select("budget").value = `${front} ${unit}`;
     const value = view.spent(totals);
-    if (slider !== document.activeElement) slider.value = String(1000 * view.budgets.part(value));
-    tell(slider, unit === "loss" ? `+${share(value)}` : megabytes(value));
+    const part = view.budgets.part(value);
+    if (slider !== document.activeElement && Number.isFinite(part))
+      slider.value = String(1000 * part);
+    const words = typed(unit, value);
+    slider.setAttribute("aria-valuetext", words);
+    if (this.text !== document.activeElement) this.text.value = this.asked ?? words;
+  }
+
+  /** Says why the budget that was typed has no mix; "": the field shows that of the state. @param {string} words */
+  refuse(words) {
+    if (!words) this.asked = null;
+    this.refusal.textContent = words;
+    this.text.setAttribute("aria-invalid", String(Boolean(words)));
+  }
+
+  /** Says which chosen layers did not take a format. @param {import("./view.js").Misfit[]} misfits */
+  tellMisfits(misfits) {
+    const inputs = [...new Set(misfits.map(({ columns }) => columns))].join(", ");
+    need(this.card, ".workbench-misfit", HTMLElement).textContent = misfits.length
+      ? `${plural(misfits.length, "layer")} unchanged. ${misfits[0].form.label} does not divide ${inputs} inputs.`
+      : "";
   }
 
   /** Buttons in the colors of formats, of which the one of that value is taken.
@@ -190,13 +237,16 @@ export class Knobs {
     });
   }
 
-  /** Fills the lists of methods and fronts. @param {View} view */
+  /** Fills the lists of methods and budgets. @param {View} view */
   fill({ model, now, predictions, settings }) {
     const same = (/** @type {string} */ name) => /** @type {Offer} */ ([name, name]);
     offer(this.#select("pruner"), model.pruners.map(same), now.pruner);
     offer(this.#select("quantizer"), model.quantizers.map(same), now.quantizer);
-    /** @type {Offer[]} */
-    const fronts = [...predictions.fronts].map(([name, { label }]) => [label, name]);
-    offer(this.#select("front"), fronts, settings.front);
+    const offered = this.budgets.flatMap(([front, unit], i) => {
+      const best = predictions.fronts.get(front);
+      const isSolved = best && (unit !== "ms" || best.timed.length);
+      return isSolved ? [/** @type {Offer} */ ([this.labels[i], `${front} ${unit}`])] : [];
+    });
+    offer(this.#select("budget"), offered, `${settings.front} ${settings.unit}`);
   }
 }

@@ -4,7 +4,7 @@ import { reason, slimscope } from "./elements.js";
 /** @typedef {{event: "waits", what: string, about_s: number}
     | {event: "opened", identity: string, decoder: string}
     | {event: "applied", changed: number, ms: number, exactly: boolean, read_bytes: number | null}
-    | {event: "loss", ratio: number | null, low: number | null, high: number | null, kl: number | null, dense: number, tokens: number, of: number}
+    | {event: "loss", ratio: number | null, low: number | null, high: number | null, kl: number | null, dense: number, tokens: number, of: number, context: number}
     | {event: "speed", tokens_per_s: number | null, dense_tokens_per_s: number | null}
     | {event: "refined", what: string}
     | {event: "missing", of: string, why: string}

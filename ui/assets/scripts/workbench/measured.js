@@ -1,14 +1,15 @@
-/* Figures of each state, predicted, counted or measured; the gauges show them. */
+/* Figures of each state, predicted, live, final or counted; the gauges show them. */
 import { number, share, times } from "../weights/canvas.js";
-import { need } from "./elements.js";
+import { need, tell } from "./elements.js";
+import { addressOf } from "./formats.js";
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {Extract<LiveEvent, {event: "loss"}>} LossEvent */
-/** @typedef {{ratio?: number, low?: number | null, high?: number | null, kl?: number | null, tokens?: number, read?: number | null,
+/** @typedef {{ratio?: number, low?: number | null, high?: number | null, kl?: number | null, tokens?: number, context?: number, read?: number | null,
       speed?: number | null, exactly?: boolean}} Known
-    Measured on a state: perplexity over dense with its interval, nats, tokens of text, bytes and tokens a second.
-    `exactly`: the layers are as a run makes them. */
-/** @typedef {{value: string, details: string[], how: string, more?: string[]}} Reading `more`: in the title alone. */
+    Measured on a state: perplexity over dense with its interval, nats, tokens of text in windows of `context`, bytes and
+    tokens a second. `exactly`: the layers are as a run makes them. */
+/** @typedef {{value: string, details: string[], how: string}} Reading */
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
 
@@ -18,6 +19,8 @@ const key = (address) => address.replace(/^[^~]*/, "");
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 /** @param {number} many */
 const counted = (many) => many.toLocaleString("en");
+/** @param {number} context @param {number} tokens */
+const windows = (context, tokens) => `${counted(Math.round(tokens / context))} × ${context} tokens`;
 /** @param {string[]} words */
 const joined = (words) => words.filter(Boolean).join(" · ");
 
@@ -25,8 +28,6 @@ export class Measured {
   /** @type {Map<string, Known>} */
   #known = new Map();
   #now = "";
-  /** @type {number | null} */
-  #perplexity = null;
   /** @type {number | null} */
   #dense = null; // tokens a second
 
@@ -39,7 +40,6 @@ export class Measured {
   /** Forgets all figures, which are those of another model. */
   forget() {
     this.#known.clear();
-    this.#perplexity = null;
     this.#dense = null;
   }
 
@@ -109,25 +109,24 @@ export class Measured {
   }
 
   /** @param {LossEvent} event */
-  #loss({ ratio, low, high, kl, dense, tokens, of }) {
-    this.#learn({ ratio: ratio ?? NaN, low, high, kl, tokens });
-    this.#perplexity = Math.exp(dense);
+  #loss({ ratio, low, high, kl, dense, tokens, of, context }) {
+    this.#learn({ ratio: ratio ?? NaN, low, high, kl, tokens, context });
     const far = tokens < of ? " so far" : "";
-    this.say(
-      `Perplexity ${times(ratio ?? NaN)} dense, measured on ${counted(tokens)} tokens${far}`,
-    );
+    this.say(`Perplexity ${times(ratio ?? NaN)} dense, live on ${counted(tokens)} tokens${far}`);
   }
 
   /** @param {View} view @param {Totals} totals of what is shown @param {Known} known */
   gauges(view, totals, known) {
     const whole = view.predictions.totals(view.dense);
-    this.#show("ratio", this.#ratio(view, totals, known));
+    this.#ratio("predicted", this.#predicted(view, totals));
+    this.#ratio("live", this.#live(view, known));
+    this.#ratio("final", this.#final(view));
     this.#show("kl", this.#divergence(view, totals, known));
     const part = share(totals.nbytes / whole.nbytes, 0);
     this.#show("size", {
       value: megabytes(totals.nbytes),
       details: [
-        `${part} of ${megabytes(whole.nbytes)} on disk`,
+        `${part} of ${megabytes(whole.nbytes)}`,
         totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : "",
       ],
       how: "counted",
@@ -137,7 +136,7 @@ export class Measured {
     this.#show("read", {
       value: megabytes(read),
       details: [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}${inMemory}`],
-      how: known.read ? "measured" : "counted",
+      how: known.read ? "live" : "counted",
     });
     this.#show("speed", this.#speed(view, whole.read / totals.read, known));
   }
@@ -146,48 +145,67 @@ export class Measured {
       @param {View} view @param {Totals} totals */
   #doubts(view, { unknown, untried }) {
     let missing = "";
-    if (!view.predictions.run) missing = "A profile predicts it";
+    if (!view.predictions.run) missing = "needs a profile";
     else if (unknown) missing = `${unknown} layers have no prediction`;
     const layers = untried === 1 ? "layer" : "layers";
-    const outside = `⚠\u00a0${untried} ${layers} outside what was measured`;
+    const outside = `⚠\u00a0${untried} ${layers} outside the profile`;
     return { missing, outside: untried && !missing ? outside : "" };
   }
 
-  /** @param {View} view @param {Totals} totals @param {Known} known @returns {Reading} */
-  #ratio(view, totals, known) {
-    const predicted = view.predicted(totals);
-    const perplexity = this.#perplexity ?? view.model.perplexity;
-    const text = this.#perplexity ? "the evaluation text" : "the profile's text";
-    const ratio = known.ratio ?? predicted;
-    let against = "";
-    if (perplexity && Number.isFinite(ratio))
-      against = `${number(ratio * perplexity)}, dense ${number(perplexity)} on ${text}`;
-    if (known.ratio === undefined) {
-      const { made } = view.model;
-      const { missing, outside } = this.#doubts(view, totals);
-      const other = view.isMadeOtherwise(totals) && !missing;
-      const methods = other ? `if made by ${made.pruner}, ${made.quantizer}` : "";
-      return {
-        value: times(ratio),
-        details: [outside, against || missing, methods],
-        how: "predicted",
-      };
+  /** @param {View} view @param {Totals} totals @returns {Reading} */
+  #predicted(view, totals) {
+    const { made, known } = view.model;
+    const { missing, outside } = this.#doubts(view, totals);
+    const isOther = view.isMadeOtherwise(totals) && !missing;
+    const methods = isOther ? `if made by ${made.pruner}, ${made.quantizer}` : "";
+    const text = known?.tokens ? windows(known.context, known.tokens) : "";
+    const details = [missing, outside, methods, missing ? "" : text];
+    return { value: times(view.predicted(totals)), details, how: "" };
+  }
+
+  /** @param {View} view @param {Known} known @returns {Reading} */
+  #live(view, { ratio, low, high, tokens = 0, context = 0, exactly }) {
+    const { pruner, quantizer } = view.now;
+    const isRounded = !view.isInstant("quantizer");
+    const slow = [view.isInstant("pruner") ? "" : pruner, isRounded ? quantizer : ""];
+    if (ratio === undefined) {
+      const details = [view.model.live.why ? "needs the live model" : ""];
+      return { value: "–", details, how: "" };
     }
-    const { low, high, tokens } = known;
     const interval = low && high ? `${number(low)} to ${number(high)}` : "";
-    const missed = low && high && (predicted < low || predicted > high) ? ", outside" : "";
-    const before = Number.isFinite(predicted) ? `predicted ${times(predicted)}${missed}` : "";
+    const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
     return {
       value: times(ratio),
-      details: [interval, before, against],
-      how: this.#how(known),
-      more: [`on its first ${counted(tokens ?? 0)} tokens`],
+      details: [preview, interval, windows(context, tokens)],
+      how: "",
     };
+  }
+
+  /** The newest run that was queued from this state. @param {View} view @returns {Reading} */
+  #final({ model, now, holding }) {
+    const state = key(addressOf(now));
+    const run = holding ? undefined : model.queued.find((each) => key(each.state) === state);
+    if (!run) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
+    return { value: times(run.final ?? NaN), details: [run.run, run.final ? "" : run.at], how: "" };
+  }
+
+  /** @param {string} how @param {Reading} reading */
+  #ratio(how, { value, details }) {
+    const place = need(this.element, `[data-how="${how}"]`, HTMLElement);
+    place.dataset.known = value === "–" ? "" : how;
+    place.toggleAttribute(
+      "data-preview",
+      details.some((words) => words.startsWith("preview")),
+    );
+    tell(need(place, "b", HTMLElement), value);
+    const text = need(place, "small", HTMLElement);
+    text.title = joined(details);
+    tell(text, text.title);
   }
 
   /** @param {Known} known */
   #how({ exactly }) {
-    return exactly ? "measured" : "measured, quick version";
+    return exactly ? "live" : "live, preview";
   }
 
   /** @param {View} view @param {Totals} totals @param {Known} known @returns {Reading} */
@@ -195,13 +213,13 @@ export class Measured {
     const nats = (/** @type {number} */ kl) =>
       Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–";
     if (known.ratio !== undefined) {
-      const details = [`${counted(known.tokens ?? 0)} tokens`];
+      const details = [windows(known.context ?? 0, known.tokens ?? 0)];
       return { value: nats(known.kl ?? NaN), details, how: this.#how(known) };
     }
     const { missing, outside } = this.#doubts(view, totals);
     return {
       value: nats(missing ? NaN : totals.loss),
-      details: [missing || outside || "Sum over the layers"],
+      details: [missing || outside || "sum over the layers"],
       how: "predicted",
     };
   }
@@ -212,22 +230,22 @@ export class Measured {
     const speed = known.speed ?? (dense ? dense * faster : NaN);
     const value = Number.isFinite(speed) ? `${number(speed)}\u00a0tokens/s` : "–";
     if (!dense) {
-      const details = [view.model.live.why ? "Needs the live model" : "Measured with a text"];
-      return { value, details, how: known.speed ? "measured" : "" };
+      const details = [view.model.live.why ? "needs the live model" : "measured with a text"];
+      return { value, details, how: known.speed ? "live" : "" };
     }
     const details = [`${times(speed / dense)} dense`];
-    return { value, details, how: known.speed ? "measured" : "predicted" };
+    return { value, details, how: known.speed ? "live" : "predicted" };
   }
 
   /** @param {string} name @param {Reading} reading */
-  #show(name, { value, details, how, more = [] }) {
+  #show(name, { value, details, how }) {
     const tile = need(this.element, `[data-gauge="${name}"]`, HTMLElement);
     const [first, second] = tile.querySelectorAll("dd");
     const shown = value === "–" ? "" : how;
     tile.dataset.known = shown.split(/\W/)[0];
-    need(tile, "i", HTMLElement).textContent = shown;
-    first.textContent = value;
-    second.textContent = joined(details);
-    second.title = joined([...details, ...more]);
+    tell(need(tile, "i", HTMLElement), shown);
+    tell(first, value);
+    second.title = joined(details);
+    tell(second, second.title);
   }
 }

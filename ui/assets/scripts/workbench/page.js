@@ -1,15 +1,15 @@
-/* The Workbench: a format for every layer, turned by knobs. The effect is predicted here at once, and measured by the
-   live model behind the page as soon as nothing moves. */
-import { measureAgain, number, still } from "../weights/canvas.js";
+/* The Workbench: a format for every layer, changed by knobs. The effect is predicted here at once, and measured by the
+   live model as soon as nothing moves. */
+import { measureAgain } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { button, need, pressed, reason, slimscope } from "./elements.js";
 import { addressOf } from "./formats.js";
 import { FrontPanel } from "./front.js";
 import { Knobs } from "./knobs.js";
 import { LiveStream } from "./live.js";
-import { Measured } from "./measured.js";
-import { explain, LayerPanel, MapPanel } from "./panels.js";
-import { fillMenu, queueProfile } from "./plans.js";
+import { Measured, megabytes } from "./measured.js";
+import { explain, LayerPanel, MapPanel, showTable } from "./panels.js";
+import { fillExports, fillRuns, json, queueProfile } from "./plans.js";
 import { profile } from "./predictions.js";
 import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
@@ -22,7 +22,6 @@ import { View } from "./view.js";
 
 const MOST_KEPT = 9;
 const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
-const SWEEP = { to: 70, step: 2, ms: 110 };
 const TYPED = "input:not([type='range']), textarea, select, dialog, [contenteditable]";
 /** @type {Promise<Loaded> | null} */
 let early = null; // what the address asks for, loaded while Gradio starts
@@ -72,7 +71,8 @@ export class Page {
   /** @type {View | null} */
   #view = null;
   #key = "";
-  #playing = 0;
+  /** @type {Map<HTMLElement, number>} */
+  #heights = new Map(); // of the canvases of cards; reading them makes the browser lay out the page
   #wishes = 0; // addresses that were asked for
 
   /** @param {HTMLElement} element */
@@ -82,6 +82,7 @@ export class Page {
     this.all = need(element, ".workbench-all", HTMLElement);
     this.why = need(element, ".workbench-why", HTMLElement);
     this.notice = part("notice");
+    this.known = need(element, ".workbench-known", HTMLElement);
     this.cards = { map: part("map"), layer: part("histogram"), front: part("front") };
     this.measured = new Measured(element);
     this.stream = new LiveStream((event) => this.take(event));
@@ -97,6 +98,7 @@ export class Page {
     this.layer = new LayerPanel(this.cards.layer);
     this.front = new FrontPanel(this.cards.front, need(element, ".workbench-kept", HTMLElement), {
       open: (address) => this.open(address),
+      take: (formats) => this.set({ formats }),
       drop: () => this.draw(),
     });
     this.texts = new TextCard(part("words"), {
@@ -106,11 +108,14 @@ export class Page {
     this.knobs = new Knobs(part("knobs"), this);
     this.#wire();
     this.#wireKeys();
-    new ResizeObserver(() => {
+    const sizes = new ResizeObserver(() => {
       measureAgain();
+      this.#heights.clear();
       this.#place();
       if (this.#view) this.draw();
-    }).observe(element);
+    });
+    sizes.observe(element);
+    for (const canvas of element.querySelectorAll(".workbench-canvas")) sizes.observe(canvas);
     new MutationObserver(() => this.#view && this.draw()).observe(document.body, {
       attributeFilter: ["class"],
     });
@@ -156,7 +161,9 @@ export class Page {
       this.stream.end();
       this.measured.forget();
     }
-    const settings = this.#view?.settings ?? { unit: "size", front: "", group: null };
+    /** @type {import("./view.js").Settings} */
+    const usual = { unit: "size", front: "", group: null };
+    const settings = this.#view?.settings ?? usual;
     const view = new View(model, tables, settings);
     this.#view = view;
     this.notice.replaceChildren();
@@ -164,12 +171,15 @@ export class Page {
     this.#offerModels(model, model.model);
     this.knobs.fill(view);
     this.#read(asked());
-    this.#missing(view);
+    this.#tellMissing(view);
+    this.#tellKnown(view);
     this.all.hidden = false;
     this.#place();
     this.draw();
     this.look();
-    if (!view.isDense) this.measure();
+    const { budget } = asked();
+    if (budget && view.isDense) this.ask(budget);
+    else if (!view.isDense) this.measure();
   }
 
   /** Takes the state that an address asks for; the dense one with a notice where there is none.
@@ -196,35 +206,53 @@ export class Page {
     view.focus = named >= 0 ? named : Math.max(0, typical);
     const colors = [...this.#select("color").options].map(({ value }) => value);
     view.color = colors.includes(query.color) ? query.color : "";
+    view.at = query.at ?? "";
     view.bell = query.bell === "comb" ? "comb" : "";
     this.texts.view = query.view === "why" ? "why" : "text";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
   }
 
-  /** Says what is missing, and how to get it. @param {View} view */
-  #missing({ model, predictions, layers }) {
+  /** Says what is missing, and offers it. @param {View} view */
+  #tellMissing({ model, predictions }) {
     const box = document.createElement("p");
     box.className = "quiet";
-    if (model.partial)
-      box.append(
-        `${model.profile} has profiled ${predictions.rows.size} of ${layers.length} layers; the others have no prediction yet. `,
+    const { offer: made, live, known } = model;
+    if (model.profile && !predictions.run)
+      box.append(`${known?.outdated || `${model.profile} cannot be read.`} `);
+    else if (known?.outdated) box.append(`${known.outdated} Its predictions are too old. `);
+    else if (!model.profile) box.append("No profile yet, so no predictions and no budget. ");
+    if (made?.run) {
+      const link = Object.assign(document.createElement("a"), { href: `run?id=${made.run}` });
+      link.textContent = made.run;
+      box.append(link, " measures the layers. Predictions appear block by block. ");
+    } else if (made && !made.why) {
+      const time = made.time ? ` (about ${made.time})` : "";
+      const asks = button(
+        `Make a profile${time}`,
+        () => queueProfile(model.model, asks, () => this.refresh(true)),
+        { className: "small-button" },
       );
-    else if (!model.profile) {
-      const asks = button("Queue a profile", () => queueProfile(model.model, asks), {
-        className: "small-button",
-      });
-      box.append(
-        `${model.title} has no profile: nothing can be predicted, and a budget not be solved. `,
-        asks,
-        " ",
-      );
-    }
-    const { why, do: help, bytes } = model.live;
-    if (why) box.append(`Nothing is measured live: ${why} ${help}`);
-    this.texts.empty = why
-      ? `No text: ${why}`
-      : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(bytes / 1e9, 2)} GB of memory.`;
+      box.append(asks, " ");
+      if (made.automatic && !model.profile) asks.click();
+    } else if (made) box.append(`${made.why} `);
+    if (live.why) box.append(`No live measurement: ${live.why} ${live.do}`);
+    this.texts.empty = live.why
+      ? `No text: ${live.why}`
+      : `Write, or change a knob. Loads ${model.title} (up to ${megabytes(live.bytes)}).`;
     if (box.textContent) this.notice.append(box);
+  }
+
+  /** Says what the profile knows. @param {View} view */
+  #tellKnown({ model: { profile: run, partial, known } }) {
+    this.known.replaceChildren();
+    if (!run || !known) return;
+    const link = Object.assign(document.createElement("a"), {
+      href: `run?id=${run}`,
+      textContent: run,
+    });
+    const facts = [partial ? "still measuring" : "", ...known.facts].filter(Boolean);
+    this.known.append(link, `: ${facts.join(" · ")}`);
+    this.known.title = this.known.textContent ?? "";
   }
 
   /** Looks for a profile that has moved on, and for runs of states; `now`: one was queued here. */
@@ -275,7 +303,11 @@ export class Page {
   set(parts, key = "") {
     const { view } = this;
     const next = { ...view.now, ...parts };
-    if (addressOf(next) === view.address) return;
+    this.#settle();
+    if (addressOf(next) === view.address) {
+      this.draw(key);
+      return;
+    }
     if (!key || key !== this.#key) {
       view.done.push(view.now);
       view.undone = [];
@@ -285,6 +317,13 @@ export class Page {
     this.draw(key);
     this.measure();
     this.write(Boolean(key));
+  }
+
+  /** Ends what was said about the state before, and offers its runs no longer. */
+  #settle() {
+    this.knobs.refuse("");
+    this.knobs.tellMisfits([]);
+    for (const menu of this.element.querySelectorAll("details")) menu.open = false;
   }
 
   /** The knob rests: what it does next is undone apart. */
@@ -300,6 +339,7 @@ export class Page {
     to.push(this.view.now);
     this.view.now = state;
     this.#key = "";
+    this.#settle();
     this.draw();
     this.measure();
     this.write();
@@ -324,7 +364,35 @@ export class Page {
 
   /** Changes the format of every layer that is chosen, where that fits it. @param {Parameters<View["turned"]>[0]} change */
   turn(change, key = "") {
-    this.set({ formats: this.view.turned(change) }, key);
+    const { formats, misfits } = this.view.turned(change);
+    this.set({ formats }, key);
+    this.knobs.tellMisfits(misfits);
+  }
+
+  /** Takes the best mix for a budget as it was typed. @param {string} text */
+  async ask(text) {
+    const { view } = this;
+    const { now, model, settings, pinned } = view;
+    const query = { run: model.profile, text, front: settings.front, state: view.address };
+    this.knobs.asked = text;
+    const asking = new URLSearchParams({ ...query, pins: [...pinned].join("_") });
+    try {
+      if (!model.profile) throw new Error("A budget needs a profile.");
+      const answer = await json(`workbench/budget?${asking}`);
+      if (answer.refused) throw new Error(answer.refused);
+      const { unit, front, ms, formats: names, parts } = answer;
+      if (view !== this.#view || now !== view.now) return; // answers another state
+      view.known.add(parts);
+      const formats = view.known.all(names);
+      Object.assign(settings, { unit, front });
+      if (ms) view.times.set(addressOf({ ...now, formats }), ms);
+      this.set({ formats });
+      this.write();
+    } catch (error) {
+      if (view !== this.#view || now !== view.now) return;
+      this.knobs.refuse(reason(error));
+      this.draw();
+    }
   }
 
   /** @param {number} percent */
@@ -349,6 +417,8 @@ export class Page {
         state: view.isDense ? "" : view.address,
         focus: view.layer.name,
         color: view.color,
+        at: view.at,
+        budget: "",
         view: texts.view === "text" ? "" : texts.view,
         bell: view.bell,
         prompt: texts.own,
@@ -396,7 +466,7 @@ export class Page {
     const { address } = view;
     const { predicted, live } = view.summary(this.measured.of(address));
     const { nbytes } = view.predictions.totals(view.now.formats);
-    const how = live ? "measured" : "predicted";
+    const how = live ? "live" : "predicted";
     const others = view.kept.filter((each) => each.address !== address);
     const state = { address, nbytes, ratio: live ?? predicted ?? NaN, how };
     view.keep([...others, state].slice(-MOST_KEPT));
@@ -461,7 +531,7 @@ export class Page {
     view.tensor = tensor;
     this.draw("tensor");
     this.#exactly(this.measured.of(view.address));
-    if (typeof tensor !== "string") setTimeout(() => tensor.prepare(view.score)); // before a slider moves
+    if (typeof tensor !== "string") tensor.prepareLater(view.score); // before a slider moves
   }
 
   /* --- panels and controls ------------------------------------------------------------------- */
@@ -469,8 +539,12 @@ export class Page {
   /** @param {string} why it is drawn: a knob that moves, or "hover", "measured", "tensor" */
   draw(why = "all") {
     const { view, cards } = this;
-    const height = (/** @type {HTMLElement} */ card) =>
-      Math.max(120, need(card, ".workbench-canvas", HTMLElement).clientHeight);
+    const height = (/** @type {HTMLElement} */ card) => {
+      const box = need(card, ".workbench-canvas", HTMLElement);
+      const known = this.#heights.get(card) ?? Math.max(120, box.clientHeight);
+      this.#heights.set(card, known);
+      return known;
+    };
     const totals = view.predictions.totals(view.formats);
     if (why !== "measured" && why !== "tensor") this.map.draw(view, height(cards.map));
     if (why !== "hover") {
@@ -503,16 +577,18 @@ export class Page {
       this.stream.end();
       this.show(load(model.value));
     };
-    const color = this.#select("color");
-    color.onchange = () => {
-      this.view.color = color.value;
-      this.draw();
-      this.write();
-    };
+    for (const name of /** @type {const} */ (["color", "at"])) {
+      const select = this.#select(name);
+      select.onchange = () => {
+        this.view[name] = select.value;
+        this.draw();
+        this.write();
+      };
+    }
     this.#button("undo").onclick = () => this.undo();
     this.#button("redo").onclick = () => this.redo();
     this.#button("keep").onclick = () => this.keep();
-    this.#button("play").onclick = () => this.play();
+    this.#button("table").onclick = () => showTable(this.view);
     this.#button("pin").onclick = () => this.pin();
     const groups = {
       bell: (/** @type {string} */ name) => {
@@ -531,10 +607,13 @@ export class Page {
         const name = pressed(event)?.dataset.value;
         if (name !== undefined) act(name);
       };
-    for (const menu of this.element.querySelectorAll("details"))
+    const fill = { run: fillRuns, export: fillExports };
+    for (const [name, act] of Object.entries(fill)) {
+      const menu = need(this.element, `[data-menu="${name}"]`, HTMLDetailsElement);
       menu.ontoggle = () => {
-        if (menu.open) fillMenu(menu, this);
+        if (menu.open) act(menu, this);
       };
+    }
   }
 
   #wireKeys() {
@@ -575,30 +654,5 @@ export class Page {
     if (letter !== "a" || at !== this.map.canvas) return false;
     this.choose(this.view.scope("all"));
     return true;
-  }
-
-  /** Moves the sparsity of the chosen layers from 0 to 70 %. */
-  play() {
-    const named = this.#button("play");
-    const stop = () => {
-      clearInterval(this.#playing);
-      this.#playing = 0;
-      this.#key = "";
-      named.textContent = "Play sparsity 0 to 70 %";
-    };
-    if (this.#playing) {
-      stop();
-      return;
-    }
-    const pace = still() ? 5 : 1;
-    let at = 0;
-    named.textContent = "Stop";
-    const step = () => {
-      this.prune(at, "sparsity");
-      at += SWEEP.step * pace;
-      if (at > SWEEP.to || document.hidden) stop();
-    };
-    this.#playing = setInterval(step, SWEEP.ms * pace);
-    step();
   }
 }

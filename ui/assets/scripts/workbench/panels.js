@@ -1,10 +1,11 @@
-/* Panels that show layers: the map of all, the weights of one, and the price of its format. */
+/* Panels of layers: the map of all, the weights of one, and the price of its format. */
 import { number, share } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
+import { offer, table } from "../weights/tables.js";
 import { Comb } from "./comb.js";
-import { need } from "./elements.js";
-import { color } from "./formats.js";
+import { need, tell } from "./elements.js";
+import { bitsPerWeight, color } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
 
@@ -38,7 +39,7 @@ export class MapPanel {
     const values = formats.map(value);
     const key = this.#counts(view);
     this.chart.draw({
-      data: by === "sensitivity" ? this.#known(view, values) : view.map,
+      data: ["sensitivity", "error"].includes(by) ? this.#known(view, values) : view.map,
       values,
       label,
       unit: "",
@@ -55,7 +56,8 @@ export class MapPanel {
     });
     const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
     need(this.card, '[data-knob="color"]', HTMLSelectElement).value = by;
-    need(this.card, "h2", HTMLElement).textContent = title;
+    this.#offerFormats(view);
+    tell(need(this.card, "h2", HTMLElement), title);
     this.canvas.dataset.words = title;
     const t = view.hovered;
     const figure = isFormats || t < 0 ? "" : ` · ${number(values[t])}`;
@@ -66,23 +68,18 @@ export class MapPanel {
   /** The figure that colors the cells. @param {View} view
       @returns {{label: string, value: (form: Format, i: number) => number}} */
   #figure(view) {
-    const { predictions } = view;
-    const reference = this.#reference(view);
+    const { predictions, figuresAt } = view;
+    const where = figuresAt ? `at ${figuresAt.short}` : "in this state";
     switch (view.coloring) {
-      case "predicted":
-        return {
-          label: "Predicted loss, nats a token",
-          value: (form, i) => predictions.figure("predicted", i, form),
-        };
       case "sensitivity":
         return {
-          label: `Loss of one layer at ${reference.short}, nats a token`,
-          value: (_, i) => predictions.figure("predicted", i, reference),
+          label: `Loss of one layer ${where}, nats a token`,
+          value: (form, i) => predictions.figure("predicted", i, figuresAt ?? form),
         };
       case "error":
         return {
-          label: "Output error, %",
-          value: (form, i) => 100 * predictions.figure("error", i, form),
+          label: `Output error ${where}, %`,
+          value: (form, i) => 100 * predictions.figure("error", i, figuresAt ?? form),
         };
       case "bytes":
         return { label: "MB", value: (form, i) => predictions.nbytes(i, form) / 1e6 };
@@ -91,17 +88,15 @@ export class MapPanel {
     }
   }
 
-  /** The format that sensitivities are of: that of most layers, else one in the middle of the profile. @param {View} view */
-  #reference({ predictions, now: { formats }, known }) {
-    const profiled = predictions.formats;
-    const many = (/** @type {Format} */ form) => formats.filter((each) => each === form).length;
-    const used = [...new Set(formats)].sort((a, b) => many(b) - many(a));
-    return (
-      used.find((form) => profiled.includes(form)) ??
-      profiled.find(({ pattern, bits }) => !pattern && bits === 3) ??
-      profiled.at(0) ??
-      known.dense
-    );
+  /** Offers the formats that sensitivity and error can be of. @param {View} view */
+  #offerFormats({ predictions, figuresAt, coloring }) {
+    const select = need(this.card, '[data-knob="at"]', HTMLSelectElement);
+    const isOffered = ["sensitivity", "error"].includes(coloring) && predictions.run !== "";
+    select.closest("label")?.toggleAttribute("hidden", !isOffered);
+    if (!isOffered) return;
+    /** @type {[string, string][]} */
+    const formats = predictions.formats.map(({ label, text }) => [`at ${label}`, text]);
+    offer(select, [["in this state", "own"], ...formats], figuresAt?.text ?? "own");
   }
 
   /** The rows of the map where something is known. @param {View} view @param {number[]} values */
@@ -145,17 +140,22 @@ export class MapPanel {
     return `${said}; ${rest} at ${dense.short}`;
   }
 
-  /** The kind of matrix that keeps most bits a weight, and the one that keeps least. @param {View} view */
+  /** The kinds of matrix with the most and the fewest bits a weight, or of a pruned model with the fewest and the most
+      zeros. @param {View} view */
   #spared(view) {
+    const isPruned = view.formats.every(({ width }) => !width);
     const kinds = view.model.modules
       .map((name) => {
         const own = view.formats.filter((_, i) => view.layers[i].module === name);
-        const sum = own.reduce((all, form) => all + view.bits(form), 0);
-        return { name: name.split(".").pop(), bits: sum / own.length };
+        const amount = (/** @type {Format} */ form) => (isPruned ? -form.drop : view.bits(form));
+        const mean = own.reduce((sum, form) => sum + amount(form), 0) / own.length;
+        return { name: name.split(".").pop(), mean };
       })
-      .sort((a, b) => b.bits - a.bits);
+      .sort((a, b) => b.mean - a.mean);
     const [most, least] = [kinds[0], kinds[kinds.length - 1]];
-    return `${most.name} is spared most, ${number(most.bits)} bits a weight; ${least.name} least, ${number(least.bits)}`;
+    return isPruned
+      ? `${most.name} gets the fewest zeros, ${share(-most.mean)}; ${least.name} the most, ${share(-least.mean)}`
+      : `${most.name} gets the most bits, ${number(most.mean)} a weight; ${least.name} the fewest, ${number(least.mean)}`;
   }
 
   /** @param {View} view @param {string} label @param {number[]} values */
@@ -166,11 +166,15 @@ export class MapPanel {
     );
     if (!values[worst]) return `${label}: ${view.isDense ? "nothing is changed yet" : "not known"}`;
     const layer = inside(view.layers[worst].label);
-    if (view.coloring !== "sensitivity")
+    const { figuresAt, coloring } = view;
+    if (coloring !== "sensitivity" || !figuresAt)
       return `${label}: most in ${layer}, ${number(values[worst])}`;
-    const reference = this.#reference(view);
-    const act = reference.width ? "Rounding" : "Pruning";
-    return `${act} only ${layer}, to ${reference.short} hurts most: ${number(values[worst], 2)} nats`;
+    const rising = values.filter(Number.isFinite).sort((a, b) => a - b);
+    let sum = 0;
+    const many = rising.findIndex((value) => (sum += value) > values[worst]);
+    const alike = many > 1 ? `, as much as the ${many} least sensitive layers` : "";
+    const act = figuresAt.width ? "Rounding" : "Pruning";
+    return `${act} only ${layer} to ${figuresAt.short} costs ${number(values[worst], 2)} nats${alike}`;
   }
 }
 
@@ -178,7 +182,7 @@ export class LayerPanel {
   /** @param {HTMLElement} card */
   constructor(card) {
     this.title = need(card, "h2", HTMLElement);
-    this.legend = need(card, ".weights-legend", HTMLElement);
+    this.legend = need(card, ".workbench-legend", HTMLElement);
     this.buttons = card.querySelectorAll("button[data-value]");
     const [whole, group] = card.querySelectorAll(".workbench-canvas");
     this.boxes = [whole, group];
@@ -259,9 +263,9 @@ export class LayerPanel {
     );
     const zeros = form.width ? made.tails[1] / made.tails[0] : 0; // a pattern is in the label
     const words = zeros > 5e-4 ? `, ${share(zeros)} zeros` : "";
-    this.title.textContent = `${layer.label}: ${form.short}${words}`;
-    this.canvas.dataset.words = this.title.textContent;
-    this.legend.textContent = isExact ? "as a run makes it" : this.#instant(view, form, tensor);
+    this.canvas.dataset.words = `${layer.label}: ${form.short}${words}`;
+    tell(this.title, this.canvas.dataset.words);
+    tell(this.legend, isExact ? "as a run makes it" : this.#instant(view, form, tensor));
   }
 
   /** The way that the weights were made at once, where a run makes others.
@@ -279,14 +283,14 @@ export function explain(box, view) {
   const { predictions, formats } = view;
   const t = view.hovered >= 0 ? view.hovered : view.focus;
   if (view.isDense && view.hovered < 0) {
-    const budget = view.settings.front ? "pull the budget to the left, or " : "";
-    box.textContent = `Nothing is compressed yet: ${budget}set sparsity or bits.`;
+    const budget = view.settings.front ? "Type a budget, or set" : "Set";
+    box.textContent = `Nothing is compressed yet. ${budget} sparsity or bits.`;
     return;
   }
   const name = document.createElement("strong");
   name.textContent = `${view.layers[t].label}, ${formats[t].label}`;
   if (!predictions.run) {
-    box.replaceChildren(name, ": a profile would say what this layer loses in each format.");
+    box.replaceChildren(name, ": a profile predicts its loss in each format.");
     return;
   }
   const others = predictions.alternatives(t, formats[t]).map(({ form, more, loss }) => {
@@ -310,4 +314,43 @@ function loss({ predictions, formats, known }, t) {
   const rank = all.filter((each) => each > own).length + 1;
   const part = share(own / (predictions.totals(formats).loss || 1));
   return ` loses ${number(own, 2)} nats a token, ${part} of all, rank ${rank} of ${all.length}.`;
+}
+
+/* --- the table of all layers ---------------------------------------------------------------- */
+
+/** One row per layer, the largest loss first. @param {View} view @returns {import("../weights/tables.js").Figures} */
+function layerFigures({ layers, formats, predictions }) {
+  const profiled = predictions.formats;
+  const losses = profiled.map(({ text }) => `Loss at ${text}, nats`);
+  const errors = profiled.map(({ text }) => `Output error at ${text}, %`);
+  const heads = ["Layer", "Block", "Matrix", "Weights", "Format", "Bits a weight", "MB"];
+  const rows = layers.map(({ name, block, module, rows: height, columns }, i) => {
+    const form = formats[i];
+    const at = (/** @type {Format} */ each) => predictions.figure("predicted", i, each);
+    const error = (/** @type {Format} */ each) => 100 * predictions.figure("error", i, each);
+    /** @type {(string | number)[]} */
+    const state = [name, block < 0 ? "" : block, module, height * columns, form.text];
+    const sizes = [bitsPerWeight(form, columns), predictions.nbytes(i, form) / 1e6];
+    return {
+      loss: at(form) || 0,
+      row: [...state, ...sizes, at(form), error(form), ...profiled.map(at), ...profiled.map(error)],
+    };
+  });
+  rows.sort((a, b) => b.loss - a.loss);
+  const now = ["Loss, nats a token", "Output error, %"];
+  return [[...heads, ...now, ...losses, ...errors], rows.map(({ row }) => row)];
+}
+
+/** Opens the table, with a button for CSV. @param {View} view */
+export function showTable(view) {
+  const dialog = window.slimscope.dialog("workbench-table", "");
+  const close = window.slimscope.create("button", {
+    type: "button",
+    className: "small-button",
+    textContent: "Close",
+  });
+  close.onclick = () => dialog.close();
+  dialog.onclose = () => dialog.remove();
+  dialog.append(close, table(layerFigures(view), `${view.model.model}-layers`));
+  dialog.showModal();
 }

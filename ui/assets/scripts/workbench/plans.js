@@ -1,13 +1,10 @@
-/* Menus of the Workbench: the state as runs of the queue, and as files. */
-import { button, reason } from "./elements.js";
+/* Menus of the Workbench: the state as runs, and as files. */
+import { button, need, reason } from "./elements.js";
 
 /** @typedef {import("./page.js").Page} Page */
-/** @typedef {{kind: string, config: Record<string, string>, seconds: number | null, bytes: number | null, warnings: string[]}} Step */
+/** @typedef {{refused?: string, cost: string, warnings: string, address: string}} Plan As `ui/pages/workbench/plans.py`
+    sends it. */
 
-const EFFORTS = {
-  "one-shot": "As it is: pruned or rounded once",
-  full: "Trained: SDS, DL-QAT, or both",
-};
 const FORMATS = {
   "compressed-tensors": "compressed-tensors",
   gguf: "GGUF",
@@ -18,16 +15,9 @@ const FORMATS = {
 const link = (href, words) =>
   Object.assign(document.createElement("a"), { href, textContent: words });
 
-/** @param {number} seconds */
-function time(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)}\u00a0s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)}\u00a0min`;
-  return `${(seconds / 3600).toFixed(1)}\u00a0h`;
-}
-
-/** The answer of the server, to a body if there is one. Throws an Error that says why there is none.
+/** The server's answer to a request, which has a body if it changes something. Throws an Error with the refusal.
     @param {string} address @param {object} [body] */
-async function json(address, body) {
+export async function json(address, body) {
   const answer = await fetch(
     `slimscope/${address}`,
     body && {
@@ -43,56 +33,49 @@ async function json(address, body) {
   throw new Error([found.what, found.why, found.do].filter(Boolean).join(" "));
 }
 
-/** Queues a profile of a model; the button becomes a link to it, or why there is none.
-    @param {string} model @param {HTMLButtonElement} asked */
-export async function queueProfile(model, asked) {
+/** Queues a profile of a model; the button becomes a link to it, or the reason for a refusal.
+    @param {string} model @param {HTMLButtonElement} asked @param {() => void} queued */
+export async function queueProfile(model, asked, queued) {
   asked.disabled = true;
-  await json("api/submit/profile?preset=default", { model }).then(
-    ({ run }) => asked.replaceWith(link(`run?id=${run}`, `${run} is queued`)),
-    (error) => asked.replaceWith(reason(error)),
-  );
+  try {
+    const { id } = await json("api/submit/profile?preset=default", { model });
+    asked.replaceWith(link(`run?id=${id}`, id), " is queued.");
+    queued();
+  } catch (error) {
+    asked.replaceWith(reason(error));
+  }
 }
 
-/** Fills the menu that was opened: `queue` or `export`. @param {HTMLElement} menu @param {Page} page */
-export function fillMenu(menu, page) {
-  const queues = menu.dataset.menu === "queue";
-  const said = document.createElement("p");
-  const buttons = Object.entries(queues ? EFFORTS : FORMATS).map(([name, words]) => {
-    const made = button(words, async () => {
-      made.disabled = true;
-      said.textContent = "…";
-      const work = queues ? plan(page, name) : files(page, name);
-      said.replaceChildren(...(await work.catch((error) => [reason(error)])));
-      made.disabled = false;
-    });
-    return made;
-  });
-  menu.lastElementChild?.replaceChildren(...buttons, said);
+/** Fills the menu of runs that make the state: for each effort its cost, and two ways on.
+    @param {HTMLElement} menu @param {Page} page */
+export async function fillRuns(menu, page) {
+  const { view } = page;
+  const asked = { model: view.model.model, state: view.address };
+  const rows = [...menu.querySelectorAll("[data-effort]")];
+  const tell = (/** @type {Element} */ row, /** @type {(string | Node)[]} */ words) =>
+    need(row, "p", HTMLElement).replaceChildren(...words);
+  for (const row of rows) tell(row, ["…"]);
+  try {
+    /** @type {Record<string, Plan>} */
+    const plans = await json(`workbench/runs?${new URLSearchParams(asked)}`);
+    for (const row of rows) {
+      const effort = row.getAttribute("data-effort") ?? "";
+      tell(row, offered(plans[effort], { ...asked, effort }, page));
+    }
+  } catch (error) {
+    for (const row of rows) tell(row, [reason(error)]);
+  }
 }
 
-/** The costs of the runs of a state, and a button that queues them with what is known of it.
-    @param {Page} page @param {string} effort */
-async function plan(page, effort) {
-  const { view, measured } = page;
-  const asked = { model: view.model.model, state: view.address, effort };
-  const known = view.summary(measured.of(view.address));
-  /** @type {Step[]} */
-  const steps = await json(`api/plan-state?${new URLSearchParams(asked)}`);
-  const seconds = steps.reduce((sum, step) => sum + (step.seconds ?? 0), 0);
-  const bytes = steps.reduce((sum, step) => sum + (step.bytes ?? 0), 0);
-  const kinds = steps.map(({ kind }) => kind).join(", then ");
-  const warnings = steps.flatMap((step) => step.warnings ?? []).join(" ");
-  const costs = `${kinds}: about ${time(seconds)}, ${(bytes / 1e9).toFixed(1)} GB. ${warnings} `;
+/** The cost of runs, the button that queues them, and the link to their form.
+    @param {Plan} plan @param {Record<string, string>} asked @param {Page} page */
+function offered({ refused, cost, warnings, address }, asked, page) {
+  if (refused) return [refused];
+  const known = page.view.summary(page.measured.of(asked.state));
   const figures = Object.entries(known).map(([name, figure]) => [name, String(figure)]);
   const query = new URLSearchParams({ ...asked, ...Object.fromEntries(figures) });
-  const made = button(
-    steps.length > 1 ? "Queue both" : "Queue it",
-    () => queue(made, query, page),
-    { className: "small-button" },
-  );
-  if (steps.length > 1) return [costs, made];
-  const form = new URLSearchParams({ kind: steps[0].kind, ...steps[0].config });
-  return [costs, made, " ", link(`new?${form}`, "Change it first")];
+  const made = button("Queue", () => queue(made, query, page), { className: "small-button" });
+  return [`${cost} ${warnings} `, made, " ", link(address, "Open in New run")];
 }
 
 /** @param {HTMLButtonElement} made @param {URLSearchParams} query @param {Page} page */
@@ -110,6 +93,21 @@ async function queue(made, query, page) {
   page.refresh(true);
 }
 
+/** Fills the menu of file formats. @param {HTMLElement} menu @param {Page} page */
+export function fillExports(menu, page) {
+  const said = document.createElement("p");
+  const buttons = Object.entries(FORMATS).map(([name, words]) => {
+    const made = button(words, async () => {
+      made.disabled = true;
+      said.textContent = "…";
+      said.textContent = await files(page, name).catch(reason);
+      made.disabled = false;
+    });
+    return made;
+  });
+  menu.lastElementChild?.replaceChildren(...buttons, said);
+}
+
 /** Writes the state as a model of the data folder. @param {Page} page @param {string} format */
 async function files({ view, stream }, format) {
   const { model } = view.model;
@@ -124,7 +122,5 @@ async function files({ view, stream }, format) {
   /** @type {{bytes: number}[]} */
   const written = made.files;
   const size = written.reduce((sum, { bytes }) => sum + bytes, 0);
-  return [
-    `models/${made.name} in the data folder: ${written.length} files, ${(size / 1e6).toFixed(1)}\u00a0MB, with a card that says how it was made.`,
-  ];
+  return `models/${made.name} in the data folder: ${written.length} files, ${(size / 1e6).toFixed(1)}\u00a0MB, with a model card.`;
 }

@@ -1,19 +1,22 @@
-/* Predictions of a profile for any state, and the best mixes under a budget; `slimscope/workbench/profile`. Between the
-   sparsities that were tried, losses are interpolated on a log scale; a format outside of them has no prediction. */
+/* Predictions of a profile for any state, and the best mixes under a budget; `slimscope/workbench/profile`. Between
+   profiled sparsities, losses are interpolated on a log scale; a format outside of them has no prediction. */
 import { fetched } from "../weights/histograms.js";
 import { bitsPerWeight } from "./formats.js";
 
 /** @typedef {import("./formats.js").Format} Format */
 /** @typedef {{name: string, block: number, module: string, rows: number, columns: number, label: string}} Layer
     `block` -1: outside of the blocks. */
-/** @typedef {{loss: number, unknown: number, untried: number, nbytes: number, read: number, zeros: number, rounded: number}} Totals
+/** @typedef {{loss: number, unknown: number, untried: number, nbytes: number, read: number, bits: number, zeros: number,
+      rounded: number}} Totals
     `loss`: nats a token; `unknown` layers are not in it, `untried` ones are but no such format was measured; `read`: bytes
-    a token; `zeros`: share of the layers of the blocks; `rounded`: number of layers. */
+    a token; `bits` a weight and share of `zeros` in the layers of the blocks; `rounded`: number of layers. */
 /** @typedef {"predicted" | "error"} Figure */
-/** @typedef {{codes: ArrayLike<number>, loss: number, nbytes: number}} Mix `codes`: places of formats, 255: dense. */
-/** @typedef {{label: string, color: string, points: Mix[]}} Front Cheapest first. */
+/** @typedef {{codes: ArrayLike<number>, loss: number, nbytes: number, ms: number}} Mix `codes`: places of formats, 255:
+    dense; `ms`: milliseconds a token. */
+/** @typedef {{label: string, color: string, points: Mix[], timed: Mix[]}} Front Cheapest first; `timed`: fastest first,
+    empty without times. */
 /** @typedef {{run: string, formats: import("./formats.js").Names[], parts: import("./formats.js").Parts,
-      fronts: [name: string, label: string, color: string][], layers: string[]}} ProfileHead */
+      fronts: [name: string, label: string, color: string][], timed: boolean, layers: string[]}} ProfileHead */
 /** @typedef {{shape: number[], data: Float32Array | Uint8Array}} Table */
 /** @typedef {{head: ProfileHead, arrays: Record<string, Table>, etag: string}} Profile */
 
@@ -46,7 +49,12 @@ export class Predictions {
     this.fronts = new Map(
       (profile?.head.fronts ?? []).map(([name, label, color]) => [
         name,
-        { label, color, points: this.#points(name) },
+        {
+          label,
+          color,
+          points: this.#points(name),
+          timed: profile?.head.timed ? this.#points(`${name}_ms`) : [],
+        },
       ]),
     );
   }
@@ -97,6 +105,7 @@ export class Predictions {
       untried: 0,
       nbytes: this.rest,
       read: 0,
+      bits: 0,
       zeros: 0,
       rounded: 0,
     };
@@ -111,7 +120,9 @@ export class Predictions {
       sums.nbytes += nbytes;
       if (block >= 0 || outside === 1 || !module.includes("embed")) sums.read += nbytes; // of an embedding alone, one row
       if (form.width) sums.rounded++;
-      if (block >= 0) sums.zeros += (form.drop * rows * columns) / this.inBlocks;
+      if (block < 0) return;
+      sums.zeros += (form.drop * rows * columns) / this.inBlocks;
+      sums.bits += (8 * nbytes) / this.inBlocks;
     });
     return sums;
   }
@@ -120,12 +131,14 @@ export class Predictions {
   #points(name) {
     const { data, shape } = this.arrays[`${name}_formats`];
     const [points, width] = shape;
-    const loss = this.arrays[`${name}_loss`].data;
-    const nbytes = this.arrays[`${name}_bytes`].data;
+    const [loss, nbytes, ms] = ["loss", "bytes", "ms"].map(
+      (figure) => this.arrays[`${name}_${figure}`].data,
+    );
     return Array.from({ length: points }, (_, p) => ({
       codes: data.subarray(p * width, (p + 1) * width),
       loss: loss[p],
       nbytes: nbytes[p],
+      ms: ms[p],
     }));
   }
 
@@ -140,22 +153,18 @@ export class Predictions {
     });
   }
 
-  /** The formats of the best mix that is `within` a budget, as the first points of a front are, or under a budget of loss
-      the last ones; the nearest to it where none is.
-      @param {Mix[]} points @param {Format[]} formats @param {Set<number>} pinned
-      @param {(totals: Totals) => boolean} within @param {boolean} isLoss */
-  solve(points, formats, pinned, within, isLoss) {
-    const fits = (/** @type {number} */ at) =>
-      within(this.totals(this.mix(points[at], formats, pinned))) !== isLoss;
+  /** The last of the first mixes that are `within` a budget, or of those that are not if `isLoss` the next; the nearest
+      mix where none is within.
+      @param {Mix[]} points @param {(point: Mix) => boolean} within @param {boolean} isLoss */
+  solve(points, within, isLoss) {
     let low = -1;
-    let high = points.length - 1; // the last of the first ones
+    let high = points.length - 1;
     while (low < high) {
       const middle = Math.ceil((low + high) / 2);
-      if (fits(middle)) low = middle;
+      if (within(points[middle]) !== isLoss) low = middle;
       else high = middle - 1;
     }
-    const chosen = Math.max(0, Math.min(points.length - 1, low + (isLoss ? 1 : 0)));
-    return this.mix(points[chosen], formats, pinned);
+    return points[Math.max(0, Math.min(points.length - 1, low + (isLoss ? 1 : 0)))];
   }
 
   /** The next cheaper and the next dearer format of the same kind in the profile, and what they would change.

@@ -11,11 +11,15 @@ import { Histograms, fetched } from "../weights/histograms.js";
 /** @typedef {{counts: ArrayLike<number>, tails: number[]}} Counts
     `counts` in bins; `tails`: all weights, exact zeros, those below and above the bins. */
 
-const PLACES = 2 ** 21; // of a score in a number of 53 bits
+/** @typedef {{first: Uint8Array, joint: Uint32Array}} Tables */
+
+const STEP_MS = 10; // between which the page answers
+const CHUNK = 2 ** 17; // weights of a step
+const RADIX = 2 ** 11;
 const KEPT = 12; // layers in memory, the last used ones
 
 export class DenseTensor {
-  /** @type {Map<Score, {first: Uint8Array, joint: Uint32Array}>} */
+  /** @type {Map<Score, Tables>} */
   #tables = new Map();
   /** @type {Counts & {key: string}} */
   #made = { key: "", counts: [], tails: [] };
@@ -36,6 +40,25 @@ export class DenseTensor {
   /** Tables of a score: the whole percentage at which each weight is dropped first, and how many of each bin are at each;
       then a slider adds rows of one table, and looks at no weight. @param {Score} score */
   prepare(score) {
+    const steps = this.#preparing(score);
+    for (;;) {
+      const { done, value } = steps.next();
+      if (done) return value;
+    }
+  }
+
+  /** The same in steps short enough for a page that is used meanwhile. @param {Score} score */
+  async prepareLater(score) {
+    const steps = this.#preparing(score);
+    for (let begin = performance.now(); !steps.next().done;) {
+      if (performance.now() - begin < STEP_MS) continue;
+      await new Promise((next) => setTimeout(next));
+      begin = performance.now();
+    }
+  }
+
+  /** @param {Score} score @returns {Generator<void, Tables, void>} */
+  *#preparing(score) {
     const kept = this.#tables.get(score);
     if (kept) return kept;
     const { w, rows, columns } = this;
@@ -44,21 +67,17 @@ export class DenseTensor {
     const width = this.bins + 3;
     const first = new Uint8Array(w.length);
     const joint = new Uint32Array(101 * width);
-    const order = new Float64Array(n);
-    const number = new Float32Array(1);
-    const bits = new Uint32Array(number.buffer);
+    const scores = new Float32Array(n);
     for (let start = 0; start < w.length; start += n) {
-      for (let i = 0; i < n; i++) {
-        // a score and a place in one number are sorted far quicker than by a comparison; of equal ones the later is dropped
-        number[0] = Math.abs(w[start + i]) * (root ? root[i] : 1);
-        order[i] = bits[0] * PLACES + (n - 1 - i);
-      }
-      order.sort();
+      for (let i = 0; i < n; i++) scores[i] = Math.abs(w[start + i]) * (root ? root[i] : 1);
+      yield;
+      const order = yield* ascending(scores);
       for (let rank = 0, percent = 1; rank < n; rank++) {
         while (rank >= Math.floor((n * percent) / 100 + 1e-6)) percent++;
-        const i = start + n - 1 - (order[rank] % PLACES);
+        const i = start + order[rank];
         first[i] = percent;
         joint[percent * width + this.#bin(w[i])]++;
+        if (rank % CHUNK === CHUNK - 1) yield;
       }
     }
     const tables = { first, joint };
@@ -142,6 +161,29 @@ export class DenseTensor {
     const tails = [this.w.length, ...sums.subarray(this.bins)];
     return { counts: sums.subarray(0, this.bins), tails };
   }
+}
+
+/** Places of positive scores in ascending order, of equal ones the last place first: a radix sort of their bits, which
+    pauses between passes. @param {Float32Array} scores @returns {Generator<void, Uint32Array, void>} */
+function* ascending(scores) {
+  const n = scores.length;
+  const bits = new Uint32Array(scores.buffer, scores.byteOffset, n);
+  let from = new Uint32Array(n);
+  let to = new Uint32Array(n);
+  for (let i = 0; i < n; i++) from[i] = n - 1 - i;
+  for (const shift of [0, 11, 22]) {
+    const starts = new Uint32Array(RADIX + 1);
+    for (let i = 0; i < n; i++) starts[((bits[i] >>> shift) & (RADIX - 1)) + 1]++;
+    for (let digit = 0; digit < RADIX; digit++) starts[digit + 1] += starts[digit];
+    for (let at = 0; at < n; at++) {
+      const i = from[at];
+      to[starts[(bits[i] >>> shift) & (RADIX - 1)]++] = i;
+      if (at % CHUNK === CHUNK - 1) yield;
+    }
+    [from, to] = [to, from];
+    yield;
+  }
+  return from;
 }
 
 /** The symmetric grid of values up to `most`: codes from 0 to 2 zero - 1, at (code - zero) scale with

@@ -1,4 +1,4 @@
-/* The view of one model on the Workbench: its state, and the layers that are chosen and looked at. */
+/* The view of one model on the Workbench: its state, chosen layers, layer in focus, and budget. */
 import { addressOf, bitsPerWeight, fits, Formats } from "./formats.js";
 import { Predictions } from "./predictions.js";
 
@@ -14,24 +14,34 @@ import { Predictions } from "./predictions.js";
     A run that was queued from a state; figures are perplexities over dense, `at` is the state of the run. */
 /** @typedef {{model: string, title: string, models: [title: string, name: string, profiled: boolean][],
       layers: Layer[], modules: string[], rest: number,
-      runs: [run: string, label: string, nbytes: number, ratio: number][], queued: QueuedRun[],
+      runs: [run: string, label: string, nbytes: number, ratio: number][], queued: QueuedRun[], landmarks: Landmark[],
       widths: number[], groups: number[], patterns: string[], parts: import("./formats.js").Parts,
       colors: {dense: string, unchanged: string}, pruners: string[], quantizers: string[], instant: string[],
-      made: {pruner: string, quantizer: string}, profile: string, partial: boolean, perplexity: number | null,
+      made: {pruner: string, quantizer: string}, profile: string, partial: boolean,
+      known: {facts: string[], context: number, tokens: number, outdated: string} | null,
+      offer: {run: string, time: string, automatic: boolean, why: string} | null,
       live: {why: string, do: string, bytes: number}, state: SentState | null}} Start
-    The answer of `ui/pages/workbench/tables.py`. `instant`: methods that are made at once; `made`: those of the profile. */
+    The answer of `ui/pages/workbench/tables.py`. `instant`: methods that are made at once; `made`: those of the profile;
+    `known`: facts of the profile; `offer`: a new profile, or the `run` that makes one. */
+/** @typedef {{file: string, megabytes: number, ratio: number, low: number, high: number, source: string}} Landmark
+    A file of llama.cpp. */
 /** @typedef {{address: string, nbytes: number, ratio: number, how: string}} Kept A state that a person has kept. */
-/** @typedef {{unit: "size" | "read" | "loss", front: string, group: number | null}} Settings Of the knobs. */
+/** @typedef {"size" | "bits" | "sparsity" | "loss" | "ms"} Unit Kind of a budget. */
+/** @typedef {{unit: Unit, front: string, group: number | null}} Settings Of the knobs; `front`: "" without a profile. */
+/** @typedef {{form: Format, columns: number}} Misfit A format that a layer of so many inputs cannot have. */
 /** @typedef {{name: string, state: string} & import("./tensor.js").Counts} LiveTensor
     A layer as the live model holds it, at the address of a state. */
 
 const ATTENTION = /attn|attention/;
+const LEAST_LOSS = 1e-3; // of the slider, whose losses are on a log scale
+const MOST_LOSS = 10;
 
 export class View {
   hovered = -1;
   holding = false;
   focus = 0;
   color = "";
+  at = ""; // format of the map's figures
   bell = "";
   /** @type {Set<number>} */
   pinned = new Set();
@@ -39,6 +49,8 @@ export class View {
   tensor = null; // or why there is none
   /** @type {LiveTensor | null} */
   exact = null;
+  /** @type {Map<string, number>} */
+  times = new Map(); // address of a state -> predicted milliseconds a token
   /** @type {State[]} */
   done = [];
   /** @type {State[]} */
@@ -51,8 +63,7 @@ export class View {
     this.etag = profile?.etag ?? "";
     this.known = new Formats(model.parts);
     this.predictions = new Predictions(model.layers, model.rest, this.known, profile);
-    const front = this.predictions.fronts.keys().next().value ?? "";
-    this.settings = { ...settings, front };
+    this.settings = this.#offered(settings);
     this.dense = this.layers.map(() => this.known.dense);
     /** @type {State} */
     this.now = { identity: "", ...model.made, formats: this.dense };
@@ -98,10 +109,21 @@ export class View {
   get layer() {
     return this.layers[this.focus];
   }
-  /** The name of the colors of the map: as somebody has chosen; else of formats, and of possible losses before anything
-      is changed. */
+  /** The name of the map's colors: as chosen; else formats, or sensitivity of a dense model. */
   get coloring() {
     return this.color || (this.isDense && this.predictions.run ? "sensitivity" : "format");
+  }
+
+  /** The format that figures of the map are of; null: each layer's own. */
+  get figuresAt() {
+    const { formats } = this.predictions;
+    if (this.at === "own" || (!this.at && !this.isDense)) return null;
+    return (
+      formats.find(({ text }) => text === this.at) ??
+      formats.find(({ pattern, bits }) => !pattern && bits === 3) ??
+      formats.at(0) ??
+      null
+    );
   }
 
   /** The layers of a scope. @param {string} name */
@@ -179,16 +201,21 @@ export class View {
     return bits === 16 ? "" : this.known.width(bits, this.group);
   }
 
-  /** The formats after a change of every chosen layer that they fit. Embedding and head are rounded only, in the groups that
+  /** The formats after a change of every chosen layer that they fit; `misfits`: the others. Embedding and head are rounded only, in the groups that
       were profiled. @param {(form: Format) => {pattern: string, width: string}} change */
   turned(change) {
-    return this.now.formats.map((form, i) => {
+    /** @type {Misfit[]} */
+    const misfits = [];
+    const formats = this.now.formats.map((form, i) => {
       if (!this.chosen.has(i)) return form;
       const { pattern, width } = change(form);
-      const wanted =
-        this.layers[i].block < 0 ? this.#outside(i, width) : this.known.of(pattern, width);
-      return fits(wanted, this.layers[i].columns) ? wanted : form;
+      const { block, columns } = this.layers[i];
+      const wanted = block < 0 ? this.#outside(i, width) : this.known.of(pattern, width);
+      if (fits(wanted, columns)) return wanted;
+      misfits.push({ form: wanted, columns });
+      return form;
     });
+    return { formats, misfits };
   }
 
   /** @param {number} i @param {string} width */
@@ -205,46 +232,72 @@ export class View {
     return bitsPerWeight(form, 4096);
   }
 
-  /** The budgets between which the slider moves, on a log scale where they are losses. */
-  get budgets() {
+  /** Settings whose budget this profile can solve. @param {Settings} settings @returns {Settings} */
+  #offered(settings) {
+    const [front = ""] = this.predictions.fronts.keys();
+    const wanted = this.predictions.fronts.get(settings.front);
+    if (wanted && (settings.unit !== "ms" || wanted.timed.length)) return settings;
+    return { ...settings, front, unit: front === "pruned" ? "sparsity" : "size" };
+  }
+
+  /** The best mixes along the budget. */
+  get #points() {
     const { unit, front } = this.settings;
-    const points = this.predictions.fronts.get(front)?.points ?? [];
-    const [first, last] = [points[0], points[points.length - 1]].map((point) =>
-      this.predictions.totals(this.predictions.mix(point, this.now.formats, this.pinned)),
-    );
-    if (unit === "loss") {
-      const low = 1e-3;
-      const log = Math.log(Math.max(0.01, Math.min(10, Math.exp(first.loss) - 1)) / low);
+    const best = this.predictions.fronts.get(front);
+    return (unit === "ms" ? best?.timed : best?.points) ?? [];
+  }
+
+  /** The amount of the budget that a mix takes beside the pinned layers. @param {import("./predictions.js").Mix} point */
+  #spentBy(point) {
+    if (this.settings.unit === "ms") return point.ms;
+    const formats = this.predictions.mix(point, this.now.formats, this.pinned);
+    return this.spent(this.predictions.totals(formats));
+  }
+
+  /** The budgets between which the slider moves. */
+  get budgets() {
+    const points = this.#points;
+    const [first, last] = [points[0], points[points.length - 1]].map((each) => this.#spentBy(each));
+    if (this.settings.unit === "loss") {
+      const log = Math.log(Math.max(0.01, Math.min(MOST_LOSS, first)) / LEAST_LOSS);
       return {
-        value: (/** @type {number} */ part) => low * Math.exp(part * log),
-        part: (/** @type {number} */ value) => Math.log(Math.max(value, low) / low) / log,
+        value: (/** @type {number} */ part) => LEAST_LOSS * Math.exp(part * log),
+        part: (/** @type {number} */ value) =>
+          Math.log(Math.max(value, LEAST_LOSS) / LEAST_LOSS) / log,
       };
     }
-    const [low, high] = unit === "size" ? [first.nbytes, last.nbytes] : [first.read, last.read];
+    // the smaller the model, the finer the steps: there each of them matters
     return {
-      value: (/** @type {number} */ part) => low + part * (high - low),
-      part: (/** @type {number} */ value) => (value - low) / (high - low || 1),
+      value: (/** @type {number} */ part) => first + part ** 2 * (last - first),
+      part: (/** @type {number} */ value) =>
+        Math.sqrt(Math.max(0, (value - first) / (last - first || 1))),
     };
   }
 
-  /** The amount of the budget that a state takes. @param {import("./predictions.js").Totals} totals */
-  spent({ loss, nbytes, read }) {
-    return { loss: Math.exp(loss) - 1, size: nbytes, read }[this.settings.unit];
+  /** The amount of the budget that the state with these totals takes.
+      @param {import("./predictions.js").Totals} totals */
+  spent({ loss, nbytes, bits, zeros }) {
+    const { unit } = this.settings;
+    if (unit === "ms") return this.times.get(this.address) ?? NaN;
+    return { loss: Math.exp(loss) - 1, size: nbytes, bits, sparsity: zeros }[unit];
   }
 
   /** The formats of the best mix within a part of the budget, from 0 to 1. @param {number} part */
   solved(part) {
-    const { unit, front } = this.settings;
-    const points = this.predictions.fronts.get(front)?.points ?? [];
-    const isLoss = unit === "loss";
-    const most = this.budgets.value(part) + (isLoss ? 0 : 1);
-    return this.predictions.solve(
-      points,
-      this.now.formats,
-      this.pinned,
-      (totals) => this.spent(totals) <= most,
-      isLoss,
+    const { unit } = this.settings;
+    const limit = this.budgets.value(part);
+    const room = unit === "size" ? 1 : 1e-9;
+    const point = this.predictions.solve(
+      this.#points,
+      (each) =>
+        unit === "sparsity"
+          ? this.#spentBy(each) >= limit - room
+          : this.#spentBy(each) <= limit + room,
+      unit === "loss",
     );
+    const formats = this.predictions.mix(point, this.now.formats, this.pinned);
+    if (unit === "ms") this.times.set(addressOf({ ...this.now, formats }), point.ms);
+    return formats;
   }
 
   /** A state of the server, its formats put together. Throws an Error that says why there is none.

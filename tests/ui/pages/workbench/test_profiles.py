@@ -1,0 +1,268 @@
+"""Profiles on the Workbench: mixes of typed budgets, facts, offers of a new profile, landmarks; for
+hosts and guests, with damaged and hostile input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from backend.budget import Budget
+from backend.queue import gate
+from backend.sensitivity.profile import TOKEN_WISE, Format
+from backend.settings import Settings
+from jobs.fields.models import resolve_model
+from jobs.operations.live import planned_steps
+from jobs.profile.profiles import (
+    CALIBRATION_TOKENS,
+    DECODING_TIMES,
+    ESTIMATE,
+    WEIGHTS_MARK,
+    WIDEST_INPUT,
+    budget_solver,
+    read_profile,
+    weights_fingerprint,
+)
+from tests.ui.conftest import HOSTILE
+from tests.ui.lab import job, result, store
+from tests.ui.pages.workbench.profiles import TIMES, profile_rows
+from tests.ui.visits import OTHER, TOKEN, Visit, unpacked
+from ui.pages.workbench import plans, profiles, tables
+
+FACTS = resolve_model("toy", reads=False).facts
+LAYERS = (*FACTS.linears, *FACTS.embeddings)
+TIMED = {DECODING_TIMES: TIMES, WEIGHTS_MARK: weights_fingerprint(resolve_model("toy"))}
+
+
+@pytest.fixture
+def client(seeded: Settings, visit: Visit) -> TestClient:
+    """profile-0091 has no times, profile-0092 has."""
+    parts = [profile_rows(91), profile_rows(92, environment=TIMED)]
+    store(*(one for one, _ in parts), *(row for _, rows in parts for row in rows))
+    return visit()
+
+
+def asked(client: TestClient, text: str, **query: str) -> Any:
+    return client.get(profiles.BUDGET, params={"run": "profile-0092", "text": text} | query)
+
+
+def mix(answer: Any) -> dict[str, Format]:
+    names = ("+".join(filter(None, parts)) or "dense" for parts in answer.json()["formats"])
+    return dict(zip((x.name for x in LAYERS), map(Format.parse, names), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "front", "method"),
+    [
+        ("0.2 MB", "pruned", "quantized"),
+        ("3.25\u00a0bits", "", "quantized"),
+        ("50 %", "quantized", "pruned"),
+        ("loss 1.2 ×", "pruned", "pruned"),
+        ("loss 20%", "<b>", "quantized"),
+        ("4 ms", "quantized", "quantized"),
+    ],
+)
+def test_a_typed_budget_gets_the_mix_of_the_solver(
+    client: TestClient, text: str, front: str, method: str
+) -> None:
+    answer = asked(client, text, front=front)
+    assert answer.status_code == 200, answer.text
+    budget = Budget.parse(text)
+    expected = budget_solver(read_profile("profile-0092"), method).solve(budget)  # type: ignore
+    found = mix(answer)
+    assert all(found[name] == form for name, form in expected.formats.items())
+    assert (answer.json()["unit"], answer.json()["front"]) == (budget.kind, method)
+    assert answer.json()["ms"] == pytest.approx(expected.milliseconds)
+    named = {part or "dense" for parts in answer.json()["formats"] for part in parts}
+    assert answer.json()["parts"].keys() >= named - {"dense"}
+
+
+def test_pinned_layers_keep_their_format(client: TestClient) -> None:
+    state = "~magnitude~rtn~int4-g64_dense~0x1_1x21"
+    found = mix(asked(client, "3 bits", state=state, pins="0_5"))
+    assert str(found[LAYERS[0].name]) == "int4-g64" and str(found[LAYERS[5].name]) == "dense"
+    assert {str(found[x.name]) for x in LAYERS[6:21]} >= {"int2-g64"}
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"text": "0.05MB"}, "Choose 0.11MB or more"),
+        ({"text": "99%"}, "Choose 70% or less"),
+        ({"text": "300 GB"}, "more than the model takes"),
+        ({"text": "<b>"}, "'<b>' is not a budget. Write a size (80 MB)"),
+        ({"text": "8" * 10_000}, "is not a budget"),
+        ({"text": ""}, "is not a budget"),
+        ({"text": "4 ms", "run": "profile-0091"}, "did not measure decoding times"),
+        ({"text": "50%", "run": "sds-0001"}, "is no profile"),
+        ({"text": "50%", "run": "<b>"}, "is no profile"),
+        ({"text": "50%", "pins": "x"}, "pinned layers is damaged"),
+        ({"text": "50%", "pins": "0__1"}, "pinned layers is damaged"),
+        ({"text": "50%", "pins": "22"}, "pinned layers is damaged"),
+        ({"text": "50%", "pins": "_".join("0" * 11_000)}, "pinned layers is damaged"),
+        ({"text": "50%", "pins": "0", "state": "~wanda~rtn~4of8_dense~0_1x21"}, "has not measured"),
+        ({"text": "50%", "state": "~wanda~rtn~50p~0x"}, "state cannot be opened"),
+        ({"text": "50%", "state": "~wanda~rtn~dense~0x9"}, "do not match those of this model"),
+    ],
+)
+def test_a_budget_without_a_mix_is_refused_with_the_reason(
+    client: TestClient, query: dict[str, str], said: str
+) -> None:
+    answer = asked(client, **query)
+    if answer.status_code == 404:
+        assert said in answer.json()["what"]
+    else:
+        assert said in answer.json()["refused"]
+
+
+def test_guests_see_map_and_front_and_solve_budgets_within_their_limit(
+    shared: Visit, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = shared(OTHER)
+    start = guest.get(tables.START, params={"model": "toy"}).json()
+    assert start["profile"] and "a host" not in str(start["layers"]) and start["live"]["why"]
+    assert guest.get(profiles.PROFILE, params={"run": start["profile"]}).status_code == 200
+    assert asked(guest, "50%").status_code == 200
+    monkeypatch.setattr(gate.previews, "limit", 1)
+    assert asked(shared("10.0.0.8"), "50%").status_code == 200
+    assert asked(shared("10.0.0.8"), "50%").status_code == 429
+    host = shared(OTHER, authorization=f"Bearer {TOKEN}")
+    assert [asked(host, "50%").status_code for _ in range(3)] == [200] * 3
+
+
+def test_fronts_by_time_are_sent_where_the_profile_has_times(client: TestClient) -> None:
+    headers = {}
+    for run in ("profile-0091", "profile-0092"):
+        headers[run], arrays = unpacked(client.get(profiles.PROFILE, params={"run": run}).content)
+        assert ("quantized_ms_formats" in arrays) == headers[run]["timed"]
+    assert [headers[run]["timed"] for run in sorted(headers)] == [False, True]
+    assert list(arrays["pruned_ms_ms"]) == sorted(arrays["pruned_ms_ms"])
+
+
+def facts(client: TestClient, number: int, **environment: object) -> dict[str, Any]:
+    """What the page says of a newer profile with this record."""
+    run, rows = profile_rows(number, environment=environment)
+    store(run, *rows)
+    known: dict[str, Any] = client.get(tables.START, params={"model": "toy"}).json()["known"]
+    return known
+
+
+def test_a_profile_tells_its_estimate_and_its_tokens(client: TestClient) -> None:
+    text = {"held-out": {"context": 64, "windows": 8}}
+    few = {CALIBRATION_TOKENS: 128, WIDEST_INPUT: 384}
+    known = facts(client, 93, **{ESTIMATE: TOKEN_WISE, "text": text}, **few)
+    said = " · ".join(known["facts"])
+    for part in (
+        "21 of 22 layers in 9 formats",
+        "measured in int3-g64 and 50%, else estimated held out",
+        "512 held-out tokens in windows of 64",
+        "only 128 calibration tokens for 384 inputs",
+    ):
+        assert part in said
+    assert (known["context"], known["tokens"], known["outdated"]) == (64, 512, "")
+    damaged = {ESTIMATE: [1], "text": {"held-out": HOSTILE}, CALIBRATION_TOKENS: "<b>"}
+    known = facts(client, 94, **damaged)
+    assert known["tokens"] == 0 and "in sample" in " ".join(known["facts"])
+    assert "held-out tokens" not in " ".join(known["facts"])
+
+
+def test_an_old_profile_offers_a_new_one(client: TestClient) -> None:
+    known = facts(client, 95, **{WEIGHTS_MARK: "of other weights"})
+    assert "measured other weights" in known["outdated"]
+    offer = client.get(tables.START, params={"model": "toy"}).json()["offer"]
+    assert offer["time"] and not offer["run"] and not offer["why"]
+
+
+def test_a_model_without_a_profile_offers_one_to_those_who_may_add_runs(
+    visit: Visit, shared: Visit
+) -> None:
+    def offer(client: TestClient) -> dict[str, Any]:
+        found: dict[str, Any] = client.get(tables.START, params={"model": "toy"}).json()["offer"]
+        return found
+
+    host = shared(OTHER, authorization=f"Bearer {TOKEN}")
+    assert offer(host)["automatic"] and offer(host)["time"]
+    guest = offer(shared(OTHER))
+    assert guest["why"] and not guest["automatic"]
+    store(job(96, kind="profile", state="queued", config={"model": "toy"}))
+    assert offer(host) | {"why": ""} == {
+        "run": "profile-0096",
+        "time": "",
+        "automatic": False,
+        "why": "",
+    }
+
+
+def test_files_of_the_same_weights_are_landmarks(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = client.get(tables.START, params={"model": "toy"}).json()[
+            "landmarks"
+        ]
+        return found
+
+    assert files() == []
+    stored = json.loads(Path(profiles.__file__).with_name("landmarks.json").read_text())
+    (known,) = stored["models"].values()
+    own = {weights_fingerprint(resolve_model("toy")): known}
+    monkeypatch.setattr(profiles, "landmarks_file", lambda: stored | {"models": own})
+    assert [one["file"] for one in files()] == ["Q2_K", "Q4_K_M"]
+    assert all(one["low"] < one["ratio"] < one["high"] and one["source"] for one in files())
+
+
+def test_runs_are_placed_by_the_bytes_of_their_format(client: TestClient) -> None:
+    quantized = {"kind": "dlqat", "kept_stage": "dlqat", "config": {"model": "toy", "bits": 3}}
+    pruned = {"config": {"model": "toy", "pattern": "2:4"}, "kept_stage": "sds"}
+    mixed = {"config": {"model": "toy", "pattern": "50%"}, "kept_stage": "sds"}
+    store(job(93, **quantized), job(94, **pruned), job(95, **mixed))
+    for number, stage, figure in (
+        (93, "dlqat", ("bits_per_weight", 3.25)),
+        (94, "sds", ("zero_share", 0.5)),
+        (95, "sds", ("zero_share", 0.3)),
+    ):
+        store(
+            result(number, "dense", "perplexity", 10.0),
+            result(number, stage, *figure),
+            result(number, stage, "perplexity", 12.0),
+        )
+    runs = client.get(tables.START, params={"model": "toy"}).json()["runs"]
+    found = {run: (nbytes, ratio) for run, _, nbytes, ratio in runs}
+    rest = 2 * FACTS.parameters - 2 * sum(x.weights for x in FACTS.linears)
+    for run, form in (("dlqat-0093", "int3-g64"), ("sds-0094", "2:4")):
+        layers = sum(Format.parse(form).nbytes(x.rows, x.columns) for x in FACTS.linears)
+        assert found[run] == pytest.approx((rest + layers, 1.2))
+    assert "sds-0095" not in found  # its layers have several patterns
+
+
+@pytest.mark.parametrize(
+    ("formats", "suits"),
+    [
+        ("int4-g32_dense~0x21_1", {"one-shot", "dlqat"}),
+        ("50p_dense~0x21_1", {"one-shot", "sds"}),
+        ("2of4andint4-g32_dense~0x21_1", {"one-shot", "sds", "dlqat", "full"}),
+        ("dense~0x22", set()),
+        ("<b>", set()),
+        ("50p~0x", set()),
+    ],
+)
+def test_runs_of_a_state_have_a_cost_or_a_reason(
+    client: TestClient, formats: str, suits: set[str]
+) -> None:
+    state = f"~wanda~rtn~{formats}"
+    found = client.get(plans.RUNS, params={"model": "toy", "state": state}).json()
+    assert {effort for effort, plan in found.items() if "address" in plan} == suits
+    assert all(plan.get("refused") or "about" in plan["cost"] for plan in found.values())
+    for effort in suits:
+        shown = [(kind, config) for kind, config in planned_steps(FACTS, state, effort)]
+        steps = [{"kind": k, "config": {"model": "toy", **config}} for k, config in shown]
+        assert found[effort]["address"] == plans.form_address(steps)
+
+
+def test_an_unknown_model_has_no_runs(client: TestClient) -> None:
+    answer = client.get(plans.RUNS, params={"model": "nobody/none", "state": "~wanda~rtn~50p~0x22"})
+    refused = answer.status_code == 422 or all("refused" in each for each in answer.json().values())
+    assert refused
