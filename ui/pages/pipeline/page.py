@@ -111,7 +111,7 @@ def _preset(name: str, model: str | None) -> str:
 def _preview(text: str | None) -> Markup:
     try:
         read = pipeline.read(text or "")
-        costs = pipeline.plan(read)
+        costs = [planned.estimate for planned in pipeline.plan(read)]
     except SlimscopeError as error:
         return problem(error)
     rows = []
