@@ -110,7 +110,7 @@ class PipelineFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("", max_length=80)
+    name: str = Field("", max_length=120)
     model: str = Field(min_length=1, max_length=300)
     alone: bool = False
     steps: list[dict[str, dict[str, Any] | None]] = Field(min_length=1, max_length=MAX_STEPS)
@@ -168,6 +168,11 @@ def read(text: str) -> Pipeline:
         raise _invalid_file("It is nested too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: !!int of text
         raise _invalid_file(f"It is not valid YAML: {error}."[:300]) from error
+    return of_document(document)
+
+
+def of_document(document: Any) -> Pipeline:
+    """Return the pipeline of a parsed file. Raises `ConfigError` with the location of the error."""
     if not isinstance(document, dict):
         raise _invalid_file("It needs the keys model and steps.")
     try:
@@ -237,7 +242,7 @@ def plan(pipeline: Pipeline) -> list[sweeps.SweepPlan]:
             plans.append(plan_step(step, pipeline.model))
             branches *= len(plans[-1].configs)
             runs += branches
-            require_few(runs, step)
+            require_few(runs, [*step.sweep])
         except SlimscopeError as error:
             raise _with_step(number, step.kind, error) from error
     return plans
@@ -250,11 +255,11 @@ def plan_step(step: Step, model: str) -> sweeps.SweepPlan:
     return sweeps.plan(step.kind, step.values_for(model, ()), step.sweep)
 
 
-def require_few(runs: int, step: Step) -> None:
-    """Raise `ConfigError` if a pipeline has too many runs up to this step."""
+def require_few(runs: int, swept: Sequence[str]) -> None:
+    """Raise `ConfigError` if a pipeline has too many runs up to a step with these swept fields."""
     if runs > sweeps.MAX_RUNS:
         what, why = "There are too many runs.", f"The maximum is {sweeps.MAX_RUNS}."
-        raise ConfigError(what, why, "Give fewer values.", next(reversed([*step.sweep]), None))
+        raise ConfigError(what, why, "Give fewer values.", swept[-1] if swept else None)
 
 
 @dataclass(frozen=True)

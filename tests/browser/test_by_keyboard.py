@@ -35,7 +35,9 @@ def test_a_layer_is_picked_and_a_budget_becomes_a_run(visitor: Page, lab: Dashbo
     visitor.reload()
     expect(budget).to_have_value("50%")
     visitor.get_by_role("link", name="Queue this").press("Enter")
-    expect(visitor).to_have_url(re.compile(r"/new\?kind=sds&model=toy&allocation=budget%3A50%25"))
+    expect(visitor).to_have_url(
+        re.compile(r"/new-run\?kind=sds&model=toy&allocation=budget%3A50%25")
+    )
 
 
 RUN = "dlqat-0005"

@@ -20,7 +20,7 @@ TENSOR = "model.layers.0.self_attn.q_proj.weight"
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
     """Fills the form for a run on the toy model that takes some seconds, and queues it."""
-    page.goto(f"{url}/new")
+    page.goto(f"{url}/new-run")
     model = page.locator("#sds-field-model input")
     model.fill("toy")
     model.press("Enter")

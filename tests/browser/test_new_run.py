@@ -16,7 +16,7 @@ IS_BELOW = """() => {
 
 
 def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/new?kind=dlqat&model=Toy")
+    opened(visitor, f"{lab.url}/new-run?kind=dlqat&model=Toy")
     the_command_names_all_that_a_preset_sets(visitor)
     what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(visitor)
     choose_method(visitor, "sds")

@@ -90,7 +90,7 @@ def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashbo
     busy = counted(steps=3000)
     until(busy, State.RUNNING)
     wait_for(lambda: queries.job(busy).eta_s is not None, 100)  # learned from its first steps
-    opened(page, f"{queue.url}/new?kind=sds&model=smollm2-135m")
+    opened(page, f"{queue.url}/new-run?kind=sds&model=smollm2-135m")
     expect(page.locator("#new-preview")).to_contain_text("slimscope submit sds")
     said = page.locator("#new-said")
     for place in (1, 2):

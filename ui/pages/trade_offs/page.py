@@ -129,7 +129,7 @@ def answer_of(view: TradeoffView) -> Updates:
     kind, model = KINDS[view.method], view.profile.model
     packs_all = any(form.width for form in outside)  # no other file holds those
     format = "slimscope" if packs_all else ""
-    address = href("new", kind=kind, model=model, allocation=f"{PREFIX}{asked}", format=format)
+    address = href("new-run", kind=kind, model=model, allocation=f"{PREFIX}{asked}", format=format)
     other = view.newest if view.newest != view.selection.run else ""
     return {"refusal": show_html(), "answer": HTML.answer(facts, formats, address, other)}
 

@@ -92,7 +92,7 @@ async function plan(page, effort) {
   );
   if (steps.length > 1) return [costs, made];
   const form = new URLSearchParams({ kind: steps[0].kind, ...steps[0].config });
-  return [costs, made, " ", link(`new?${form}`, "Change it first")];
+  return [costs, made, " ", link(`new-run?${form}`, "Change it first")];
 }
 
 /** @param {HTMLButtonElement} made @param {URLSearchParams} query @param {Page} page */
