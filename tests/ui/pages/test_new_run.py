@@ -25,7 +25,7 @@ from jobs.submit import validate_config
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import GUEST, asked
 from tests.ui.visits import OTHER, Visit
-from ui.frame import current_user
+from ui.frame import VERSION, current_user
 from ui.pages.new_run import page, plan
 from ui.pages.new_run.draft import (
     MAX_ADDRESS,
@@ -68,8 +68,15 @@ def draft_at(query: str) -> Draft:
 
 def answer(user: Actor, query: str, action: str = "", value: str = "") -> dict[str, Any]:
     """The answer to a draft, or to a pressed button."""
-    body = {"draft": draft_at(query).model_dump(), "action": action, "value": value}
-    return page.reply(user, body)
+    return page.reply(user, message(draft_at(query), action=action, value=value))
+
+
+def message(draft: Draft, **values: str) -> dict[str, Any]:
+    return {"version": VERSION, "draft": draft.model_dump(), **values}
+
+
+def arrival(user: Actor, query: str) -> dict[str, Any]:
+    return page.reply(user, {"version": VERSION, "address": query})
 
 
 def shown_messages(parts: dict[str, str]) -> set[str]:
@@ -148,7 +155,7 @@ def test_a_pipeline_with_several_values_is_planned_and_queued(host: Actor) -> No
     draft, before = draft_at(PIPELINE), len(queries.jobs())
     assert draft_at(draft.address()) == draft
     assert [step.runs for step in plan.planned(draft)] == [1, 2]
-    assert "3 runs" in page.reply(host, {"address": PIPELINE})["parts"]["new-add"]
+    assert "3 runs" in arrival(host, PIPELINE)["parts"]["new-add"]
     assert "3 runs were added" in answer(host, PIPELINE, "queue")["parts"]["new-said"]
     jobs = queries.jobs()[: len(queries.jobs()) - before]
     assert sorted(job.config.get("bits", 0) for job in jobs) == [0, 3, 4]
@@ -194,7 +201,7 @@ def test_a_run_is_opened_again(host: Actor) -> None:
     ],
 )
 def test_what_an_address_cannot_fill_is_said_and_the_form_is_there(host: Actor, query: str) -> None:
-    reply = page.reply(host, {"address": f"?model=toy&{query}"})
+    reply = arrival(host, f"?model=toy&{query}")
     said = reply["parts"]["new-said"]
     assert "was not filled in" in said and len(said) < 60_000
     assert "<img" not in json.dumps(reply) and "${" not in said
@@ -233,6 +240,7 @@ def test_buttons_change_the_draft() -> None:
     [
         ("kind=sds", "SDS"),
         ("kind=sds&base=sparsegpt", "SDS"),
+        ("kind=sds&base=sparsegpt&base=wanda", "SDS"),
         ("kind=sds&until=first", "Wanda"),
         ("kind=sds&until=first&base=magnitude", "SDS pruning, own settings"),
         ("kind=dlqat&stages=gptq&format=slimscope", "GPTQ"),
@@ -276,10 +284,10 @@ def test_an_error_stands_beside_its_field_and_nothing_is_queued(
 
 def test_an_error_in_another_step_is_named_in_the_plan(host: Actor) -> None:
     address = PIPELINE.replace("50%25", "5:3")
-    parts = page.reply(host, {"address": address.replace("model=toy", "model=toy&name=x")})["parts"]
+    parts = arrival(host, address)["parts"]
     assert shown_messages(parts) == {"message-pattern"} and "Step 1 cannot run" in parts["new-plan"]
     draft = draft_at(address).model_copy(update={"at": 1})
-    parts = page.reply(host, {"draft": draft.model_dump()})["parts"]
+    parts = page.reply(host, message(draft))["parts"]
     assert shown_messages(parts) == set() and "Step 1 cannot run" in parts["new-plan"]
 
 
@@ -335,8 +343,8 @@ def test_guests_who_may_add_runs_add_single_ones(open_to_guests: Visit) -> None:
     browser = open_to_guests(OTHER)
     browser.get("/new-run")  # sets the cookie
     for query, is_added in ((f"kind=sds&{TOY}&threads=1", True), (PIPELINE[1:], False)):
-        message = {"draft": draft_at(query).model_dump(), "action": "queue"}
-        parts = browser.post(page.PATH, json=message).json()["parts"]
+        body = message(draft_at(query), action="queue")
+        parts = browser.post(page.PATH, json=body).json()["parts"]
         assert ("was added" in parts["new-said"]) == is_added
     assert "disabled" in parts["new-add"]
 
@@ -360,10 +368,13 @@ def test_guests_who_may_add_runs_add_single_ones(open_to_guests: Visit) -> None:
         {"draft": {"steps": [{"kind": "sds", "several": {"bogus": "1", "model": '"'}}]}},
         {"draft": {"steps": [{"kind": "sds", "several": {"seed": ","}}]}, "action": "single"},
         {"address": HOSTILE, "bogus": 1},
+        {"address": "", "version": "0.0.1"},
     ],
 )
 def test_odd_messages_are_answered_or_refused(visit: Visit, body: Any) -> None:
     before = len(queries.jobs())
+    if isinstance(body, dict):
+        body = {"version": VERSION, **body}
     response = visit().post(page.PATH, json=body)
     assert response.status_code in (200, 422)
     assert "<img" not in str(response.json().get("parts"))  # else it is shown as text

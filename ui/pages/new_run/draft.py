@@ -313,15 +313,9 @@ def recipe_of(step: DraftStep) -> str:
     The field that most recipes set decides; of the recipes with its value, the one with the most
     fields in common."""
     recipes = step.spec.recipes
-    if not recipes or step.several.keys() & set(fields_of(recipes)):
-        return ""
     counts = Counter(field for values in recipes.values() for field in values)
-    deciding = counts.most_common(1)[0][0]
-    fitting = [
-        name
-        for name, values in recipes.items()
-        if matches(step, {deciding: step.default(deciding), **values})
-    ]
+    usual = {field: step.default(field) for field, _ in counts.most_common(1)}
+    fitting = [name for name, x in recipes.items() if matches(step, {**usual, **x})]
     return max(fitting, key=lambda name: len(recipes[name]), default="")
 
 
@@ -329,14 +323,13 @@ def preset_of(step: DraftStep) -> str:
     """The preset that the values of a step follow; empty if there is none."""
     presets = step.spec.presets
     usual = {field: step.default(field) for field in fields_of(presets)}
-    if step.several.keys() & usual.keys():
-        return ""
     return next((name for name, x in presets.items() if matches(step, {**usual, **x})), "")
 
 
 def matches(step: DraftStep, values: Mapping[str, Any]) -> bool:
-    """Return True if the step has these values."""
-    return all(step.text(name) == text_of(value) for name, value in values.items())
+    """Return True if the step has these values, and no others."""
+    is_single = step.several.keys().isdisjoint(values)
+    return is_single and all(step.text(name) == text_of(x) for name, x in values.items())
 
 
 def label_of(step: DraftStep) -> str:

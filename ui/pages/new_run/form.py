@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 
 from backend.models.layer_names import read_names
 from jobs.fields.types import holds_list, options
-from ui.pages.new_run.draft import MODEL, DraftStep
+from ui.pages.new_run.draft import MODEL, DraftStep, preset_of, recipe_of
 from ui.runs.choices import CHOICES
 from ui.widgets.config_form import advanced, as_text, extra, sections, title
 from ui.widgets.dropdown import Choices
@@ -90,15 +90,21 @@ def _control(step: DraftStep, name: str, text: str) -> tuple[str, Choices]:
     return ("number" if info.annotation in (int, float) else "text"), examples
 
 
-def main_fields(step: DraftStep) -> list[FieldView]:
-    """The key fields, without the model."""
-    return [field_view(step, name) for name in step.spec.main_fields]
+def key_fields(step: DraftStep) -> list[FieldView]:
+    """The key fields, and all fields that neither recipe nor preset has set; without the model."""
+    kind = step.spec
+    explained = {MODEL, *kind.main_fields}
+    explained |= kind.recipes.get(recipe_of(step), {}).keys()
+    explained |= kind.presets.get(preset_of(step), {}).keys()
+    given = [name for name in (*step.values, *step.several) if name not in explained]
+    fields = step.spec.config.model_fields
+    return [field_view(step, name) for name in (*kind.main_fields, *given) if name in fields]
 
 
-def other_fields(step: DraftStep) -> dict[str, list[FieldView]]:
+def other_fields(step: DraftStep, above: Sequence[FieldView]) -> dict[str, list[FieldView]]:
     """All other fields by heading; advanced ones come last."""
     fields = step.spec.config.model_fields
-    hidden = {MODEL, *step.spec.main_fields}
+    hidden = {MODEL, *(view.name for view in above)}
     groups: dict[str, list[FieldView]] = {}
     for heading, names in sections(step.spec.config).items():
         for name in [name for name in names if name not in hidden]:

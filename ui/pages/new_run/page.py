@@ -25,7 +25,7 @@ from jobs import pipeline, sweep
 from jobs.kind import kinds
 from ui.api_errors import error_response
 from ui.format import href, runs
-from ui.frame import Page
+from ui.frame import VERSION, Page
 from ui.pages.new_run import plan
 from ui.pages.new_run.draft import (
     MODEL,
@@ -36,7 +36,7 @@ from ui.pages.new_run.draft import (
     read_address,
     recipe_of,
 )
-from ui.pages.new_run.form import field_view, main_fields, other_fields
+from ui.pages.new_run.form import field_view, key_fields, other_fields
 from ui.security.auth import current_user
 from ui.templates import fragments
 from ui.widgets.config_form import HTML as FIELDS
@@ -51,13 +51,14 @@ Parts = dict[str, Markup]  # element id -> its HTML
 
 
 def build() -> None:
-    gr.HTML(HTML.page(), js_on_load=START, apply_default_css=False, elem_id="new-run")
+    gr.HTML(HTML.page(VERSION), js_on_load=START, apply_default_css=False, elem_id="new-run")
 
 
-class Message(BaseModel):
+class FormMessage(BaseModel):
     """A message of the browser.
 
     Attributes:
+        version: version of the page.
         address: query of the address, on arrival.
         draft: what the form holds.
         action: button that was pressed; empty if a field was changed.
@@ -66,6 +67,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    version: str = Field(max_length=40)
     address: str | None = None
     draft: Draft | None = None
     action: str = Field("", max_length=20)
@@ -85,11 +87,14 @@ async def endpoint(request: Request) -> Response:
 def reply(user: Actor, body: Any) -> dict[str, Any]:
     """The answer to a message. Raises `ConfigError` if it is malformed."""
     try:
-        message = Message.model_validate(body)
+        message = FormMessage.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError("The form was not accepted.", f"{where}: {first['msg']}.") from error
+    if message.version != VERSION:  # else other runs than those on the page could be queued
+        what = "The dashboard has changed since this page was opened."
+        raise ConfigError(what, "", "Reload the page.")
     unfilled: list[Unfilled] = []
     draft, parts = message.draft, Parts()
     if draft is None:
@@ -114,7 +119,9 @@ def form_html(draft: Draft) -> Markup:
     """The form of the shown step."""
     first = draft.steps[0]
     model = field_view(first, MODEL) if draft.model else None
-    return HTML.form(draft, model, kinds(), pipeline.PRESETS, main_fields, other_fields)
+    above = key_fields(draft.shown)
+    below = other_fields(draft.shown, above)
+    return HTML.form(draft, model, kinds(), pipeline.PRESETS, above, below)
 
 
 def preview(draft: Draft, user: Actor) -> Parts:
@@ -178,7 +185,8 @@ def plan_html(
     if refused:
         return HTML.refused(command, *refused, len(steps))
     maps = [plan.layer_map(step.plan.estimate.plan) if step.plan else None for step in steps]
-    picture = HTML.picture(plan.source_of(draft), [*zip(steps, maps, strict=True)])
+    title, note = plan.source_of(draft)
+    picture = HTML.picture(title, [*zip(steps, maps, strict=True)])
     return HTML.plan(
         command,
         picture,
@@ -186,7 +194,7 @@ def plan_html(
         plan.ticks(),
         same=plan.same_runs(steps[0]) if len(steps) == 1 else [],
         warnings=plan.texts_of(steps, "warnings"),
-        notes=plan.texts_of(steps, "notes"),
+        notes=[*filter(None, [note]), *plan.texts_of(steps, "notes")],
         basis=[*dict.fromkeys(x.plan.estimate.basis for x in steps if x.plan)],
         runs=runs(sum(step.runs for step in steps)),
     )

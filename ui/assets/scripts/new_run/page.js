@@ -24,6 +24,7 @@ class Form {
   constructor(root) {
     this.root = root;
     this.said = find(root, "#new-said");
+    this.version = find(root, "[data-version]").dataset.version;
     root.addEventListener("input", (event) => this.#changed(event));
     root.addEventListener("change", (event) => this.#chosen(event));
     root.addEventListener("click", (event) => this.#clicked(event));
@@ -86,7 +87,7 @@ class Form {
 
   /** @param {object} message @returns {Promise<Answer | null>} */
   async #ask(message) {
-    const body = JSON.stringify(message);
+    const body = JSON.stringify({ ...message, version: this.version });
     const headers = { "Content-Type": "application/json" };
     try {
       const response = await fetch(PATH, { method: "POST", body, headers });
