@@ -102,6 +102,11 @@ class Plan(BaseModel, ABC):
         """Map a description of each operation to the full names of its layers."""
         return {}
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """Map the full name of every layer to its format, such as "2:4", "int4-g64" or "dense"."""
+        return {}
+
     @abstractmethod
     def check(self, config: Any) -> None:
         """Raise `ValueError` or `ConfigError` unless `config` yields this plan for its layers."""

@@ -8,6 +8,9 @@
       - amphista: {architecture: eagle}
       - benchmark: {}
 
+A list of values, such as `bits: [3, 4]`, makes one run per value; runs of the later steps follow
+each of them.
+
 The steps are ordinary runs in the queue. A step waits until the previous one has succeeded; if that
 fails, later steps wait until it is resumed. A step works on the model saved by the last step that
 saves one. A benchmark includes the drafters trained for its model before.
@@ -21,8 +24,9 @@ not saved yet, since it has the same shapes.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -34,9 +38,10 @@ from backend.queue import labels, permissions, service
 from backend.queue.actor import Actor
 from backend.store.session import one_transaction
 from backend.store.tables import Job
-from jobs.fields.types import DEFAULT_MODEL
-from jobs.kind import Estimate, get_kind
-from jobs.submit import EMPTY, check_and_estimate, submit
+from jobs import sweep as sweeps
+from jobs.fields.types import DEFAULT_MODEL, holds_list
+from jobs.kind import get_kind
+from jobs.submit import EMPTY, submit, values_text
 
 MAX_STEPS, MAX_CHARACTERS = 12, 20_000
 ALONE = "alone"  # tag of comparison runs
@@ -105,7 +110,7 @@ class PipelineFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("", max_length=80)
+    name: str = Field("", max_length=120)
     model: str = Field(min_length=1, max_length=300)
     alone: bool = False
     steps: list[dict[str, dict[str, Any] | None]] = Field(min_length=1, max_length=MAX_STEPS)
@@ -118,7 +123,8 @@ class Step:
     Attributes:
         kind: kind of the run.
         preset: preset that the settings are based on.
-        settings: settings in the file.
+        settings: settings in the file with one value.
+        sweep: settings with several values; each combination is a run.
         from_start: True if it works on the first model of the pipeline.
         alone: True for a comparison run that is not part of the chain.
     """
@@ -126,6 +132,7 @@ class Step:
     kind: str
     preset: str
     settings: dict[str, Any]
+    sweep: sweeps.Sweep = field(default_factory=dict)
     from_start: bool = False
     alone: bool = False
 
@@ -161,6 +168,11 @@ def read(text: str) -> Pipeline:
         raise _invalid_file("It is nested too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: !!int of text
         raise _invalid_file(f"It is not valid YAML: {error}."[:300]) from error
+    return of_document(document)
+
+
+def of_document(document: Any) -> Pipeline:
+    """Return the pipeline of a parsed file. Raises `ConfigError` with the location of the error."""
     if not isinstance(document, dict):
         raise _invalid_file("It needs the keys model and steps.")
     try:
@@ -178,6 +190,8 @@ def read(text: str) -> Pipeline:
             if step.saves:
                 comparison_steps.append(replace(step, from_start=True, alone=True))
                 comparison_steps += [replace(benchmark, alone=True)] if benchmark else []
+    if comparison_steps and any(step.sweep for step in steps):
+        raise _invalid_file("It has alone: true and lists of values.", "Remove one of them.")
     return Pipeline(file.name, file.model, [*steps, *comparison_steps])
 
 
@@ -189,9 +203,24 @@ def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
     preset = str(values.pop(PRESET, None) or "")
     try:
         get_kind(name).preset(preset)
+        sweep = sweeps.read(name, _listed(name, values))
     except SlimscopeError as error:
         raise _with_step(number, name, error) from error
-    return Step(name, preset, values)
+    single = {field: value for field, value in values.items() if field not in sweep}
+    return Step(name, preset, single, sweep)
+
+
+def _listed(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the fields with several values, and these as text. A field that holds a list itself has
+    several values if it is given a list of lists."""
+    fields = get_kind(kind).config.model_fields
+    for name, value in values.items():
+        if not isinstance(value, list) or name not in fields:
+            continue
+        is_list = [isinstance(item, list) for item in value]
+        if all(is_list) or not holds_list(fields[name]):
+            texts = (", ".join(map(str, x)) if isinstance(x, list) else str(x) for x in value)
+            yield name, values_text([*texts])
 
 
 def _invalid_file(why: str, do: str = "See the pipelines in the documentation.") -> ConfigError:
@@ -204,18 +233,55 @@ def _with_step(number: int, kind: str, error: SlimscopeError) -> SlimscopeError:
     return type(error)(f"Step {number} ({kind}) cannot run.", why, error.do, "pipeline")
 
 
-def plan(pipeline: Pipeline) -> list[Estimate]:
-    """Estimate every step. Raises `SlimscopeError` if a step is invalid."""
-    estimates = []
+def plan(pipeline: Pipeline) -> list[sweeps.SweepPlan]:
+    """Validate and estimate every step. Raises `SlimscopeError` if a step is invalid or there are
+    too many runs."""
+    plans, branches, runs = list[sweeps.SweepPlan](), 1, 0
     for number, step in enumerate(pipeline.steps, 1):
-        if MODEL not in get_kind(step.kind).config.model_fields:
-            error = ConfigError("This kind does not work on a model.", "", "Remove the step.")
-            raise _with_step(number, step.kind, error)
         try:
-            estimates.append(check_and_estimate(step.kind, step.values_for(pipeline.model, ()))[1])
+            plans.append(plan_step(step, pipeline.model))
+            branches *= len(plans[-1].configs)
+            runs += branches
+            require_few(runs, [*step.sweep])
         except SlimscopeError as error:
             raise _with_step(number, step.kind, error) from error
-    return estimates
+    return plans
+
+
+def plan_step(step: Step, model: str) -> sweeps.SweepPlan:
+    """Validate and estimate the runs of a step, as if they worked on `model`."""
+    if MODEL not in get_kind(step.kind).config.model_fields:
+        raise ConfigError("This kind does not work on a model.", "", "Remove the step.")
+    return sweeps.plan(step.kind, step.values_for(model, ()), step.sweep)
+
+
+def require_few(runs: int, swept: Sequence[str]) -> None:
+    """Raise `ConfigError` if a pipeline has too many runs up to a step with these swept fields."""
+    if runs > sweeps.MAX_RUNS:
+        what, why = "There are too many runs.", f"The maximum is {sweeps.MAX_RUNS}."
+        raise ConfigError(what, why, "Give fewer values.", swept[-1] if swept else None)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Runs in sequence, while they are queued.
+
+    Attributes:
+        model: model that the next step works on.
+        drafters: drafters that were trained for it.
+        last: id of the newest run; empty before the first.
+    """
+
+    model: str
+    drafters: tuple[str, ...] = ()
+    last: tuple[int, ...] = ()
+
+    def followed_by(self, job: Job, saves: str) -> "Branch":
+        """Return the branch after a run that saves this artifact."""
+        if saves == MODEL:
+            return Branch(job.run, (), (job.id,))
+        drafters = (*self.drafters, job.run) if saves else self.drafters
+        return Branch(self.model, drafters, (job.id,))
 
 
 def queue(
@@ -224,7 +290,7 @@ def queue(
     """Validate all steps, then queue them in one transaction.
 
     Args:
-        environment: additional environment of the last run.
+        environment: additional environment of the runs of the last step.
 
     Raises:
         ForbiddenError, RateLimitError: the actor lacks permission or submits too often.
@@ -233,27 +299,28 @@ def queue(
     permissions.require_host(actor, "queue a pipeline")
     plan(pipeline)  # before the transaction, so that models are already inspected
     jobs: list[Job] = []
-    model, drafters = pipeline.model, list[str]()
+    branches = [Branch(pipeline.model)]
     with one_transaction():
         for step in pipeline.steps:
             if step.from_start:
-                model, drafters = pipeline.model, []
-            job = submit(
-                step.kind,
-                step.values_for(model, drafters),
-                actor,
-                name=pipeline.name,
-                priority=priority,
-                after=[before.id for before in jobs[-1:]],
-                environment=environment if step is pipeline.steps[-1] else EMPTY,
-            )
-            jobs.append(job)
-            if step.alone:
-                labels.edit([job.run], actor, add=[ALONE])
-            if step.saves == MODEL:
-                model, drafters = job.run, []
-            elif step.saves:
-                drafters = [*drafters, job.run]
+                branches = [Branch(pipeline.model, (), branches[0].last)]
+            added = environment if step is pipeline.steps[-1] else EMPTY
+            later = []
+            for branch, values in product(branches, sweeps.combinations(step.sweep)):
+                job = submit(
+                    step.kind,
+                    {**step.values_for(branch.model, branch.drafters), **values},
+                    actor,
+                    name=pipeline.name,
+                    priority=priority,
+                    after=branch.last,
+                    environment=added,
+                )
+                if step.alone:
+                    labels.edit([job.run], actor, add=[ALONE])
+                jobs.append(job)
+                later.append(branch.followed_by(job, step.saves))
+            branches = later
     service.wake_supervisor()  # earlier wake-ups did not see the uncommitted runs
     return jobs
 

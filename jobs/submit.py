@@ -179,7 +179,12 @@ def command_line(
         else:
             arguments += [option, str(value)]
     for name, swept_values in sweep.items():
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="").writerow(swept_values)  # commas in values are quoted
-        arguments += ["--sweep", f"{name.replace('_', '-')}={buffer.getvalue()}"]
+        arguments += ["--sweep", f"{name.replace('_', '-')}={values_text(swept_values)}"]
     return shlex.join(arguments)
+
+
+def values_text(values: Sequence[str]) -> str:
+    """Return values as a comma-separated text, with quotes around values with commas."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()

@@ -131,14 +131,18 @@ class SweepPlan:
         return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=cost)
 
 
+def combinations(sweep: Sweep) -> list[dict[str, str]]:
+    """Return every combination of values; a single empty one for an empty sweep."""
+    return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+
+
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     """Validate and estimate all runs of a sweep; an empty sweep is a single run. Raises
     `SlimscopeError` if a run is invalid or two runs are the same."""
     description_of_config: dict[str, str] = {}
     configs: list[JobConfig] = []
     estimates: list[Estimate] = []
-    for combined_values in product(*sweep.values()):
-        combination = dict(zip(sweep, combined_values, strict=True))
+    for combination in combinations(sweep):
         description = ", ".join(f"{field} {value}" for field, value in combination.items())
         try:
             config, estimate = check_and_estimate(kind, {**values, **combination})

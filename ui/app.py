@@ -37,6 +37,8 @@ from ui.gradio_patches import (
 from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.help.page import QUESTIONS, known_terms
+from ui.pages.new_run.page import PATH as NEW_RUN_PATH
+from ui.pages.new_run.page import endpoint as new_run
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.pages.workbench import plans, profiles, tables
@@ -170,6 +172,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/answer", answer, methods=["POST"]),
         *openai_api.routes(),
         *live_api.routes(),
+        Route(NEW_RUN_PATH, new_run, methods=["POST"]),
         Route(histograms.PATH, histograms.histograms),
         Route(tables.START, tables.start),
         Route(profiles.PROFILE, profiles.profile),

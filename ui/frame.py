@@ -55,7 +55,7 @@ class Shortcut(NamedTuple):
 FIXED = (
     Shortcut("/", "Search runs, pages and terms; Ctrl or ⌘ and K as well"),
     Shortcut("?", "List keyboard shortcuts"),
-    Shortcut("n", "New run", "new"),
+    Shortcut("n", "New run", "new-run"),
     Shortcut("p", "Present this view on the full screen"),
     Shortcut("f", "Show the chart under the pointer, or in focus, on the full screen"),
     Shortcut("Esc", "Close the open dialog or list"),

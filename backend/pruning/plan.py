@@ -142,6 +142,11 @@ class PruningPlan(Plan):
         return {name: group for group in self.groups for name in group.layers}
 
     @property
+    def formats(self) -> dict[str, str]:
+        pruned = {name: str(group.pattern) for name, group in self.layers.items()}
+        return {**dict.fromkeys(self.dense, "dense"), **pruned}
+
+    @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         suffixes = {"uniform": "", "owl": ", allocated by OWL"}
         pruned = {

@@ -118,6 +118,10 @@ class QuantizationPlan(Plan):
         """Full name -> width of each quantized layer."""
         return {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
 
+    @property
+    def formats(self) -> dict[str, str]:
+        return {name: str(self.widths.get(name, "dense")) for name in self.layers}
+
     def settings(self, name: str) -> QuantSettings:
         """Return the settings of a quantized layer by its full name."""
         settings = self.layers[name]

@@ -91,7 +91,7 @@ SHOTS = (
     Shot("home-light", ""),
     Shot("home-dark", "", dark=True),
     Shot("home-phone", "", phone=True),
-    Shot("new-run-light", "new?kind=sds"),
+    Shot("new-run-light", "new-run?kind=sds"),
     Shot("run-light", "run?id={weights}", tallest=770),
     Shot("runs-light", "runs?base={base}"),
     Shot("compare-light", "compare?ids={runs}"),
@@ -107,8 +107,9 @@ SHOTS = (
 
 
 def shown_runs() -> dict[str, str]:
-    """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `runs` three that can be compared, `base` one of them, `chat` the recorded conversation of the examples."""
+    """Return the runs of the addresses by name: a kind is its newest run that succeeded, `weights`
+    the SDS run with most tensors, `runs` three comparable runs, `base` one of them, `chat` the
+    recorded conversation of the examples."""
     ended = queries.jobs([State.SUCCEEDED])
     found = {job.kind: job.run for job in reversed(ended)}
     if turn := recorded_turn():

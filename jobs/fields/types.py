@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import field_validator
+from pydantic.fields import FieldInfo
 
 from backend.files import real_path
 from backend.models.sources import smollm2
@@ -46,6 +47,12 @@ def options(annotation: Any) -> tuple[str, ...]:
     """Return the allowed values of a field that takes one or several of them; empty for others."""
     item_type = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
     return tuple(map(str, get_args(item_type))) if get_origin(item_type) is Literal else ()
+
+
+def holds_list(info: FieldInfo) -> bool:
+    """Return True for a field that is a list of values, written as comma-separated text."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("many"))
 
 
 class ModelConfig(Options):

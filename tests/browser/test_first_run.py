@@ -20,19 +20,14 @@ TENSOR = "model.layers.0.self_attn.q_proj.weight"
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
     """Fills the form for a run on the toy model that takes some seconds, and queues it."""
-    page.goto(f"{url}/new")
-    model = page.locator("#sds-field-model input")
-    model.fill("toy")
-    model.press("Enter")
-    page.locator("#new-name textarea, #new-name input").first.fill(name)
-    page.get_by_role("button", name=re.compile("^Text")).click()
-    page.locator("#sds-field-segments input").fill("8")
-    page.locator("#sds-field-windows input").fill("4")
-    page.get_by_role("button", name=re.compile("Advanced")).click()
-    page.locator("#sds-field-adjust-steps input").fill(str(steps))
-    page.locator("#sds-field-adjust-steps input").press("Tab")
-    expect(page.locator("#new-preview")).to_contain_text("--model toy")
-    page.locator("#new-add").click()
+    page.goto(f"{url}/new-run")
+    page.get_by_label("Model", exact=True).select_option("toy")
+    page.locator("#new-name").fill(name)
+    page.get_by_text("All settings").click()
+    for field, value in (("segments", 8), ("windows", 4), ("adjust_steps", steps)):
+        page.locator(f"#field-{field}").fill(str(value))
+    expect(page.locator("#new-plan")).to_contain_text(f"--adjust-steps {steps}")
+    page.get_by_role("button", name="Add to queue").click()
     expect(page.locator("#new-said")).to_contain_text("was added")
 
 

@@ -1,7 +1,6 @@
 """The queue as several people see it: order, cancelling, a failure, curves that stay as they were
 left while they grow, and what it costs that many look on."""
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -98,25 +97,20 @@ def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashbo
     busy = counted(steps=3000)
     until(busy, State.RUNNING)
     wait_for(lambda: queries.job(busy).eta_s is not None, 100)  # learned from its first steps
-    opened(page, f"{queue.url}/new?kind=sds&model=smollm2-135m")
-    expect(page.locator("#new-preview")).to_contain_text("slimscope submit sds")
-    said = page.locator("#new-said")
+    opened(page, f"{queue.url}/new-run?kind=sds&model=smollm2-135m")
+    said, add = page.locator("#new-said"), page.get_by_role("button", name="Add to queue")
     for place in (1, 2):
-        page.locator("#new-add").click()
+        add.click()
         expect(said).to_contain_text(f"joined the queue as number {place}.")
     first, second = scheduling.queued()
     before = second.config
-    page.get_by_role("button", name=re.compile("^Text")).click()
-    segments = page.locator("#sds-field-segments input")
-    segments.fill("5")
-    segments.press("Tab")
-    expect(page.locator("#new-preview")).to_contain_text("--segments 5")
+    page.get_by_text("All settings").click()
+    page.locator("#field-segments").fill("5")
+    expect(page.locator("#new-plan")).to_contain_text("--segments 5")
     assert queries.job(second.run).config == before != {**before, "segments": 5}
-    expect(said).to_have_count(0)  # it was about the config before
-    expect(said.get_by_role("link", name="Open the queue")).to_have_count(0)
-    page.locator("#new-add").click()
-    wait_for(lambda: len(scheduling.queued()) == 3)
-    opened(page, f"{queue.url}/runs")
+    expect(said).to_be_empty()  # it was about the config before
+    add.click()
+    said.get_by_role("link", name="Open the queue").click()
     rows = page.locator(RUNS)
     expect(rows).to_have_count(4)
     for place, job in ((1, first), (2, second)):

@@ -198,3 +198,45 @@ def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
     with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
         service.run_next(queued[1].run, HOST)
     assert service.run_next(queued[0].run, HOST).run == queued[0].run
+
+
+BRANCHED = """
+model: toy
+steps:
+  - sds: {pattern: ["2:4", "50%"], preset: quick look}
+  - dlqat: {bits: [3, 4], stages: [gptq], keep_zeros: true, preset: quick look}
+  - evaluation: {}
+"""
+
+
+def test_runs_of_later_steps_follow_every_value(queue: object) -> None:
+    read = pipeline.read(BRANCHED)
+    assert [len(planned.configs) for planned in pipeline.plan(read)] == [2, 2, 1]
+    jobs = pipeline.queue(read, HOST)
+    by_run = {job.run: job for job in jobs}
+    assert [job.kind for job in jobs] == ["sds"] * 2 + ["dlqat"] * 4 + ["evaluation"] * 4
+    lineages = set()
+    for job in jobs[-4:]:
+        quantized = by_run[job.config["model"]]
+        pruned = by_run[quantized.config["model"]]
+        lineages.add((pruned.config["pattern"], quantized.config["bits"]))
+        assert [before.run for before in awaited([job.id])[job.id]] == [quantized.run]
+        assert quantized.config["stages"] == "gptq"
+    assert lineages == {("2:4", 3), ("2:4", 4), ("50%", 3), ("50%", 4)}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("[3, 4]", "[]"),
+        ("[3, 4]", "[3, 3]"),
+        ("[3, 4]", "[3, [99]]"),
+        ("[3, 4]", f"[{', '.join(map(str, range(99)))}]"),
+        ("{}", f"{{seed: [{', '.join(map(str, range(20)))}]}}"),  # 4 branches of 20 runs
+        ("model: toy", "model: toy\nalone: true"),
+    ],
+)
+def test_too_many_or_invalid_values_are_refused(queue: object, changed: tuple[str, str]) -> None:
+    with pytest.raises(SlimscopeError):
+        pipeline.queue(pipeline.read(BRANCHED.replace(*changed, 1)), HOST)
+    assert queries.jobs() == []

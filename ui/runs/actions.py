@@ -187,7 +187,7 @@ def restarts_from_scratch(job: Job) -> bool:
 
 def clone_link(job: Job) -> Markup:
     """A link that opens the *New run* form with this run's config."""
-    address = href("new", kind=job.kind, **{"from": job.run})
+    address = href("new-run", kind=job.kind, **{"from": job.run})
     return HTML.links([(address, "Clone to a new run")])
 
 
@@ -208,7 +208,7 @@ def next_links(job: Job) -> Markup:
     candidates = [
         (
             succeeded and has_saved(job, drafters.DRAFTER_FOLDER),
-            href("new", kind=benchmark.NAME, model=base, drafters=job.run),
+            href("new-run", kind=benchmark.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
         (succeeded and can_generate, href("playground", sides=job.run), "Generate with it"),

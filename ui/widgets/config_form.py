@@ -4,7 +4,6 @@ Inputs do not enforce bounds: pydantic validates the values, so that an error ap
 field and the typed value stays."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
@@ -28,14 +27,9 @@ from ui.widgets.html import notice, plain
 HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # screen readers announce it when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
-VALUES_IN_TITLE, MAX_VALUE_LETTERS = (
-    3,
-    24,
-)  # values in the title of an accordion, characters of a value
 ZERO_MEANING = re.compile(r"\b0: ([^.;]+)")  # the meaning of 0 in the help of a field
-UNINFORMATIVE_VALUES = ("auto", "off", "same", "none")
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
-FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
+FIRST, ADVANCED = "Method", "Advanced"
 SECTIONS = {
     "ContextLength": "Text",
     "CalibrationText": "Text",
@@ -143,15 +137,6 @@ def value_with_unit(info: FieldInfo | None, value: Any) -> str:
     return meaning[1] if meaning else f"{value} {extra(info).get('unit', '')}".strip()
 
 
-def short_value(info: FieldInfo, value: Any) -> str:
-    """A value for the title of an accordion, such as "16 segments"; "" if it is uninformative."""
-    unit = str(extra(info).get("unit", ""))
-    if info.annotation in (int, float) and unit:
-        return f"{value} {unit}" if value else ""  # 0 usually means an automatic choice
-    text = str(value) if isinstance(value, str) and not isinstance(value, bool) else ""
-    return text if 0 < len(text) <= MAX_VALUE_LETTERS and text not in UNINFORMATIVE_VALUES else ""
-
-
 @dataclass(frozen=True)
 class Field:
     """A field of a form: its definition, its input, and the message below."""
@@ -175,7 +160,6 @@ class ConfigForm:
         choices: functions that return the current choices, by field name or by `choices` of the
             field's `json_schema_extra`.
         prefix: start of element ids.
-        main: fields that are always visible, as the model is; None hides only advanced fields.
         without: fields that the form omits.
     """
 
@@ -184,7 +168,6 @@ class ConfigForm:
         config: type[BaseModel],
         choices: Mapping[str, Callable[[], Choices]] = NO_CHOICES,
         prefix: str = "",
-        main: Collection[str] | None = None,
         without: Collection[str] = (),
     ) -> None:
         self.config, self.prefix = config, prefix
@@ -193,28 +176,16 @@ class ConfigForm:
         self.choices = {n: choices[source] for n, source in sources.items() if source in choices}
         self.fields: dict[str, Field] = {}
         self.accordions: dict[str, gr.Accordion] = {}
-        self.accordion_of: dict[str, str] = {}  # field name -> title of the accordion around it
-        headings = {h: [n for n in names if n in fields] for h, names in sections(config).items()}
-        visible = {"model", *(main or ())}
-        if main is not None:
-            self._section("", [n for names in headings.values() for n in names if n in visible])
-        for heading, names in headings.items():
-            basic = [n for n in names if not advanced(fields[n])]
-            if main is None:
-                self._section(heading, basic)
-            else:
-                title = METHOD if heading == FIRST else heading
-                self._accordion(title, [n for n in basic if n not in visible])
-        self._accordion(ADVANCED, [n for n, info in fields.items() if advanced(info)])
+        for heading, names in sections(config).items():
+            basic = [n for n in names if n in fields and not advanced(fields[n])]
+            self._section(heading, basic)
+        if hidden := [n for n, info in fields.items() if advanced(info)]:
+            self.accordions[ADVANCED] = gr.Accordion(
+                ADVANCED, open=False, elem_classes="form-advanced"
+            )
+            with self.accordions[ADVANCED]:
+                self._section("", hidden)
         self.fields = {n: self.fields[n] for n in fields}
-
-    def _accordion(self, title: str, names: list[str]) -> None:
-        if not names:
-            return
-        self.accordions[title] = gr.Accordion(title, open=False, elem_classes="form-advanced")
-        with self.accordions[title]:
-            self._section("", names)
-        self.accordion_of |= dict.fromkeys(names, title)
 
     def _section(self, heading: str, names: list[str]) -> None:
         if heading and names:
@@ -264,29 +235,6 @@ class ConfigForm:
             updates[field.input] = gr.update(choices=choices(), **value)
         return updates
 
-    def changed(self, values: Mapping[str, Any]) -> list[str]:
-        """Names of the fields that differ from their defaults."""
-        return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
-
-    def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates of the titles of accordions: main values, and the number of changed fields."""
-        changed = Counter(self.accordion_of.get(name) for name in self.changed(values))
-        summaries: dict[str, list[str]] = {title: [] for title in self.accordions}
-        for name, title in self.accordion_of.items():
-            text = short_value(self.fields[name].info, values.get(name))
-            if text and title != ADVANCED:
-                summaries[title].append(text)
-        for changed_title, number in changed.items():
-            if changed_title:
-                summary = summaries[changed_title][:VALUES_IN_TITLE]
-                summaries[changed_title] = [*summary, f"{number} changed"]
-        return {
-            self.accordions[title]: gr.update(
-                label=" · ".join([title, *texts[: VALUES_IN_TITLE + 1]])
-            )
-            for title, texts in summaries.items()
-        }
-
     def show_errors(
         self, error: SlimscopeError | None, warnings: Mapping[str, str] = NO_CHOICES
     ) -> dict[Any, Any]:
@@ -307,6 +255,6 @@ class ConfigForm:
             elif warnings.get(name):
                 html = HTML.field_warning(warnings[name])
             updates[field.message] = gr.update(value=html, visible=bool(html))
-            if html and name in self.accordion_of:
-                updates[self.accordions[self.accordion_of[name]]] = gr.update(open=True)
+            if html and advanced(field.info):
+                updates[self.accordions[ADVANCED]] = gr.update(open=True)
         return updates

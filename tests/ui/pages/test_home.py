@@ -27,7 +27,7 @@ from ui.runs.results import real_models_first
 def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
     assert home.draw(asked())["runs"] == ""
     hero = home.draw_exhibits(None, asked())["hero"]
-    assert "Prune a toy model" in hero and 'href="new' in hero and "<figure" not in hero
+    assert "Prune a toy model" in hero and 'href="new-run' in hero and "<figure" not in hero
 
 
 def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
@@ -165,7 +165,7 @@ def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
     run(5, 10.0, "toy")
     assert showcase.changes()[0].id == 4  # type: ignore[index]
     page = home.draw_exhibits(None, asked())
-    assert 'href="new?kind=dlqat&amp;from=dlqat-0004"' in page["methods"]
+    assert 'href="new-run?kind=dlqat&amp;from=dlqat-0004"' in page["methods"]
 
 
 @pytest.mark.parametrize(

@@ -1,211 +1,407 @@
-"""The launch page: preview, refusal, queueing, and what there is to choose from."""
+"""New run: drafts and their addresses, the form, the plan, the shell command, and queueing."""
 
-from collections.abc import Callable
-from functools import cache
+import json
+import shlex
 from typing import Any
+from urllib.parse import urlencode
 
-import gradio as gr
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from backend.errors import ConfigError
+from backend.queue.actor import Actor
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
+from jobs import pipeline, sweep
+from jobs.cli.command import command_for
+from jobs.cli.runs import _operation
 from jobs.kind import Kind, kinds
-from tests.ui.lab import GUEST, HOST, asked
-from ui.frame import current_user
-from ui.pages.new_run import page as launch
-from ui.pages.new_run import preview
+from jobs.operations.registry import OPERATIONS
+from jobs.submit import validate_config
+from tests.ui.conftest import HOSTILE
+from tests.ui.lab import GUEST, asked
+from tests.ui.visits import OTHER, Visit
+from ui.frame import VERSION, current_user
+from ui.pages.new_run import page, plan
+from ui.pages.new_run.draft import (
+    MAX_ADDRESS,
+    Draft,
+    change,
+    label_of,
+    preset_of,
+    read_address,
+    recipe_of,
+)
 from ui.runs import choices
 
-TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
+TOY = "model=toy&segments=4&context=64&windows=2"
+MAP = {"0.self_attn.q_proj": "int8-g64", "1.mlp.*": "int2-g32"}
+PIPELINE = "?" + urlencode(
+    [
+        ("model", "toy"),
+        ("step", json.dumps({"sds": {"pattern": "50%", "segments": 4}})),
+        ("step", json.dumps({"dlqat": {"bits": [3, 4], "stages": ["gptq"], "overrides": MAP}})),
+    ]
+)
+OPTIONS = [
+    (kind, recipe, preset)
+    for kind in kinds().values()
+    for recipe in kind.recipes or [""]
+    for preset in kind.presets or [""]
+]
 
 
 @pytest.fixture
-def sds(seeded: Settings) -> Kind:
-    return kinds()["sds"]
+def host(seeded: Settings) -> Actor:
+    return current_user(asked())
 
 
-def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
-    html, _, error, _ = preview.preview_of(sds, TOY)
-    assert error is None
-    assert "Toy stories" in html and "parameters" in html
-    assert "Memory" in html and "Time" in html
-    assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
-    assert "Size" in html and "kB in 16 bits → about" in html
-    html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
-    assert "⚠" in html
-    configs = [kinds()["evaluation"].config(model="sds-0001")]
-    assert preview.models_of(configs) == {"Model": "sds-0001"}
+def draft_at(query: str) -> Draft:
+    draft, unfilled = read_address(query)
+    assert unfilled == []
+    return draft
 
 
-@pytest.mark.parametrize(
-    ("values", "field"),
-    [
-        ({"pattern": "5:3"}, "pattern"),
-        ({"pattern": "3:7"}, "pattern"),
-        ({"segments": None}, "segments"),
-        ({"damping": 99}, "damping"),
-        ({"model": "/etc/passwd"}, "model"),
-        ({"model": "nothing"}, "model"),
-        ({"evaluation_text": "nothing"}, "evaluation_text"),
-    ],
-)
-def test_what_cannot_work_names_its_field_before_it_is_queued(
-    sds: Kind, values: dict[str, Any], field: str
-) -> None:
-    html, _, error, _ = preview.preview_of(sds, TOY | values)
-    assert error is not None and error.field == field
-    assert "slimscope submit" in html
-    before = len(queries.jobs())
-    said, refused = preview.enqueue(sds, "", TOY | values, (), asked())
-    assert refused is not None and refused.field == field
-    assert 'role="alert"' in said["value"] and len(queries.jobs()) == before
+def answer(user: Actor, query: str, action: str = "", value: str = "") -> dict[str, Any]:
+    """The answer to a draft, or to a pressed button."""
+    return page.reply(user, message(draft_at(query), action=action, value=value))
 
 
-def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
-    assert "Already run" not in preview.preview_of(sds, TOY)[0]
-    said, _ = preview.enqueue(sds, "", TOY, (), asked())
-    run = queries.jobs()[0].run
-    assert f'href="run?id={run}"' in said["value"]
-    html = preview.preview_of(sds, TOY | {"seed": 0})[0]
-    assert "Already run" in html and f'href="run?id={run}"' in html
-    assert "Already run" not in preview.preview_of(sds, TOY | {"seed": 1})[0]
-    swept = preview.preview_of(sds, TOY, [("seed", "0..2")])[0]
-    assert swept.count('href="run?id=') == 1
-    with writing() as session:
-        session.get_one(Job, queries.job_id(run)).state = "failed"
-    assert "Already run" not in preview.preview_of(sds, TOY)[0]
+def message(draft: Draft, **values: str) -> dict[str, Any]:
+    return {"version": VERSION, "draft": draft.model_dump(), **values}
 
 
-SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))
+def arrival(user: Actor, query: str) -> dict[str, Any]:
+    return page.reply(user, {"version": VERSION, "address": query})
 
 
-def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> None:
-    html, runs, error, _ = preview.preview_of(sds, TOY, SWEPT)
-    assert (runs, error) == (6, None)
-    assert "6 runs" in html and "for all 6" in html and "--sweep" in html
-    said, error = preview.enqueue(sds, "six", TOY, SWEPT, asked())
-    assert error is None and "6 runs were added" in said["value"]
-    jobs = queries.sweep(queries.jobs()[0].id)
-    assert [(j.config["pattern"], j.config["seed"]) for j in jobs][-1] == ("50%", 2)
-    assert f'href="runs?q=sweep%3D{jobs[0].run}&amp;open={jobs[0].run}"' in said["value"]
+def shown_messages(parts: dict[str, str]) -> set[str]:
+    return {name for name, html in parts.items() if name.startswith("message-") and html}
 
 
-@pytest.mark.parametrize(
-    ("row", "values", "field"),
-    [
-        (("pattern", "2:4, 5:3"), {}, "pattern"),
-        (("seed", "0..99"), {}, "seed"),
-        (("seed", ""), {}, "seed"),
-        (("", "1, 2"), {}, ""),
-        (("seed", "0, 1"), {"segments": 0}, "segments"),
-    ],
-)
-def test_a_bad_sweep_is_explained_beside_its_row(
-    sds: Kind, row: tuple[str, str], values: dict[str, Any], field: str
-) -> None:
-    _, runs, error, _ = preview.preview_of(sds, TOY | values, [row])
-    assert runs == 0 and error is not None and error.field == field
-    with gr.Blocks():
-        form = launch._form(sds, visible=True)
-    given = [*({**form.form.values([None] * len(form.form.inputs)), **TOY}).values()]
-    told = form.show_errors(error, [*given, "base", "wanda", *row, "", ""])
-    shown = [m.elem_id for m, update in told.items() if update.get("visible")]
-    assert shown == (["sds-message-segments"] if field == "segments" else ["sds-sweep-message-2"])
-
-
-@cache
-def built() -> gr.Blocks:
-    """The page, which takes a while to build."""
-    with gr.Blocks() as page:
-        launch.build()
-    return page
-
-
-def handlers(name: str) -> list[Any]:
-    """Its handlers of that name."""
-    return [f.fn for f in built().fns.values() if getattr(f.fn, "__name__", "") == name]
-
-
-def arrival(who: tuple[str, str] = HOST, **query: str) -> dict[str, Any]:
-    """What the page is told when it is opened at this address, by the elements' ids."""
-    (arrive,) = handlers("arrive")
-    return {component.elem_id: update for component, update in arrive(asked(who, **query)).items()}
-
-
-def test_the_address_fills_the_form(sds: Kind) -> None:
-    told = arrival(**{"from": "sds-0001"})
-    assert told["sds-field-base"]["value"] == "magnitude"
-    assert told["sds-field-model"]["value"] == "toy"
-    assert "sds-field-segments" not in told  # which its config does not name
-    assert told["new-name"] == queries.job(1).name
-    assert told["new-kind"]["value"] == "sds"
-    told = arrival(kind="evaluation", model="sds-0001")
-    assert told["evaluation-field-model"]["value"] == "sds-0001"
-    told = arrival(kind="evaluation", windows="24", context="1e3")
-    assert told["evaluation-field-windows"]["value"] == 24
-    assert "evaluation-field-context" not in told  # plain numbers alone
-    assert "evaluation-field-windows" not in arrival(kind="evaluation", windows="9" * 99)
-    assert "value" not in told["sds-field-model"] and told["new-kind"]["value"] == "evaluation"
-    offered = [kind for _, kind in told["new-kind"]["choices"]]
-    assert offered == ["sds", "dlqat", "amphista", "evaluation"]  # methods, and what was asked for
-    told = arrival(kind="spd")
-    assert "There is no kind of run called" in told["new-said"]["value"]
-    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
-
-
-@pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
-def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -> None:
-    told = arrival(**{"from": old})
-    unknown = old in ("sds-9999", "../x")  # else the address is malformed
-    assert ("new-said" in told) == unknown
-    assert not unknown or f"There is no run {old}." in told["new-said"]["value"]
-    assert "sds-field-base" not in told and "new-kind" not in told
-    assert "value" not in told["sds-field-model"]
-
-
-def test_guests_find_the_button_off_with_the_reason_and_are_refused(sds: Kind) -> None:
-    told = arrival(GUEST)
-    assert told["new-add"]["interactive"] is False
-    assert "Guests have read-only access" in told["new-said"]["value"]
-    assert "new-add" not in arrival()
-    said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
-    assert error is not None and "may not" in said["value"]
-    assert len(queries.jobs()) == 5
-
-
-def test_who_writes_a_run_is_expected_and_who_reads_is_not(sds: Kind) -> None:
-    for request, is_expected in ((asked(GUEST), False), (asked(), True)):
-        preview.preview_for(current_user(request), sds, TOY)
-        assert SUPERVISOR.is_called() == is_expected
-
-
-def test_recipes_and_presets_say_what_they_set_and_leave_the_rest(sds: Kind) -> None:
-    at = 2 * [*kinds()].index("amphista")
-    recipe, preset = handlers("apply_option")[at : at + 2]
-
-    def told(apply: Callable[[str], Any], name: str) -> dict[str, Any]:
-        return {c.elem_id: update for c, update in apply(name).items() if c.elem_id}
-
-    medusa = told(recipe, "Medusa")
-    assert medusa["amphista-field-architecture"]["value"] == "medusa"
-    assert len(medusa) == 2  # the model and a training time of one's own stay
-    assert medusa["recipe-amphista"]["info"] == "Sets Drafter architecture = medusa."
-    assert told(recipe, "Amphista")["amphista-field-architecture"]["value"] == "amphista"
-    quick, usual = told(preset, "quick look"), told(preset, "default")
-    assert quick["amphista-field-minutes"]["value"] == 0.5
-    assert usual["amphista-field-minutes"]["value"] == 10 and quick.keys() == usual.keys()
-    assert usual["preset-amphista"]["info"] == "" and "amphista-field-architecture" not in quick
+# addresses ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", kinds().values(), ids=kinds())
-def test_recipes_and_presets_set_different_fields_and_are_valid_together(kind: Kind) -> None:
+def test_an_address_fills_every_field_and_is_written_again(kind: Kind) -> None:
+    given = {name: f"{name} = *, %&?" for name in kind.config.model_fields}
+    draft = draft_at(f"?kind={kind.name}&name=mine&{urlencode(given)}")
+    assert draft.steps[0].values == given and draft.name == "mine"
+    assert draft_at(draft.address()) == draft
+
+
+@pytest.mark.parametrize(("kind", "recipe", "preset"), OPTIONS)
+def test_recipes_are_recognized_and_the_shell_command_queues_the_same(
+    seeded: Settings, monkeypatch: pytest.MonkeyPatch, kind: Kind, recipe: str, preset: str
+) -> None:
+    draft = change(draft_at(f"?kind={kind.name}"), "recipe", recipe)
+    draft = draft_at(change(draft, "preset", preset).address())
+    (step,) = draft.steps
+    assert (recipe_of(step), preset_of(step)) == (recipe, preset)
+    queued: list[Any] = []
+
+    def record(planned: sweep.SweepPlan, *_: Any) -> list[Job]:
+        queued.append(planned)
+        raise ConfigError("Not queued.")
+
+    def unchecked(name: str, values: Any, several: Any) -> sweep.SweepPlan:
+        configs = [validate_config(name, {**values, **x}) for x in sweep.combinations(several)]
+        return sweep.SweepPlan(configs, [], Any)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep.SweepPlan, "queue", record)
+    monkeypatch.setattr(sweep.SweepPlan, "warnings", ())
+    monkeypatch.setattr(sweep, "plan", unchecked)
+    words = shlex.split(plan.command(draft))
+    assert words[:3] == ["slimscope", "submit", kind.name]
+    with pytest.raises(ConfigError, match="Not queued"):
+        command_for(_operation(kind)).main(words[3:], standalone_mode=False)
+    assert queued[0].configs == unchecked(kind.name, step.values, {}).configs
+
+
+def test_the_shell_command_of_a_pipeline_queues_the_same(
+    host: Actor, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    draft, read = draft_at(PIPELINE), list[pipeline.Pipeline]()
+    monkeypatch.setattr(pipeline, "queue", lambda found, *_, **__: read.append(found) or [])
+    _, _, text, pipe, *words = shlex.split(plan.command(draft))
+    (tmp_path / "file").write_text(text)
+    with (tmp_path / "file").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert [pipe, *words] == ["|", "slimscope", "pipeline", "-"]
+        command_for(OPERATIONS["pipeline"]).main(["-"], standalone_mode=False)
+    assert read == [pipeline.of_document(draft.document())]
+
+
+def test_the_map_of_formats_arrives_and_is_queued(host: Actor) -> None:
+    overrides = json.dumps(MAP, separators=(",", ":"))
+    query = urlencode({"kind": "dlqat", "overrides": overrides, "stages": '["gptq"]'})
+    draft = draft_at(f"?{query}&{TOY}")
+    assert label_of(draft.shown) == "GPTQ"  # nothing is trained
+    said = answer(host, draft.address(), "queue")["parts"]["new-said"]
+    job = queries.jobs()[0]
+    assert f'href="run?id={job.run}"' in said
+    assert job.config["overrides"] == ", ".join(f"{name}={form}" for name, form in MAP.items())
+    picture = plan.layer_map(plan.planned(draft)[0].plan.estimates[0].plan)  # type: ignore[union-attr]
+    assert picture and {"8 bits in groups of 64", "3 bits in groups of 64"} <= {
+        label for _, label, _ in picture.legend
+    }
+
+
+def test_a_pipeline_with_several_values_is_planned_and_queued(host: Actor) -> None:
+    draft, before = draft_at(PIPELINE), len(queries.jobs())
+    assert draft_at(draft.address()) == draft
+    assert [step.runs for step in plan.planned(draft)] == [1, 2]
+    assert "3 runs" in arrival(host, PIPELINE)["parts"]["new-add"]
+    assert "3 runs were added" in answer(host, PIPELINE, "queue")["parts"]["new-said"]
+    jobs = queries.jobs()[: len(queries.jobs()) - before]
+    assert sorted(job.config.get("bits", 0) for job in jobs) == [0, 3, 4]
+    assert all(job.config["overrides"] for job in jobs if job.kind == "dlqat")
+
+
+def test_a_run_is_opened_again(host: Actor) -> None:
+    draft = draft_at("?from=sds-0001")
+    values = draft.shown.values
+    assert (values["base"], values["model"], draft.name) == (
+        "magnitude",
+        "toy",
+        queries.job(1).name,
+    )
+    assert draft_at("?kind=dlqat&from=sds-0001").shown.kind == "sds"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "kind=spd",
+        "from=sds-9999",
+        "from=../x",
+        "bogus=1",
+        f"{urlencode({HOSTILE: HOSTILE})}",
+        "overrides={%22a%22:",  # cut off
+        "overrides={%22a%22:{%22b%22:1}}",
+        f"overrides={'[' * 5000}1{']' * 5000}&x=1",
+        "overrides=" + "{%22a%22:" * 3000,
+        "step=[]",
+        "step=1",
+        "step={}",
+        "step={%22spd%22:{}}",
+        "step={%22sds%22:{%22bogus%22:1}}",
+        "step={%22sds%22:{%22preset%22:%22none%22}}",
+        f"step={'[' * 20_000}",
+        f"step={'9' * 5000}",
+        "&".join(["step={%22sds%22:{}}"] * 13),
+        "step={%22sds%22:{}}&step={%22sds%22:{%22model%22:%22other%22}}",
+        "x=1&" * 300,
+        f"overrides={'a' * MAX_ADDRESS}",
+        "preset[]=%00%ff&kind=%F0%9F%98%80",
+    ],
+)
+def test_what_an_address_cannot_fill_is_said_and_the_form_is_there(host: Actor, query: str) -> None:
+    reply = arrival(host, f"?model=toy&{query}")
+    said = reply["parts"]["new-said"]
+    assert "was not filled in" in said and len(said) < 60_000
+    assert "<img" not in json.dumps(reply) and "${" not in said
+    assert reply["parts"]["new-form"] and len(reply["draft"]["steps"]) <= pipeline.MAX_STEPS
+
+
+@given(st.text(max_size=300) | st.lists(st.sampled_from('{}[]":,&=%25step sds01')).map("".join))
+def test_any_address_is_read(query: str) -> None:
+    for prefix in ("", "step=", "overrides=", "kind=dlqat&stages="):
+        draft, _ = read_address(prefix + query)
+        assert read_address(draft.address())[0] == draft
+
+
+# the form -----------------------------------------------------------------------------------------
+
+
+def test_buttons_change_the_draft() -> None:
+    draft = change(draft_at("?kind=sds&model=toy"), "add", "dlqat")
+    assert draft.at == 1 and draft.model == "toy" and draft.shown.values == {}
+    draft = change(draft, "several", "bits")
+    assert draft.shown.several == {"bits": "3"}
+    draft.shown.several["bits"] = "4, 5"
+    assert change(draft, "single", "bits").shown.values == {"bits": "4"}
+    assert change(draft, "step", "0").shown.kind == "sds"
+    draft = change(change(draft, "step", "0"), "remove", "")
+    assert (draft.shown.kind, draft.model) == ("dlqat", "toy")
+    assert change(draft, "kind", "evaluation").shown.values == {"model": "toy"}
+    assert change(draft, "remove", "") == draft
+    chosen = change(draft, "pipeline", "prune, quantize, draft")
+    assert len(chosen.steps) == 6 and chosen.model == "toy"
+    assert chosen.steps[1].values["segments"] == "12"  # of the preset
+
+
+@pytest.mark.parametrize(
+    ("query", "label"),
+    [
+        ("kind=sds", "SDS"),
+        ("kind=sds&base=sparsegpt", "SDS"),
+        ("kind=sds&base=sparsegpt&base=wanda", "SDS"),
+        ("kind=sds&until=first", "Wanda"),
+        ("kind=sds&until=first&base=magnitude", "SDS pruning, own settings"),
+        ("kind=dlqat&stages=gptq&format=slimscope", "GPTQ"),
+        ("kind=dlqat&stages=rtn", "DL-QAT quantization, own settings"),
+        ("kind=dlqat&stages=gptq&allocation=budget:loss+3%25", "GPTQ by layer"),
+        ("kind=dlqat&stages=gptq&stages=awq", "DL-QAT quantization, own settings"),
+        ("kind=benchmark", "Benchmark"),
+    ],
+)
+def test_a_step_is_called_what_it_does(query: str, label: str) -> None:
+    assert label_of(draft_at(query).shown) == label
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("pattern=5:3", {"pattern"}),
+        ("segments=", {"segments"}),
+        ("pattern=5:3&damping=99", {"pattern", "damping"}),
+        ("model=/etc/passwd", {"model"}),
+        ("evaluation_text=nothing", {"evaluation_text"}),
+        ("control=perhaps", {"control"}),
+        ("base=wanda&base=perhaps", {"base"}),
+        ("seed=0..99", {"seed"}),
+        ("seed=0&seed=0", {"seed"}),
+        ("pattern=50%25&pattern=60%25&seed=0..40", {"seed"}),
+        ("seed=0..1&segments=0", {"segments"}),
+    ],
+)
+def test_an_error_stands_beside_its_field_and_nothing_is_queued(
+    host: Actor, query: str, names: set[str]
+) -> None:
+    address = f"?kind=sds&{TOY.replace('model=toy&', '') if 'model' in query else TOY}&{query}"
+    address = address.replace("segments=4&", "") if "segments" in query else address
+    before = len(queries.jobs())
+    reply = answer(host, address, "queue")
+    assert shown_messages(reply["parts"]) == {f"message-{name}" for name in names}
+    assert "disabled" in reply["parts"]["new-plan"] and "alert" in reply["parts"]["new-said"]
+    assert len(queries.jobs()) == before
+
+
+def test_an_error_in_another_step_is_named_in_the_plan(host: Actor) -> None:
+    address = PIPELINE.replace("50%25", "5:3")
+    parts = arrival(host, address)["parts"]
+    assert shown_messages(parts) == {"message-pattern"} and "Step 1 cannot run" in parts["new-plan"]
+    draft = draft_at(address).model_copy(update={"at": 1})
+    parts = page.reply(host, message(draft))["parts"]
+    assert shown_messages(parts) == set() and "Step 1 cannot run" in parts["new-plan"]
+
+
+# the plan -----------------------------------------------------------------------------------------
+
+
+def test_the_plan_shows_model_costs_warnings_and_the_same_run(host: Actor) -> None:
+    parts = answer(host, f"?kind=sds&{TOY}")["parts"]
+    assert all(label in parts["new-plan"] for label in ("Toy stories", "Time", "Memory", "Disk"))
+    assert "Size before" in parts["new-plan"] and parts["new-recipes"].count("kB") == 5
+    assert "⚠" in answer(host, "?kind=sds&model=toy&segments=1&context=16")["parts"]["new-plan"]
+    assert "Already run" not in parts["new-plan"]
+    answer(host, f"?kind=sds&{TOY}", "queue")
+    run = queries.jobs()[0].run
+    assert f'href="run?id={run}"' in answer(host, f"?kind=sds&{TOY}")["parts"]["new-plan"]
+    with writing() as session:
+        session.get_one(Job, queries.job_id(run)).state = "failed"
+    assert "Already run" not in answer(host, f"?kind=sds&{TOY}")["parts"]["new-plan"]
+
+
+def test_a_sweep_is_counted_and_queued(host: Actor) -> None:
+    query = f"?kind=sds&{TOY}&pattern=2:4&pattern=50%25&seed=0..2"
+    assert "Add 6 runs" in answer(host, query)["parts"]["new-add"]
+    said = answer(host, query, "queue")["parts"]["new-said"]
+    jobs = queries.sweep(queries.jobs()[0].id)
+    assert (
+        "6 runs were added" in said
+        and f'href="runs?q=sweep%3D{jobs[0].run}&amp;open={jobs[0].run}"' in said
+    )
+    assert [(j.config["pattern"], j.config["seed"]) for j in jobs][-1] == ("50%", 2)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 60.0, 1e9])
+def test_bars_stay_on_their_axis(host: Actor, seconds: float) -> None:
+    assert 0 <= plan.time_position(seconds) <= 1
+    found = plan.bars(plan.planned(draft_at(PIPELINE)))
+    assert all(0 <= bar.start <= bar.end <= 1 for bar in found)
+
+
+# who may ------------------------------------------------------------------------------------------
+
+
+def test_guests_get_the_command_only_and_are_refused(
+    host: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, before = current_user(asked(GUEST)), len(queries.jobs())
+    monkeypatch.setattr(plan, "planned", lambda _: pytest.fail("a model was looked up"))
+    parts = answer(guest, f"?kind=sds&{TOY}", "queue")["parts"]
+    assert "disabled" in parts["new-add"] and "may not" in parts["new-said"]
+    assert "slimscope submit sds" in parts["new-plan"].replace('<span class="nowrap">', "")
+    assert "may not" in answer(guest, PIPELINE, "queue")["parts"]["new-said"]
+    assert len(queries.jobs()) == before
+
+
+def test_guests_who_may_add_runs_add_single_ones(open_to_guests: Visit) -> None:
+    browser = open_to_guests(OTHER)
+    browser.get("/new-run")  # sets the cookie
+    for query, is_added in ((f"kind=sds&{TOY}&threads=1", True), (PIPELINE[1:], False)):
+        body = message(draft_at(query), action="queue")
+        parts = browser.post(page.PATH, json=body).json()["parts"]
+        assert ("was added" in parts["new-said"]) == is_added
+    assert "disabled" in parts["new-add"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"draft": 1},
+        {"draft": {"steps": []}},
+        {"draft": {"steps": [{"kind": "spd"}]}},
+        {"draft": {"steps": [{"kind": "sds"}], "at": 9}},
+        {"draft": {"steps": [{"kind": "sds"}] * 99}},
+        {"draft": {"steps": [{"kind": "sds", "values": {"pattern": {}}}]}},
+        {"draft": {"steps": [{"kind": "sds", "bogus": 1}]}},
+        {"draft": {"steps": [{"kind": "sds"}]}, "action": "kind", "value": "spd"},
+        {"draft": {"steps": [{"kind": "sds"}]}, "action": "pipeline", "value": HOSTILE},
+        {"draft": {"steps": [{"kind": "sds"}]}, "action": "x" * 99},
+        {"draft": {"steps": [{"kind": "sds", "values": {HOSTILE: HOSTILE}}]}, "action": "queue"},
+        {"draft": {"steps": [{"kind": "sds", "several": {"bogus": "1", "model": '"'}}]}},
+        {"draft": {"steps": [{"kind": "sds", "several": {"seed": ","}}]}, "action": "single"},
+        {"address": HOSTILE, "bogus": 1},
+        {"address": "", "version": "0.0.1"},
+    ],
+)
+def test_odd_messages_are_answered_or_refused(visit: Visit, body: Any) -> None:
+    before = len(queries.jobs())
+    if isinstance(body, dict):
+        body = {"version": VERSION, **body}
+    response = visit().post(page.PATH, json=body)
+    assert response.status_code in (200, 422)
+    assert "<img" not in str(response.json().get("parts"))  # else it is shown as text
+    assert len(queries.jobs()) == before
+
+
+def test_other_sites_and_large_bodies_are_refused(visit: Visit) -> None:
+    site = {"origin": "http://evil.example", "sec-fetch-site": "cross-site"}
+    assert visit().post(page.PATH, json={}, headers=site).status_code == 403
+    assert visit().post(page.PATH, json={"address": "a" * 1_000_001}).status_code == 413
+    assert visit().post(page.PATH, content="[" * 99 + "]" * 99).status_code == 422
+
+
+def test_who_writes_a_run_is_expected_and_who_reads_is_not(host: Actor) -> None:
+    for user, is_expected in ((current_user(asked(GUEST)), False), (host, True)):
+        answer(user, f"?kind=sds&{TOY}")
+        assert SUPERVISOR.is_called() == is_expected
+
+
+@pytest.mark.parametrize("kind", kinds().values(), ids=kinds())
+def test_recipes_and_presets_set_different_fields(kind: Kind) -> None:
     recipes, presets = kind.recipes or {"": {}}, kind.presets or {"": {}}
     for recipe in recipes.values():
-        for preset in presets.values():
-            assert not recipe.keys() & preset.keys()
+        assert not any(recipe.keys() & preset.keys() for preset in presets.values())
     usual = {n: info.default for n, info in kind.config.model_fields.items()}
     assert all(usual[name] == value for name, value in next(iter(recipes.values())).items())
 

@@ -104,11 +104,11 @@ def legend(sources: set[int]) -> str:
 def test_without_weights_of_ones_own_the_chat_leads_to_a_run_that_saves_some(
     tables: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (address,) = re.findall(r'href="new[?]([^"]+)"', draw())
+    (address,) = re.findall(r'href="new-run[?]([^"]+)"', draw())
     values = address_values(asked(**dict(parse_qsl(unescape(address)))), DLQATJob)
     assert values["steps"] == 10 and plan("dlqat", values, {}).configs
     monkeypatch.setattr(page, "answering", lambda: [*models(), ("mine", "dlqat-0001")])
-    assert "new?" not in draw()
+    assert "new-run?" not in draw()
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:

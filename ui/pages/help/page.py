@@ -111,7 +111,7 @@ QUESTIONS = {  # question -> answer, page
     "How do I compress a model?": (
         "Choose a recipe and a model, look at the time and memory it takes, and add it to the "
         "queue.",
-        "new",
+        "new-run",
     ),
     "Which model fits into 80 MB?": (
         "A sensitivity profile says what each layer loses in each format; a budget then gives "

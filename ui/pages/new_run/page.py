@@ -1,314 +1,229 @@
-"""New run: configure a run, see what it will cost, and add it to the queue."""
+"""New run: compose a run, a sweep or a pipeline, see its plan, and add it to the queue.
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+draft   what the form holds; addresses
+form    fields of a step
+plan    the plan as a picture
+
+The browser sends the draft whenever it changes, and gets the parts of the page that differ.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import permissions
-from jobs.kind import Kind, kinds
-from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.new_run.preview import HTML, Pairs, SweepForm, enqueue, preview_for, price
-from ui.runs.choices import CHOICES
-from ui.runs.results import find_job
-from ui.widgets.config_form import NO_CHOICES, ConfigForm, address_values, title
-from ui.widgets.dropdown import Choices
-from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
+from backend.errors import ConfigError, RateLimitError, SlimscopeError
+from backend.queue import gate, permissions, scheduling, service
+from backend.queue.actor import Actor
+from backend.store.tables import Job
+from jobs import pipeline, sweep
+from jobs.kind import kinds
+from ui.api_errors import error_response
+from ui.format import href, runs
+from ui.frame import VERSION, Page
+from ui.pages.new_run import plan
+from ui.pages.new_run.draft import (
+    MODEL,
+    Draft,
+    Unfilled,
+    change,
+    preset_of,
+    read_address,
+    recipe_of,
+)
+from ui.pages.new_run.form import field_view, key_fields, other_fields
+from ui.security.auth import current_user
+from ui.templates import fragments
+from ui.widgets.config_form import HTML as FIELDS
+from ui.widgets.html import problem
 
-ADD = "Add to queue"
-FORGET = """() => {
-  const said = document.querySelector('#new-said :is(.problem, .done)');
-  return { __type__: 'update', ...(said ? { value: '', visible: false } : {}) };
-}"""
-
-
-@dataclass(frozen=True)
-class OptionCards:
-    """Recipes or presets of a kind as cards, each with its price."""
-
-    radio: gr.Radio
-    values: Mapping[str, Mapping[str, Any]]  # name -> the fields it sets
-
-    @property
-    def fields(self) -> set[str]:
-        """The fields that any of them sets."""
-        return {field for values in self.values.values() for field in values}
-
-    def priced(self, kind: Kind, values: Mapping[str, Any]) -> Any:
-        """An update with what each would cost beside the other values of the form."""
-        others = {name: value for name, value in values.items() if name not in self.fields}
-        prices = {name: price(kind, {**others, **own}) for name, own in self.values.items()}
-        return gr.update(choices=cards(self.values, kind.notes, prices))
-
-
-@dataclass(frozen=True)
-class KindForm:
-    """The form of one kind, and the column it stands in; its preview is `due` when that changes."""
-
-    kind: Kind
-    column: gr.Column
-    options: tuple[OptionCards, ...]
-    form: ConfigForm
-    sweep: SweepForm
-    due: gr.Textbox
-
-    @property
-    def inputs(self) -> list[Any]:
-        return [*self.form.inputs, *self.sweep.inputs]
-
-    @property
-    def messages(self) -> list[gr.HTML]:
-        return [*self.form.messages, *self.sweep.messages]
-
-    def read(self, given: Sequence[Any]) -> tuple[dict[str, Any], Pairs]:
-        """The values of the config, and the swept fields with theirs."""
-        own = len(self.form.inputs)
-        return self.form.values(given[:own]), self.sweep.pairs(given[own:])
-
-    def show_errors(
-        self,
-        error: SlimscopeError | None,
-        given: Sequence[Any],
-        warnings: Mapping[str, str] = NO_CHOICES,
-    ) -> dict[Any, Any]:
-        """Updates that show the error beside its field, in the sweep when the field is swept."""
-        swept = given[len(self.form.inputs) :]
-        own = None if self.sweep.rows_of(error, swept) else error
-        return {**self.form.show_errors(own, warnings), **self.sweep.show_errors(error, swept)}
+HTML = fragments("pages/new_run/page.html")
+ADDRESS, PATH = "new-run", "/slimscope/new-run"
+START = "slimscope.module('new_run/page').then((page) => page.start(element))"
+QUEUE = "queue"  # the action that adds the runs
+MAX_KEPT = 8000  # characters of an address; a longer one is not shown in the browser
+Parts = dict[str, Markup]  # element id -> its HTML
 
 
 def build() -> None:
-    available = kinds()
-    if not available:
-        plain(HTML.nothing())
-        return
-    first = next(iter(available))
-    with gr.Row(elem_classes="new-run"):
-        with gr.Column(scale=2, min_width=320):
-            kind = gr.Radio(methods(), value=first, label="Compress a model", elem_id="new-kind")
-            others = plain(others_html())
-            forms = {n: _form(each, visible=n == first) for n, each in available.items()}
-        with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
-            name = gr.Textbox(
-                label="Name of the run",
-                info="Optional label",
-                max_length=120,
-                max_lines=1,
-                elem_id="new-name",
-            )
-            add = gr.Button(ADD, variant="primary", elem_id="new-add")
-            message = notice("new-said")
-            preview = HtmlPanel(elem_id="new-preview", min_height=240)
-    for own, form in forms.items():
-        previewed = _wire_form(form, kind, add, preview)
-        # where this kind was left meanwhile, of the next one
-        _preview_after(previewed, {n: f for n, f in forms.items() if n != own}, kind)
-    other = _wire_kind(forms, kind)
-    arrived = _wire_arrival(forms, kind, others, name, add, message)
-    for shown in (arrived, other):
-        _preview_after(shown, forms, kind)
-    _wire_button(forms, kind, name, add, message)
-    url_sync(other, kind=kind)
+    gr.HTML(HTML.page(VERSION), js_on_load=START, apply_default_css=False, elem_id="new-run")
 
 
-def methods(chosen: str = "") -> list[tuple[str, str]]:
-    """The kinds that compress a model, and the one that was asked for."""
-    return [(k.title, name) for name, k in kinds().items() if k.compresses or name == chosen]
+class FormMessage(BaseModel):
+    """A message of the browser.
+
+    Attributes:
+        version: version of the page.
+        address: query of the address, on arrival.
+        draft: what the form holds.
+        action: button that was pressed; empty if a field was changed.
+        value: value of the button.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(max_length=40)
+    address: str | None = None
+    draft: Draft | None = None
+    action: str = Field("", max_length=20)
+    value: str = Field("", max_length=200)
 
 
-def others_html(chosen: str = "") -> Markup:
-    """Links to the other kinds, without the one that was asked for."""
-    return HTML.others([k for n, k in kinds().items() if not k.compresses and n != chosen])
+async def endpoint(request: Request) -> Response:
+    """Answer a message with the draft and the parts of the page that it changes."""
+    body = await request.json()
+    try:
+        answer = await run_in_threadpool(reply, current_user(request), body)
+    except SlimscopeError as error:
+        return error_response(error)
+    return JSONResponse(answer)
 
 
-def _form(kind: Kind, *, visible: bool) -> KindForm:
-    prefix = f"{kind.name}-"
-    # beside the column: what is not shown raises no event
-    due = gr.Textbox("0", visible="hidden", elem_id=f"{prefix}preview-due")
-    with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
-        plain(HTML.hint(kind.summary))
-        recipes = _cards(kind, "Recipe", kind.recipes, next(iter(kind.recipes), None))
-        presets = _cards(kind, "Preset", kind.presets, "default")
-        form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
-        sweeps = SweepForm(kind.config, prefix)
-    return KindForm(kind, column, (recipes, presets), form, sweeps, due)
+def reply(user: Actor, body: Any) -> dict[str, Any]:
+    """The answer to a message. Raises `ConfigError` if it is malformed."""
+    try:
+        message = FormMessage.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError("The form was not accepted.", f"{where}: {first['msg']}.") from error
+    if message.version != VERSION:  # else other runs than those on the page could be queued
+        what = "The dashboard has changed since this page was opened."
+        raise ConfigError(what, "", "Reload the page.")
+    unfilled: list[Unfilled] = []
+    draft, parts = message.draft, Parts()
+    if draft is None:
+        draft, unfilled = read_address(message.address or "")
+        parts["new-said"] = HTML.unfilled(unfilled) if unfilled else Markup()
+    elif message.action == QUEUE:
+        parts["new-said"] = add(draft, user)
+    elif message.action:
+        draft = change(draft, message.action, message.value)
+    if message.draft is None or message.action not in ("", QUEUE):
+        parts["new-form"] = form_html(draft)
+    parts |= preview(draft, user)
+    query = draft.address()
+    return {
+        "draft": draft.model_dump(),
+        "address": f"{ADDRESS}?{query}" if len(query) <= MAX_KEPT else "",
+        "parts": parts,
+    }
 
 
-def _cards(
-    kind: Kind, label: str, values: Mapping[str, Mapping[str, Any]], first: str | None
-) -> OptionCards:
-    radio = gr.Radio(
-        cards(values, kind.notes, {}),
-        value=first if values else None,
-        label=label,
-        visible=len(values) > 1,
-        elem_id=f"{label.lower()}-{kind.name}",
-        elem_classes="preset-cards",
+def form_html(draft: Draft) -> Markup:
+    """The form of the shown step."""
+    first = draft.steps[0]
+    model = field_view(first, MODEL) if draft.model else None
+    above = key_fields(draft.shown)
+    below = other_fields(draft.shown, above)
+    return HTML.form(draft, model, kinds(), pipeline.PRESETS, above, below)
+
+
+def preview(draft: Draft, user: Actor) -> Parts:
+    """Steps, recipes, messages and plan, within the limits of the user. Guests who may not add runs
+    get the command only: no model is looked up."""
+    off = permissions.may_not_add(user) or (
+        permissions.may_not_change(user) if len(draft.steps) > 1 else ""
     )
-    return OptionCards(radio, values)
+    limit: SlimscopeError | None = None
+    steps: list[plan.PlannedStep] = []
+    if not permissions.may_not_add(user):
+        try:
+            gate.previews.spend(user)
+            service.expect_run(user)
+            steps = plan.planned(draft)
+        except RateLimitError as error:
+            limit = error
+    is_planned = bool(steps)
+    steps = steps or [plan.PlannedStep(step) for step in draft.steps]
+    return {
+        "new-steps": HTML.steps(steps, draft.at, kinds(), pipeline.MAX_STEPS),
+        "new-add": HTML.add(sum(step.runs for step in steps), off),
+        **options_html(draft, is_planned),
+        **messages(draft, steps[draft.at]),
+        "new-plan": plan_html(draft, steps, is_planned, limit),
+    }
 
 
-def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
-    """Shows the form of a kind, with the model that was chosen in the one before."""
-    before = gr.Textbox(next(iter(forms)), visible=False)
-    named = {n: f.form.fields["model"].input for n, f in forms.items() if "model" in f.form.fields}
-
-    def show(chosen: str, last: str, *models: Any) -> dict[Any, Any]:
-        updates = {form.column: gr.update(visible=n == chosen) for n, form in forms.items()}
-        given = dict(zip(named, models, strict=True))
-        kept = {named[chosen]: given[last]} if last in named and chosen in named else {}
-        return {before: chosen, **updates, **kept}
-
-    models = [*named.values()]
-    outputs = [before, *(form.column for form in forms.values()), *models]
-    return kind.input(show, [kind, before, *models], outputs, **SILENT_EVENT)
+def options_html(draft: Draft, with_prices: bool) -> Parts:
+    """Recipes and presets of the shown step with their times and sizes."""
+    step, parts = draft.shown, Parts()
+    offered = {"recipe": step.spec.recipes, "preset": step.spec.presets}
+    chosen = {"recipe": recipe_of(step), "preset": preset_of(step)}
+    for group, options in offered.items():
+        prices = {x: plan.price(draft, options, x) if with_prices else "" for x in options}
+        parts[f"new-{group}s"] = HTML.options(group, prices, chosen[group], step.spec.notes)
+    return parts
 
 
-# presets, preview, queueing -----------------------------------------------------------------------
+def messages(draft: Draft, step: plan.PlannedStep) -> Parts:
+    """The error or warning of each field of the shown step, and of the model."""
+    error = step.error
+    errors = {item.field: item for item in (error, *error.others)} if error else {}
+    warnings = step.plan.estimate.field_warnings if step.plan else {}
+    parts = Parts()
+    for name in {MODEL, *draft.shown.spec.config.model_fields}:
+        html = FIELDS.field_error(errors[name]) if name in errors else Markup()
+        if not html and name in warnings:
+            html = FIELDS.field_warning(warnings[name])
+        parts[f"message-{name}"] = html
+    return parts
 
 
-def _wire_form(this: KindForm, kind: gr.Radio, button: gr.Button, shown: HtmlPanel) -> Dependency:
-    """Presets, and the preview: of each kind one event, whose answers come in order, as those of
-    several could overtake each other. What the page changes itself is previewed once all of it is
-    there: an event of each field would send those that are there so far."""
-
-    def preview(request: gr.Request, chosen: str, *given: Any) -> Any:
-        if chosen != this.kind.name:
-            return gr.skip()
-        values, pairs = this.read(given)
-        user = current_user(request)
-        html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
-        priced = () if permissions.may_not_add(user) else this.options
-        return {
-            **this.show_errors(error, given, warnings),
-            **this.form.count(values),
-            **this.sweep.count(runs),
-            **{option.radio: option.priced(this.kind, values) for option in priced},
-            button: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
-            shown: html,
-        }
-
-    # the `input` of a text box is raised before the text is there
-    changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
-    asked, inputs = [*changes, this.due.change], [kind, *this.inputs]
-    own = [*this.messages, *this.form.accordions.values(), this.sweep.accordion]
-    outputs = [*own, *(option.radio for option in this.options), button, shown]
-    previewed = gr.on(asked, preview, inputs, outputs, **LATEST)
-    for option in this.options:
-        applied = option.radio.input(
-            _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
-        )
-        _preview_after(applied, {this.kind.name: this}, kind)
-    return previewed
+def plan_html(
+    draft: Draft, steps: list[plan.PlannedStep], is_planned: bool, limit: SlimscopeError | None
+) -> Markup:
+    """The plan as a picture, or the reason why there is none, and the command."""
+    command, refused = plan.command(draft), plan.first_error(steps)
+    if not is_planned:
+        return HTML.plan(command, error=limit)
+    if refused:
+        return HTML.refused(command, *refused, len(steps))
+    maps = [plan.layer_map(step.plan.estimate.plan) if step.plan else None for step in steps]
+    title, note = plan.source_of(draft)
+    picture = HTML.picture(title, [*zip(steps, maps, strict=True)])
+    return HTML.plan(
+        command,
+        picture,
+        plan.bars(steps),
+        plan.ticks(),
+        same=plan.same_runs(steps[0]) if len(steps) == 1 else [],
+        warnings=plan.texts_of(steps, "warnings"),
+        notes=[*filter(None, [note]), *plan.texts_of(steps, "notes")],
+        basis=[*dict.fromkeys(x.plan.estimate.basis for x in steps if x.plan)],
+        runs=runs(sum(step.runs for step in steps)),
+    )
 
 
-def _preview_after(shown: Dependency, forms: Mapping[str, KindForm], kind: gr.Radio) -> None:
-    """Asks for the preview of the chosen kind, if it is one of these, after an event that shows
-    something in its form."""
-    dues, names = [form.due for form in forms.values()], json.dumps([*forms])
-    js = f"(kind, ...n) => {names}.map((name, i) => String(+n[i] + (name === kind)))"
-    shown.then(None, [kind, *dues], dues, js=js)
+def add(draft: Draft, user: Actor) -> Markup:
+    """Add the runs of a draft to the queue; a message that says so, or what is wrong."""
+    try:
+        jobs = enqueue(draft, user)
+    except SlimscopeError as error:
+        return problem(error)
+    return HTML.added(jobs, scheduling.status().position(jobs[0].id), links(draft, jobs))
 
 
-def _wire_button(
-    forms: Mapping[str, KindForm],
-    kind: gr.Radio,
-    label: gr.Textbox,
-    button: gr.Button,
-    message: gr.HTML,
-) -> None:
-    """The button that adds runs: one event for all forms, which sends their inputs, as each event
-    costs the browser more than what it sends. Its message goes when a person changes something; why
-    nothing can be added stays. The browser does it: an answer of the server could come after that
-    of the button."""
-    every = [c for form in forms.values() for c in form.inputs]
-
-    def add(request: gr.Request, chosen: str, name: str, *given: Any) -> dict[Any, Any]:
-        this, rest = forms[chosen], iter(given)
-        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[chosen]
-        said, error = enqueue(this.kind, name, *this.read(values), request)
-        return {**this.show_errors(error, values), message: said}
-
-    told = [c for form in forms.values() for c in (*form.messages, *form.form.accordions.values())]
-    button.click(add, [kind, label, *every], [*told, message], **PRIVATE_EVENT)
-    radios = [option.radio for form in forms.values() for option in form.options]
-    changed = [c.input for c in (kind, label, *every, *radios)]
-    gr.on(changed, None, None, message, js=FORGET)
+def enqueue(draft: Draft, user: Actor) -> list[Job]:
+    """Queue the runs of a draft. Raises the errors of `sweep.queue` and `pipeline.queue`."""
+    if len(draft.steps) > 1:
+        return pipeline.queue(pipeline.of_document(draft.document()), user)
+    (step,) = draft.steps
+    several = sweep.read(step.kind, step.several.items())
+    return sweep.queue(step.kind, step.values, several, user, name=draft.name)
 
 
-def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, str]) -> Choices:
-    """Choices as cards: name, what it does, and its price; a line each."""
-    lines = ((name, notes.get(name), prices.get(name)) for name in names)
-    return [("\n".join(filter(None, each)), str(each[0])) for each in lines]
+def links(draft: Draft, jobs: list[Job]) -> Mapping[str, str]:
+    """Links to the runs that were added."""
+    first = jobs[0].run
+    if len(jobs) > 1 and len(draft.steps) == 1:
+        return {"Open the sweep": href("runs", q=f"sweep={first}", open=first)}
+    return {f"Open {first}": href("run", id=first)}
 
 
-def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any]]:
-    def apply_option(name: str) -> dict[Any, Any]:
-        values, fields = option.values.get(name, {}), this.kind.config.model_fields
-        switch = {True: "on", False: "off"}
-        sets = [
-            f"{title(name, fields[name])} = {switch[v] if isinstance(v, bool) else v}"
-            for name, v in values.items()
-        ]
-        info = gr.update(info=f"Sets {'; '.join(sets)}." if sets else "")
-        return {**this.form.show(values, option.fields), option.radio: info}
-
-    return apply_option
-
-
-# arrival ------------------------------------------------------------------------------------------
-
-
-def _wire_arrival(
-    forms: Mapping[str, KindForm],
-    kind: gr.Radio,
-    others: gr.HTML,
-    name: gr.Textbox,
-    button: gr.Button,
-    message: gr.HTML,
-) -> Dependency:
-    """On arrival: the current choices; the kind and, with `?from=`, the config of a run or, with
-    `?model=` and the like, single values; the button disabled for guests."""
-
-    def arrive(request: gr.Request) -> dict[Any, Any]:
-        source, asked = query(request, "from"), query(request, "kind")
-        clone = find_job(source)
-        chosen = clone.kind if clone else asked
-        updates: dict[Any, Any] = {}
-        if source and clone is None:
-            missing = NotFoundError(f"There is no run {source}.", "", "The form is a new one.")
-            updates[message] = show_error(missing)
-        elif chosen and chosen not in forms:
-            what = f"There is no kind of run called {chosen[:40]!r}."
-            updates[message] = show_error(NotFoundError(what, "", "Choose a method."))
-        if reason := permissions.may_not_add(current_user(request)):
-            why = HTML.hint(f"{reason} {permissions.ASK}")
-            updates |= {
-                button: gr.update(interactive=False),
-                message: show_html(why),
-            }
-        for each, this in forms.items():
-            values = address_values(request, this.kind.config) if each == chosen else {}
-            config = clone.config if clone and each == chosen else values
-            updates |= this.form.initial_updates(config)
-            if chosen in forms:
-                updates[this.column] = gr.update(visible=each == chosen)
-        if chosen in forms:
-            shown = gr.update(choices=methods(chosen), value=chosen)
-            updates |= {kind: shown, name: clone.name if clone else ""}
-            updates[others] = others_html(chosen)
-        return updates
-
-    inputs = [c for this in forms.values() for c in this.form.inputs]
-    columns = [this.column for this in forms.values()]
-    own = [kind, others, name, button, message]
-    return on_load(arrive, None, [*own, *columns, *inputs])
-
-
-PAGE = Page("New run", "new", build, order=10)  # "n" leads here
+PAGE = Page("New run", ADDRESS, build, order=10, heading=False)

@@ -213,7 +213,11 @@ def draw(request: gr.Request) -> Updates:
         board = boards.conversation(turns, actor)
     else:
         made = len(answering()) > len(models())
-        form = "" if made else href("new", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
+        form = (
+            ""
+            if made
+            else href("new-run", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
+        )
         board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(30)

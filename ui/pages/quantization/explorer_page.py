@@ -94,7 +94,7 @@ class ExplorerPage(Generic[S, View]):
             selection = replace(selection, run=(ended or jobs)[0].run)
         run, runs, view = selection.run, run_choices(jobs, selection.run), self.view(selection)
         if view is None:
-            launch = href("new", kind=self.kind)
+            launch = href("new-run", kind=self.kind)
             reason = empty_state(run, self.no_run, self.lacks, self.later, launch)
             return {
                 "head": "",

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use
-from backend.queue.scheduling import pipeline_jobs
 from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries
@@ -193,8 +192,7 @@ def lineage_card(job: Job) -> Markup:
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
     stored = by_job(queries.results([each.run for each in runs]))
     chain = [node(each, stored) for each in before]
-    whole = href("pipeline", id=job.run) if len(pipeline_jobs(job.id)) > 1 else ""
-    return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
+    return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after])
 
 
 def ancestors(job: Job) -> list[Job | str]:

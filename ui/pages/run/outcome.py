@@ -261,9 +261,9 @@ def _invitation(job: Job) -> Markup:
         return HTML.not_a_model(next_links(job))
     if has_saved(job, "model"):
         timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
-        launch = href("new", kind=NAME, model=job.run)
+        launch = href("new-run", kind=NAME, model=job.run)
         return HTML.not_evaluated(launch, bool(samples(job)), timed)
-    return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), lacks_weights(job))
+    return HTML.no_model(href("new-run", kind=job.kind, **{"from": job.run}), lacks_weights(job))
 
 
 def samples(job: Job) -> Markup:

@@ -30,6 +30,7 @@ from ui.gradio_patches import event_data
 from ui.pages.run import details
 from ui.pages.run.job_log import build_log, chosen_job, history_html
 from ui.pages.run.outcome import outcome, paired_table, quality, sentence_case, stage_tables, times
+from ui.pages.run.pipeline import pipeline_card
 from ui.runs.actions import (
     act,
     buttons,
@@ -124,6 +125,7 @@ def build() -> None:
     live(measures.named(draw_measures), None, measures.components)
     live(lines.named(draw_curves), None, lines.components)
     head.on_action(act, message, show)
+    page["results"].on_action(act, message, show)
     disk.on_action(act, message, show)
 
 
@@ -131,7 +133,7 @@ def _summary() -> dict[str, Any]:
     """What came out on the left, its pictures on the right."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
-            parts: dict[str, Any] = {"results": plain(elem_id="run-figures")}
+            parts: dict[str, Any] = {"results": HtmlPanel(elem_id="run-figures")}
             with gr.Column() as parts["weights"]:
                 parts |= WEIGHTS.build("run")
         with gr.Column(scale=2, min_width=320):
@@ -164,7 +166,7 @@ def draw(request: gr.Request) -> Updates:
     html = {
         "head": head_html(job, user),
         "timer": gr.update(active=job.state in LIVE),
-        "results": results_html(job, results),
+        "results": WIDGETS.stack(results_html(job, results), pipeline_card(job, user)),
         "behind": WIDGETS.stack(
             HTML.steps(times(results, elapsed(job, now_ms()))),
             details.lineage_card(job),

@@ -216,7 +216,7 @@ def histograms(request: Request) -> Response:
     if mark is None or not mark[1]:
         later = "They appear here block by block."
         return _nothing(
-            empty_state(run, NO_RUN, "stored no weight statistics", later, href("new")), 404
+            empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run")), 404
         )
     if (found := packed_of(run)) is not None:
         return found.answer(request)

@@ -60,10 +60,10 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     store(job(1), model_folder(1, 9), job(2))
     shown = quality(queries.job(1))
     words, texts = shown["findings"], shown["samples"]
-    assert 'href="new?kind=evaluation&amp;model=sds-0001"' in words
+    assert 'href="new-run?kind=evaluation&amp;model=sds-0001"' in words
     assert texts == ""
     assert "saved no model" in quality(queries.job(2))["findings"]
-    assert 'href="new' not in quality(queries.job(2))["findings"]
+    assert 'href="new-run' not in quality(queries.job(2))["findings"]
     assert "Speed and generated text" in words
     assert {*quality(None).values()} == {""}
     store(evaluation(3, "sds-0001", state="running"))

@@ -116,7 +116,7 @@ def test_no_run_a_removed_and_a_purged_one(client: TestClient, seeded: Settings)
     assert gone.status_code == 404
     answer = client.get(histograms.PATH)
     assert answer.status_code == 404 and answer.json()["what"].startswith(histograms.NO_RUN)
-    assert 'href="new"' in answer.json()["html"]
+    assert 'href="new-run"' in answer.json()["html"]
 
 
 def test_who_may_not_see_pages_gets_no_numbers_and_guests_what_pages_show(shared: Visit) -> None:

@@ -1,4 +1,4 @@
-"""The page of pipelines: the form with its preview, and the steps of one that is queued."""
+"""The card of a pipeline on the pages of its runs."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from backend.store.tables import Job, Result
 from jobs import pipeline
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import GUEST, asked
-from ui.pages.pipeline import page
-from ui.pages.pipeline.page import step_rows
+from ui.pages.run import page
+from ui.pages.run.pipeline import pipeline_card, step_rows
 from ui.runs.actions import run_action
 from ui.runs.html import waiting_html
 from ui.runs.queue_eta import start_times
@@ -35,21 +35,6 @@ steps:
 @pytest.fixture
 def queued(seeded: Settings) -> list[Job]:
     return pipeline.queue(pipeline.read(TEXT), page.current_user(asked()))
-
-
-def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
-    html = page._preview(pipeline.preset("prune, quantize, draft", "toy"))
-    assert html.count("<tr>") == 7 and "quick look · pattern 2:4" in html and "Together" in html
-    assert "Step 2 (dlqat) cannot run" in page._preview("model: toy\nsteps: [sds:, dlqat: {a: 1}]")
-    assert "cannot be read" in page._preview("model: [")
-
-
-def test_it_is_queued_from_the_page_and_refused_to_guests(seeded: Settings) -> None:
-    before = len(queries.jobs())
-    said = page._queue(TEXT, asked())
-    assert "3 runs were added" in said["value"] and len(queries.jobs()) == before + 3
-    refused = page._queue(TEXT, asked(GUEST))
-    assert "3 runs were added" not in refused["value"] and len(queries.jobs()) == before + 3
 
 
 def test_what_each_step_gives(queued: list[Job]) -> None:
@@ -74,24 +59,9 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     assert first[:2] == ["toy", "10.00"] and pruned[1] == "12.00"
     assert drafted[1:] == ["–"] * 7
     assert slow[4:7] == ["76.0\u00a0MB", "4.600", "40.00"] and fast[5:] == ["–", "60.00", "1.750"]
-    head, body, form = page.draw(asked(id=drafter.run))
-    assert (
-        "3 steps" in head
-        and "Cancel all" in head
-        and body.count("<li>") == 4
-        and not form["visible"]
-    )
-    assert NAME not in head + body  # shown as text
-
-
-def test_without_a_pipeline_there_is_the_form_with_the_preset_asked(
-    seeded: Settings,
-) -> None:
-    for query in ({}, {"id": "sds-9999"}):
-        _, body, form = page.draw(asked(**query))
-        assert body == "" and form["visible"]
-    assert page._arrive(asked(preset="prune, quantize"))[0] == "prune, quantize"
-    assert page._arrive(asked(preset="other"))[0] == page.FIRST_PRESET
+    card = pipeline_card(drafter, page.current_user(asked()))
+    assert "Cancel all" in card and card.count("<tr>") == 6
+    assert NAME not in card  # shown as text
 
 
 def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
@@ -108,11 +78,10 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     host, text = page.current_user(asked()), TEXT.replace("steps:", "alone: true\nsteps:", 1)
     queued = pipeline.queue(pipeline.read(text), host)
     assert len(queued) == 5
-    head, body, _ = page.draw(asked(id=queued[4].run))
-    assert "3 steps, and 2 runs of steps alone" in head
-    assert body.count("<li>") == 4 and body.count("Alone: ") == 2
+    assert pipeline_card(queries.job(1), host) == ""
+    assert pipeline_card(queued[4], host).count("Alone: ") == 2
     assert "Cancellation requested: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
-    assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
+    assert "Cancel all" not in pipeline_card(queries.job(queued[0].run), host)
     with pytest.raises(ForbiddenError):
         run_action("cancel-pipeline", queued[0].run, page.current_user(asked(GUEST)))

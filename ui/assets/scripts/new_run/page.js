@@ -1,0 +1,188 @@
+/* New run: sends the draft to the server whenever it changes, and shows the parts of the page that come back. The
+   server knows fields, recipes and plans (`ui/pages/new_run`). */
+
+/** @typedef {{kind: string, values: Record<string, string>, several: Record<string, string>}} Step */
+/** @typedef {{name: string, steps: Step[], at: number}} Draft */
+/** @typedef {{draft: Draft, address: string, parts: Record<string, string>}} Answer */
+/** @typedef {HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement} Control */
+
+const PATH = "slimscope/new-run";
+const { find, findAll } = window.slimscope;
+
+/** @param {HTMLElement} element */
+export function start(element) {
+  new Form(element).open();
+}
+
+class Form {
+  /** @type {Draft | null} */
+  #draft = null;
+  #last = Promise.resolve();
+  #isDue = false; // a change that was not sent yet
+
+  /** @param {HTMLElement} root */
+  constructor(root) {
+    this.root = root;
+    this.said = find(root, "#new-said");
+    this.version = find(root, "[data-version]").dataset.version;
+    root.addEventListener("input", (event) => this.#changed(event));
+    root.addEventListener("change", (event) => this.#chosen(event));
+    root.addEventListener("click", (event) => this.#clicked(event));
+  }
+
+  async open() {
+    const answer = await this.#ask({ address: location.search });
+    if (answer) this.#show(answer);
+  }
+
+  /** @param {Event} event */
+  #changed({ target }) {
+    if (!(target instanceof HTMLElement) || target.dataset.action) return;
+    this.said.replaceChildren(); // it was about the draft before
+    if (this.#isDue) return;
+    this.#isDue = true;
+    this.#then(() => {
+      this.#isDue = false;
+      return this.#send("", "");
+    });
+  }
+
+  /** @param {Event} event */
+  #chosen({ target }) {
+    if (target instanceof HTMLSelectElement && target.selectedOptions[0]?.dataset.other)
+      typed(target);
+    else if (target instanceof HTMLSelectElement || target instanceof HTMLInputElement)
+      this.#press(target.dataset.action, target.value);
+  }
+
+  /** @param {Event} event */
+  #clicked(event) {
+    const button = window.slimscope.closest(event, "button[data-action]", HTMLButtonElement);
+    this.#press(button?.dataset.action, button?.dataset.value);
+  }
+
+  /** @param {string | undefined} action @param {string} [value] */
+  #press(action, value = "") {
+    if (!action) return;
+    this.said.replaceChildren();
+    this.#then(() => this.#send(action, value));
+  }
+
+  /** One message after the other, so that each is about what the page shows. @param {() => Promise<void>} work */
+  #then(work) {
+    this.#last = this.#last.then(work);
+  }
+
+  /** @param {string} action @param {string} value */
+  async #send(action, value) {
+    const draft = this.#draft;
+    if (!draft) return;
+    const sent = this.#read(draft);
+    const answer = await this.#ask({ draft: sent, action, value });
+    if (!answer) return;
+    const later = answer.parts["new-form"] ? changes(sent, this.#read(draft)) : [];
+    this.#show(answer);
+    for (const [name, text] of later) this.#type(name, text);
+  }
+
+  /** @param {object} message @returns {Promise<Answer | null>} */
+  async #ask(message) {
+    const body = JSON.stringify({ ...message, version: this.version });
+    const headers = { "Content-Type": "application/json" };
+    try {
+      const response = await fetch(PATH, { method: "POST", body, headers });
+      if (response.ok) return await response.json();
+      this.said.replaceChildren(problem(await words(response)));
+    } catch (error) {
+      this.said.replaceChildren(problem(`The server did not answer (${error}). Try again.`));
+    }
+    return null;
+  }
+
+  /** What was typed while the server drew the form. @param {string} name @param {string} text */
+  #type(name, text) {
+    const box = this.root.querySelector(`[data-field="${name}"]`);
+    if (!(box instanceof HTMLInputElement) || box.type !== "text") return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  /** The draft with what the controls hold. @param {Draft} draft @returns {Draft} */
+  #read(draft) {
+    const copy = structuredClone(draft);
+    copy.name = find(this.root, "#new-name", HTMLInputElement).value;
+    for (const [control, name, step] of this.#controls(draft.at)) {
+      const isSeveral = control.dataset.several !== undefined;
+      const { values, several } = copy.steps[step];
+      (isSeveral ? several : values)[name] = this.#value(control, name);
+    }
+    return copy;
+  }
+
+  /** Controls with their fields and steps. @param {number} at @returns {[Control, string, number][]} */
+  #controls(at) {
+    const controls = /** @type {Control[]} */ (findAll(this.root, "[data-field]"));
+    return controls
+      .filter((control) => control.type !== "radio" || Reflect.get(control, "checked"))
+      .map((control) => [control, control.dataset.field ?? "", Number(control.dataset.step ?? at)]);
+  }
+
+  /** @param {Control} control @param {string} name */
+  #value(control, name) {
+    if (control.dataset.many !== undefined) {
+      const all = findAll(this.root, `[data-field="${name}"]:checked`, HTMLInputElement);
+      return all.map(({ value }) => value).join(", ");
+    }
+    return control.type === "checkbox" ? String(Reflect.get(control, "checked")) : control.value;
+  }
+
+  /** @param {Answer} answer */
+  #show({ draft, address, parts }) {
+    const { activeElement } = document;
+    const isOpen = this.root.querySelector("#new-all")?.hasAttribute("open") ?? false;
+    this.#draft = draft;
+    for (const id of Object.keys(parts).sort((id) => (id === "new-form" ? -1 : 1))) {
+      const part = this.root.querySelector(`#${id}`);
+      if (part && part.innerHTML !== parts[id]) part.innerHTML = parts[id];
+    }
+    this.root.querySelector("#new-all")?.toggleAttribute("open", isOpen || this.#hidesProblem());
+    if (activeElement?.id && !activeElement.isConnected)
+      document.getElementById(activeElement.id)?.focus();
+    if (parts["new-form"]) find(this.root, "#new-name", HTMLInputElement).value = draft.name;
+    if (address) history.replaceState(history.state, "", address);
+  }
+
+  #hidesProblem() {
+    return this.root.querySelector("#new-all [id^='message-'] > *") !== null;
+  }
+}
+
+/** Fields of the shown step whose text differs. @param {Draft} before @param {Draft} now @returns {[string, string][]} */
+function changes({ steps, at }, now) {
+  return Object.entries(now.steps[at].values).filter(
+    ([name, text]) => steps[at].values[name] !== text,
+  );
+}
+
+/** A text box in place of a list, for another value. @param {HTMLSelectElement} list */
+function typed(list) {
+  const box = window.slimscope.create("input", { id: list.id, autocomplete: "off" });
+  Object.assign(box.dataset, list.dataset);
+  list.replaceWith(box);
+  box.focus();
+}
+
+/** @param {string} textContent */
+const problem = (textContent) =>
+  window.slimscope.create("p", { className: "problem", textContent });
+
+/** @param {Response} response */
+async function words(response) {
+  const text = await response.text();
+  try {
+    const { what, why, do: remedy } = JSON.parse(text);
+    return [what, why, remedy].filter(Boolean).join(" ");
+  } catch {
+    return text.slice(0, 300);
+  }
+}

@@ -1,0 +1,395 @@
+"""The draft of a run, a sweep or a pipeline: what the form holds, as the browser sends it and as an
+address spells it.
+
+    new-run?kind=dlqat&model=toy&bits=3&bits=4
+    new-run?model=toy&step={"sds":{"pattern":"2:4"}}&step={"dlqat":{"bits":[3,4]}}
+
+An address names every field of a config. A field given several times has several values. JSON
+objects and lists are accepted where the config takes text: {"0.*":"int8"} is 0.*=int8.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from backend.errors import SlimscopeError
+from jobs import pipeline
+from jobs.fields.types import holds_list
+from jobs.kind import Kind, get_kind, kinds
+from jobs.submit import values_text
+from jobs.sweep import RANGE
+from ui.runs.results import find_job
+
+MODEL, STEP = pipeline.MODEL, "step"
+MAX_ADDRESS = 60_000  # characters; an address names the format of every layer
+MAX_PARAMETERS = 200
+MAX_NAME = 120  # characters
+MAX_SHOWN = 80  # characters of a value in a message
+SHORT = (
+    MAX_ADDRESS // 8
+)  # characters of an address that the browser shows; longer ones are not kept
+
+
+class DraftStep(BaseModel):
+    """One step of a draft.
+
+    Attributes:
+        kind: name of its kind.
+        values: text of every field that differs from its default.
+        several: comma-separated values of the fields with several values.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str = Field(max_length=40)
+    values: dict[str, str] = {}
+    several: dict[str, str] = {}
+
+    @property
+    def spec(self) -> Kind:
+        """The kind of the step."""
+        return get_kind(self.kind)
+
+    def text(self, name: str) -> str:
+        """The value of a field, or its default."""
+        return self.values.get(name, self.default(name))
+
+    def default(self, name: str) -> str:
+        """The default of a field as text."""
+        return text_of(self.spec.config.model_fields[name].default)
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Give fields one value each."""
+        for name, value in values.items():
+            self.several.pop(name, None)
+            self.values[name] = text_of(value)
+        self.drop_defaults()
+
+    def drop_defaults(self) -> None:
+        """Forget the values that are defaults."""
+        fields = self.spec.config.model_fields
+        for name in [n for n, text in self.values.items() if n in fields]:
+            if name in self.several or self.values[name] == self.default(name):
+                del self.values[name]
+
+    def settings(self) -> dict[str, Any]:
+        """The values as a pipeline file has them: a list for several values, and no model, which
+        the file names once."""
+        lists = {name: _listed(self.spec, name, text) for name, text in self.several.items()}
+        return {**{n: text for n, text in self.values.items() if n != MODEL}, **lists}
+
+
+class Draft(BaseModel):
+    """All steps of the form. `at`: the step that is shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("", max_length=MAX_NAME)
+    steps: list[DraftStep] = Field(min_length=1, max_length=pipeline.MAX_STEPS)
+    at: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "Draft":
+        if self.at >= len(self.steps):
+            raise ValueError("there is no such step")
+        for step in self.steps:
+            step.drop_defaults()
+        return self
+
+    @property
+    def shown(self) -> DraftStep:
+        """The step that is shown."""
+        return self.steps[self.at]
+
+    @property
+    def model(self) -> str:
+        """The model of the first step; empty for a kind without one."""
+        first = self.steps[0]
+        return first.text(MODEL) if MODEL in first.spec.config.model_fields else ""
+
+    def document(self) -> dict[str, Any]:
+        """The draft as a pipeline file."""
+        steps = [{step.kind: step.settings()} for step in self.steps]
+        name = {"name": self.name} if self.name else {}
+        return {**name, "model": self.model, "steps": steps}
+
+    def address(self) -> str:
+        """The query of the address of this draft."""
+        pairs: list[tuple[str, str]]
+        if len(self.steps) > 1:
+            document = self.document()
+            steps = [json.dumps(x, separators=(",", ":")) for x in document.pop("steps")]
+            pairs = [*document.items(), *((STEP, text) for text in steps)]
+        else:
+            (step,) = self.steps
+            lists = {n: _items(text) for n, text in step.several.items()}
+            given = {**{n: [text] for n, text in step.values.items()}, **lists}
+            pairs = [("kind", step.kind), *((n, text) for n in given for text in given[n])]
+            pairs += [("name", self.name)] if self.name else []
+        return urlencode(pairs)
+
+
+def text_of(value: Any) -> str:
+    """A config value as the form shows it. Raises ValueError for nested lists and objects."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_scalar(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_scalar, value))
+    return "" if value is None else str(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list | Mapping):
+        raise ValueError("Lists and objects cannot be nested.")
+    return text_of(value)
+
+
+def _items(text: str) -> list[str]:
+    """Comma-separated values, some in quotes; unreadable text is one value."""
+    try:
+        return [item.strip() for item in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error:
+        return [text]
+
+
+def _listed(kind: Kind, name: str, text: str) -> list[Any]:
+    items = _items(text)
+    is_list = name in kind.config.model_fields and holds_list(kind.config.model_fields[name])
+    return [_items(item) for item in items] if is_list else items
+
+
+# addresses ----------------------------------------------------------------------------------------
+
+
+class Unfilled(NamedTuple):
+    """A part of an address that the form cannot take, and the reason."""
+
+    part: str
+    why: str
+
+
+def read_address(query: str) -> tuple[Draft, list[Unfilled]]:
+    """The draft of an address, and the parts of the address that it does not contain."""
+    reader = _Reader()
+    draft = reader.draft(query)
+    unfilled = [Unfilled(part[:MAX_SHOWN], why) for part, why in reader.unfilled]
+    return draft, unfilled
+
+
+class _Reader:
+    """Reads one address and collects what it cannot fill."""
+
+    def __init__(self) -> None:
+        self.unfilled: list[Unfilled] = []
+
+    def draft(self, query: str) -> Draft:
+        given = self._parameters(query)
+        run, kind = given.pop("from", [""])[-1], given.pop("kind", [""])[-1]
+        name, model = given.pop("name", [""])[-1], given.pop(MODEL, [])
+        steps = [step for text in given.pop(STEP, []) if (step := self._step(text))]
+        if run:
+            steps, name = self._of_run(run) or steps, name or getattr(find_job(run), "name", "")
+        if not steps:
+            steps = [DraftStep(kind=self._kind(kind) or next(iter(kinds())))]
+        if len(steps) > pipeline.MAX_STEPS:
+            self._refuse("step", f"A pipeline has at most {pipeline.MAX_STEPS} steps.")
+        self._fill(steps[0], {**({MODEL: model} if model else {}), **given})
+        draft = Draft(name=name[:MAX_NAME], steps=steps[: pipeline.MAX_STEPS])
+        for step in draft.steps[1:]:
+            if step.values.pop(MODEL, draft.model) != draft.model:
+                self._refuse(MODEL, "Later steps work on the model that the step before saves.")
+        return draft
+
+    def _parameters(self, query: str) -> dict[str, list[Any]]:
+        """Values by parameter; JSON is read."""
+        by_name: dict[str, list[Any]] = {}
+        if len(query) > MAX_ADDRESS:
+            self._refuse("The address", f"It has more than {MAX_ADDRESS:,} characters.")
+            return by_name
+        try:
+            pairs = parse_qsl(query.lstrip("?"), True, max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            self._refuse("The address", f"It has more than {MAX_PARAMETERS} parameters.")
+            return by_name
+        for name, text in pairs:
+            if not name.startswith("__"):  # those of Gradio
+                by_name.setdefault(name.replace("-", "_"), []).append(text)
+        return by_name
+
+    def _kind(self, name: str) -> str:
+        if name and name not in kinds():
+            self._refuse(f"kind={name}", "There is no such kind of run.")
+        return name if name in kinds() else ""
+
+    def _of_run(self, run: str) -> list[DraftStep]:
+        """The config of a run as a step."""
+        job = find_job(run)
+        if job is None:
+            self._refuse(f"from={run}", "There is no such run.")
+        if job is None or not self._kind(job.kind):
+            return []
+        step = DraftStep(kind=job.kind)
+        self._fill(step, {name: [value] for name, value in job.config.items()})
+        return [step]
+
+    def _step(self, text: str) -> DraftStep | None:
+        """A step such as {"sds": {"pattern": "2:4"}}, or {"kind": "sds", "config": {...}}."""
+        try:
+            document = json.loads(text)
+            if "kind" in document:
+                document = {document["kind"]: document["config"]}
+            ((kind, settings),) = document.items()
+            settings = dict(settings or {})
+            step = DraftStep(kind=kind)
+            preset = step.spec.preset(str(settings.pop(pipeline.PRESET, "")))
+        except (SlimscopeError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            self._refuse(f"step={text}", 'It is not a step such as {"sds":{"pattern":"2:4"}}.')
+            return None
+        step.set(preset)
+        fields = step.spec.config.model_fields
+        for name, value in settings.items():
+            is_swept = isinstance(value, list) and (
+                not (name in fields and holds_list(fields[name]))
+                or (value and all(isinstance(item, list) for item in value))
+            )
+            self._fill(step, {name: value if is_swept else [value]})
+        return step
+
+    def _fill(self, step: DraftStep, given: Mapping[str, Sequence[Any]]) -> None:
+        """Give fields of a step the values of an address."""
+        fields = step.spec.config.model_fields
+        for name, values in given.items():
+            if name not in fields:
+                self._refuse(name, f"{step.spec.title} has no such field.")
+                continue
+            try:
+                texts = [text_of(_parsed(value)) for value in values]
+            except ValueError as error:
+                self._refuse(name, str(error))
+                continue
+            is_range = fields[name].annotation is int and RANGE.fullmatch(texts[-1])
+            if len(texts) > 1 or is_range:
+                step.several[name] = values_text(texts)
+            else:
+                step.values[name] = texts[-1] if texts else ""
+        step.drop_defaults()
+
+    def _refuse(self, part: str, why: str) -> None:
+        self.unfilled.append(Unfilled(part, why))
+
+
+def _parsed(value: Any) -> Any:
+    """The value of JSON text, or the text. Raises ValueError for an object that is cut off."""
+    if not isinstance(value, str) or not value.startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        if value.startswith("{"):
+            raise ValueError("Its JSON cannot be read.") from error
+        return value
+
+
+# recipes, presets and steps -----------------------------------------------------------------------
+
+Options = Mapping[str, Mapping[str, Any]]  # name -> field values
+
+
+def fields_of(options: Options) -> list[str]:
+    """The fields that recipes or presets set."""
+    return [*dict.fromkeys(field for values in options.values() for field in values)]
+
+
+def recipe_of(step: DraftStep) -> str:
+    """The recipe that the values of a step follow; empty if there is none.
+
+    The field that most recipes set decides; of the recipes with its value, the one with the most
+    fields in common."""
+    recipes = step.spec.recipes
+    counts = Counter(field for values in recipes.values() for field in values)
+    usual = {field: step.default(field) for field, _ in counts.most_common(1)}
+    fitting = [name for name, x in recipes.items() if matches(step, {**usual, **x})]
+    return max(fitting, key=lambda name: len(recipes[name]), default="")
+
+
+def preset_of(step: DraftStep) -> str:
+    """The preset that the values of a step follow; empty if there is none."""
+    presets = step.spec.presets
+    usual = {field: step.default(field) for field in fields_of(presets)}
+    return next((name for name, x in presets.items() if matches(step, {**usual, **x})), "")
+
+
+def matches(step: DraftStep, values: Mapping[str, Any]) -> bool:
+    """Return True if the step has these values, and no others."""
+    is_single = step.several.keys().isdisjoint(values)
+    return is_single and all(step.text(name) == text_of(x) for name, x in values.items())
+
+
+def label_of(step: DraftStep) -> str:
+    """The name of what a step does: its recipe, or its kind if there are no recipes."""
+    kind = step.spec
+    return recipe_of(step) or f"{kind.title}{', own settings' if kind.recipes else ''}"
+
+
+def with_option(step: DraftStep, options: Options, name: str) -> DraftStep:
+    """The step with a recipe or preset; the fields of the others get their defaults."""
+    changed = step.model_copy(deep=True)
+    usual = {field: changed.default(field) for field in fields_of(options)}
+    changed.set({**usual, **options.get(name, {})})
+    return changed
+
+
+def change(draft: Draft, action: str, value: str) -> Draft:
+    """The draft after a button of the form was pressed. Raises `SlimscopeError` for an unknown
+    value."""
+    steps, at, shown = list(draft.steps), draft.at, draft.shown
+    model = {MODEL: draft.model} if draft.model else {}
+    match action:
+        case "step":
+            at = min(int(value) if value.isdecimal() else 0, len(steps) - 1)
+        case "kind":
+            steps[at] = _of_kind(value, model if at == 0 else {})
+        case "add" if len(steps) < pipeline.MAX_STEPS:
+            steps, at = [*steps, _of_kind(value, {})], len(steps)
+        case "remove" if len(steps) > 1:
+            steps.pop(at)
+            at = max(at - 1, 0)
+            steps[0].set(model)
+        case "recipe":
+            steps[at] = with_option(shown, shown.spec.recipes, value)
+        case "preset":
+            steps[at] = with_option(shown, shown.spec.presets, value)
+        case "several" if value in shown.spec.config.model_fields:
+            shown.several[value] = values_text([shown.values.pop(value, shown.default(value))])
+        case "single" if value in shown.several:
+            shown.set({value: next(iter(_items(shown.several[value])), "")})
+        case "reset" if value in shown.spec.config.model_fields:
+            shown.set({value: shown.default(value)})
+        case "pipeline":
+            text = pipeline.preset(value, draft.model)
+            return of_pipeline(pipeline.read(text))
+    return Draft(name=draft.name, steps=steps, at=at)
+
+
+def _of_kind(name: str, values: Mapping[str, str]) -> DraftStep:
+    step = DraftStep(kind=name)
+    step.set({n: text for n, text in values.items() if n in step.spec.config.model_fields})
+    return step
+
+
+def of_pipeline(read: pipeline.Pipeline) -> Draft:
+    """The draft of a pipeline file."""
+    steps = []
+    for each in read.steps:
+        steps.append(DraftStep(kind=each.kind))
+        steps[-1].set({**steps[-1].spec.preset(each.preset), **each.settings})
+        steps[-1].several = {name: values_text(x) for name, x in each.sweep.items()}
+    steps[0].set({MODEL: read.model})
+    return Draft(name=read.name, steps=steps)
