@@ -27,7 +27,6 @@ QUERIES = {
     "run": "id=sds-0001",
     "sweep": "id=sds-0001",
     "weights": "run=sds-0001",
-    "quantization": "run=dlqat-0005",
     "sensitivity": "run=profile-0008",
     "trade-offs": "run=profile-0008",
     "benchmark": "run=benchmark-0006",

@@ -13,7 +13,6 @@ from ui.pages.report.page import drawn, sources
 
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"},
-    "quantization": {"dlqat"},
     "sensitivity": {"profile"},
     "trade-offs": {"profile"},
     "benchmark": {"benchmark"},

@@ -37,7 +37,7 @@ def test_the_map_of_a_report_outlines_the_chosen_tensor(seeded: Settings) -> Non
     stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
     assert dict(zip(chart.frame["Tensor"], chart.frame["Std"], strict=True)) == stored.to_dict()
     assert chart.headline.startswith("Std is largest in block")
-    lacks = "Dense has no relative output error: it is what the others are compared with."
+    lacks = "Dense is the reference: no relative output error."
     with writing() as session:
         for row in session.query(TensorRow).filter_by(job_id=1, stage="dense"):
             row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
@@ -72,14 +72,14 @@ def test_two_runs_of_a_report_are_compared_at_what_each_kept(seeded: Settings) -
     kept = ["Second pruning (SDS), sds-0001", "DL-QAT, dlqat-0002"]
     assert names == ["Dense, sds-0001", *kept]
     assert chart.figure.data[2].line.dash == "dash"
-    chart = drawn("heatmap", vs="dlqat-0002", stat="std", against="run")
+    chart = drawn("heatmap", vs="dlqat-0002", stat="std")
     pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"
     assert chart.question.startswith(pair)
     with writing() as session:
         session.get_one(Job, 2).config = {"model": "another"}
     weights_of.clear()
     assert len(drawn("overlay", vs="dlqat-0002", tensor=TENSOR).figure.data) == 4
-    missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std", against="run")
+    missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std")
     assert missing.figure == "dlqat-0002: std is not measured, so nothing can be compared."
     weights_of.clear()
 
@@ -90,8 +90,8 @@ def test_what_an_address_asks_for_and_is_not_there_is_replaced(seeded: Settings)
     odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
     assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")
     assert odd.show == ("dense", "first", "redense", "sds")
-    same = settled(run="sds-0001", vs="sds-0001", against="run")
-    assert same.vs == "" and same.against == ""
+    assert settled(run="sds-0001", vs="sds-0001").vs == ""
+    assert settled(run="sds-0001", vs="control").vs == "control"
     assert settled(run="sds-0001", show="sds,dense,no").show == ("dense", "sds")
     assert settled(run="sds-0001", vs="sds-0002").show == ("dense", "sds")
 

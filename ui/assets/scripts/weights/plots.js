@@ -26,6 +26,7 @@ import { colorScale, limits, logs } from "./map.js";
  * @property {Panel[]} panels side by side, on the same colors
  * @property {boolean} [even] colors diverge from 0
  * @property {boolean} [log] colors on a log scale; zeros stay empty
+ * @property {Range} [ends] first and last value of the scale of colors
  * @property {string} unit
  * @property {[rows: string, columns: string]} names of the axes
  * @property {number} [height]
@@ -80,7 +81,8 @@ export function grid(canvas, spec) {
   const values = panels.map(({ data }) => (log ? logs(data) : Array.from(data)));
   const [least, most] = extent(values.flat().filter(Number.isFinite));
   /** @type {Range} */
-  const ends = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
+  const own = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
+  const ends = spec.ends ?? own;
   const color = colorScale(pen, ends, even);
   const tall = height - TOP - BOTTOM;
   const room = area.width - LEFT - RIGHT - (across - 1) * GAP;
@@ -223,7 +225,8 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
  * @property {number[]} [marks] points with a ring
  * @property {boolean} [thin] a fit, which no axis, legend or pointer takes into account
  */
-/** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, names: [y: string, x: string]}} Lines */
+/** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, signed?: boolean, names: [y: string, x: string], height?: number}} Lines
+    `signed`: the y axis is even around 0. */
 /** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Ends as they are scaled. */
 
 /**
@@ -236,7 +239,7 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
 function axisEnds(series, name, log) {
   const values = series.flatMap((line) => Array.from(line[name]));
   const [low, high] = extent(values.filter((value) => (log ? value > 0 : Number.isFinite(value))));
-  if (!log) return [Math.min(0, low), 1.05 * high || 1];
+  if (!log) return [Math.min(0, 1.05 * low), 1.05 * high || 1];
   const floor = name === "y" ? high / 1000 : 0;
   return [Math.log10(Math.max(low, floor) || low), Math.log10(high) + 0.03];
 }
@@ -271,12 +274,14 @@ function axisTicks({ low, high, log }) {
  * @param {Lines} spec
  * @returns {Plot}
  */
-export function lines(canvas, { series, xLog, yLog, names }) {
-  const area = surface(canvas, LINES_HEIGHT);
+export function lines(canvas, { series, xLog, yLog, signed, names, height: tall = LINES_HEIGHT }) {
+  const area = surface(canvas, tall);
   const { pen, width, height } = area;
   const measured = series.filter(({ thin }) => !thin);
   const x = axisOf(axisEnds(measured, "x", xLog), xLog, LEFT, width - RIGHT);
-  const y = axisOf(axisEnds(measured, "y", yLog), yLog, height - BOTTOM, TOP);
+  const [low, high] = axisEnds(measured, "y", yLog);
+  const most = Math.max(Math.abs(low), high);
+  const y = axisOf(signed ? [-most, most] : [low, high], yLog, height - BOTTOM, TOP);
   paintAxes(area, x, y, names);
   pen.save();
   pen.beginPath();
