@@ -48,7 +48,7 @@ from ui.widgets.packed import PackedArrays
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
 MIN_BINS = 16
-DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axes of charts
+DRAWN_ONLY = ("cutoff",)  # not listed: a place on an axis
 FROM_DENSE = (RELATIVE_ERROR, "moved", "distance")  # statistics of the difference from dense
 PROFILES = {  # that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),

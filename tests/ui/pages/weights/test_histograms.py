@@ -59,8 +59,8 @@ def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClien
                 by_stage = by_stage.fillna({"dense": 0.0})  # the reference
             stored = by_stage.to_numpy(float)
             assert np.array_equal(arrays["values"][k], stored, equal_nan=True)
-    unlisted = header["unlisted"].index("alpha_start") + len(header["statistics"])
-    assert arrays["values"][unlisted, 0, 1] == table.loc[(names[0], "first"), "alpha_start"]
+    unlisted = header["unlisted"].index("cutoff") + len(header["statistics"])
+    assert arrays["values"][unlisted, 0, 1] == table.loc[(names[0], "first"), "cutoff"]
 
 
 def test_a_browser_that_has_it_is_told_so(client: TestClient, seeded: Settings) -> None:

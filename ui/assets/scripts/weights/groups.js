@@ -14,8 +14,9 @@ import {
 } from "./canvas.js";
 import { fetched } from "./histograms.js";
 import { grid, lines } from "./plots.js";
-/** @import {Packed, PackedArray} from "./histograms.js" */
+/** @import {Histograms, Packed, PackedArray} from "./histograms.js" */
 /** @import {Plot} from "./plots.js" */
+/** @import {State} from "./state.js" */
 /** @import {Figures} from "./tables.js" */
 
 /** @typedef {{row: number, group: number, error: number, clipped: number | null, change: number}} WorstGroup */
@@ -33,19 +34,6 @@ const BOTTOM = () => em(2.25);
 const SNAP_MS = 900;
 const TOOTH = 0.22; // width of a tooth, in steps of the grid
 
-/**
- * The groups of a tensor, or why there are none.
- * @param {string} run
- * @param {string} tensor
- * @param {string} stage
- * @returns {Promise<{groups: Groups} | {missing: NoGroups}>}
- */
-export async function loadGroups(run, tensor, stage) {
-  /** @type {Packed<any>} */
-  const packed = await fetched({ run, tensor, groups: stage });
-  return packed.head.missing ? { missing: packed.head } : { groups: packed };
-}
-
 /** @type {(array: PackedArray, i: number) => Float32Array} */
 const row = ({ shape, data }, i) => {
   const size = shape.slice(1).reduce((product, n) => product * n, 1);
@@ -59,15 +47,18 @@ export class GroupsLens {
   #stop = () => {};
   #snapped = "";
 
-  /**
-   * @param {HTMLElement} panel
-   * @param {{group: (place: number) => void}} on
-   */
-  constructor(panel, on) {
+  /** The groups that are shown; null where there are none. @type {Groups | null} */
+  groups = null;
+  #key = "";
+  /** @type {Promise<GroupsHead | null>} */
+  #loading = Promise.resolve(null);
+
+  /** @param {HTMLElement} panel @param {(parts: Partial<State>) => void} choose */
+  constructor(panel, choose) {
     this.panel = panel;
-    this.on = on;
-    /** @type {{groups: Groups, at: number, picked: number, color: string} | null} */
-    this.drawn = null;
+    this.choose = choose;
+    /** @type {{at: number, color: string}} */
+    this.drawn = { at: 0, color: "" };
     /** @type {Record<string, Plot>} */
     this.plots = {};
     for (const figure of findAll(panel, "figure")) {
@@ -92,21 +83,58 @@ export class GroupsLens {
     find(this.panel, `[data-figure="${name}"] h3`).textContent = title;
   }
 
+  /** Loads the groups of a tensor, once for each stage. @type {(data: Histograms, t: number, s: number) => Promise<GroupsHead | null>} */
+  load(data, t, s) {
+    const key = `${data.etag} ${t} ${s}`;
+    if (this.#key !== key) {
+      const query = { run: data.run, tensor: data.tensors[t].name, groups: data.stages[s].name };
+      this.#loading = this.#fetch(query, () => this.#key === key);
+    }
+    this.#key = key;
+    return this.#loading;
+  }
+
+  /** @type {(query: Record<string, string>, isWanted: () => boolean) => Promise<GroupsHead | null>} */
+  async #fetch(query, isWanted) {
+    /** @type {Partial<Packed<any>> & {head: any}} */
+    const packed = await fetched(query).catch((error) => ({
+      head: { missing: `The groups could not be loaded. ${error.message}` },
+    }));
+    if (!isWanted()) return null;
+    const isMissing = Boolean(packed.head.missing);
+    this.groups = isMissing ? null : /** @type {Groups} */ (packed);
+    find(this.panel, ".weights-groups").hidden = isMissing;
+    find(this.panel, ".empty").hidden = !isMissing;
+    find(this.panel, ".save-menu").hidden = isMissing;
+    if (isMissing) this.#offer(packed.head);
+    return this.groups?.head ?? null;
+  }
+
+  /** Says why there are no groups, and offers a tensor or a run that has some. @param {NoGroups} reason */
+  #offer({ missing, other, label, run }) {
+    find(this.panel, ".empty p").textContent = missing;
+    const button = find(this.panel, "[data-other]");
+    button.hidden = !other && !run;
+    button.textContent = `Show ${label || run}`;
+    button.onclick = () => this.choose(other ? { tensor: other } : { run });
+    find(this.panel, ".empty a").hidden = !button.hidden;
+  }
+
   /**
-   * @param {Groups} groups
    * @param {string} step the recorded one nearest to it is drawn; the last by default
    * @param {string} group number among the worst
    * @param {string} color of the stage
+   * @returns the step that is drawn
    */
-  draw(groups, step, group, color) {
-    const { head, arrays } = groups;
-    const wanted = step ? Number(step) : Infinity;
-    const distances = head.steps.map((each) => Math.abs(each - wanted));
+  draw(step, group, color) {
+    if (!this.groups) return null;
+    const { head, arrays, etag } = this.groups;
+    const distances = head.steps.map((each) => Math.abs(each - Number(step)));
     const at = step ? distances.indexOf(Math.min(...distances)) : head.steps.length - 1;
     const picked = Math.min(Number(group), Math.max(0, head.listed.length - 1));
-    this.drawn = { groups, at, picked, color };
+    this.drawn = { at, color };
     this.#say("comb", head.gridTitle);
-    this.#snap(`${groups.etag}`);
+    this.#snap(etag);
     const shown = head.steps.map((each, i) => ({
       label: `Step ${each}`,
       color: i === at ? color : "#5B6472",
@@ -122,8 +150,8 @@ export class GroupsLens {
       height: HEIGHT,
       signed: true,
     });
-    this.#map(groups, at);
-    this.#worst(groups, picked, color);
+    this.#map(this.groups, at);
+    this.#worst(this.groups, picked, color);
     return head.steps[at];
   }
 
@@ -166,7 +194,7 @@ export class GroupsLens {
           title: `Error ${number(worst.error)}, ${share(worst.clipped ?? NaN)} clipped, magnitude ${signed(worst.change)}`,
         });
         button.setAttribute("aria-pressed", String(i === picked));
-        button.onclick = () => this.on.group(i);
+        button.onclick = () => this.choose({ group: String(i) });
         return button;
       }),
     );
@@ -230,14 +258,14 @@ export class GroupsLens {
   /** Shows the snap again. */
   replay() {
     this.#snapped = "";
-    if (this.drawn) this.#snap(this.drawn.groups.etag);
+    if (this.groups) this.#snap(this.groups.etag);
   }
 
   /** The shares of the codes as teeth, a part of the way from what rounds to them. @param {number} part */
   #comb(part) {
-    if (!this.drawn) return;
-    const { groups, at, color } = this.drawn;
-    const { codes, bell } = groups.arrays;
+    if (!this.groups) return;
+    const { at, color } = this.drawn;
+    const { codes, bell } = this.groups.arrays;
     const ink = inks();
     const area = surface(this.#canvas("comb"), HEIGHT);
     const { pen, width, height } = area;
@@ -284,8 +312,8 @@ export class GroupsLens {
 
   /** Quantiles by step. @returns {Figures | null} */
   table() {
-    if (!this.drawn) return null;
-    const { head, arrays } = this.drawn.groups;
+    if (!this.groups) return null;
+    const { head, arrays } = this.groups;
     const quantiles = head.steps.map((_, i) => row(arrays.sorted, i));
     const count = arrays.sorted.shape[1];
     return [

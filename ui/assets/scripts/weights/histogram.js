@@ -126,6 +126,7 @@ function curvesOf({ data, t, s, shown, other, from = s, part = 1 }, range, bins)
   const front = curves.at(-1);
   if (front?.isFront && part < 1 && data.has(t, from)) {
     front.heights = mixed(data.heights(t, from, bins), front.heights, part);
+    front.short = `${data.stages[from].short} → ${front.short}`;
     if (part < 0.5) front.color = data.stages[from].color;
   }
   if (other?.data.has(other.t, other.s))
@@ -204,10 +205,7 @@ export class HistogramChart {
     this.output.textContent = `${number(weight)}: ${words.join(" · ")}`;
   }
 
-  /**
-   * @param {HistogramInput} input
-   * @param {boolean} moves curves glide there from what was drawn
-   */
+  /** @param {HistogramInput} input @param {boolean} moves curves glide there from what was drawn */
   draw(input, moves) {
     const { data, t, s, shown } = input;
     const range = data.range(t);
@@ -236,11 +234,7 @@ export class HistogramChart {
     else this.#paint();
   }
 
-  /**
-   * Pixels of a weight.
-   * @param {DrawnHistogram} drawn
-   * @returns {AxisScale}
-   */
+  /** Pixels of a weight. @param {DrawnHistogram} drawn @returns {AxisScale} */
   #across({ reach, width }) {
     const plot = width - LEFT() - RIGHT;
     const x = (/** @type {number} */ w) => LEFT() + ((w + reach) / (2 * reach)) * plot;
@@ -401,7 +395,7 @@ export class HistogramChart {
       const text = `${short}: up to ${number(peak, 2)} % ↑ `;
       if (peak > top) write(text, at - line, free(TOP + 5), ink.stage(color), "right");
     }
-    const words = middleWords(input);
+    const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
     if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
   }
 
@@ -448,27 +442,18 @@ export class HistogramChart {
     return this.#drawn;
   }
 
-  /** Peaks that are cut off. */
+  /** How much is drawn, and what is cut off. */
   note() {
-    const { curves, top } = this.#last;
+    const { input, bins, curves, top } = this.#last;
+    const { data, t, s } = input;
+    const { n, below, above } = data.tail(t, s);
     const tall = curves
       .map(({ short, heights }) => ({ short, most: Math.max(...heights) }))
       .filter(({ most }) => most > top)
       .map(({ short, most }) => `${number(most)} % (${short})`);
-    return tall.length ? `Peak cut off at ${tall.join(", ")}.` : "";
-  }
-
-  /** How much is drawn and what lies beyond the axes. */
-  details() {
-    const { input, reach, bins } = this.#last;
-    const { data, t, s } = input;
-    const { n, below, above } = data.tail(t, s);
-    const notes = [
-      `n = ${n.toLocaleString("en")} weights, ${bins} bins, middle 99.8 % shown (±${number(reach)}).`,
-    ];
+    const notes = [`n = ${n.toLocaleString("en")} weights, ${bins} bins.`];
     if (below + above) notes.push(`${(below + above).toLocaleString("en")} lie beyond the bins.`);
-    if (data.merged > 1)
-      notes.push(`Bins are merged by ${data.merged}, so that all histograms of this run fit.`);
+    if (tall.length) notes.push(`Peak cut off at ${tall.join(", ")}.`);
     return notes.join(" ");
   }
 
@@ -509,18 +494,17 @@ function steps(pen, range, bins, heights, x, y, begins = true) {
   });
 }
 
-/** What became of the small weights at the stage in front. @param {HistogramInput} input */
-function middleWords({ data, t, s, part = 1 }) {
-  const { length } = data.main;
-  if (part < 1 || length < 2 || !data.has(t, s)) return "";
+/** What became of the small weights at a stage. @type {(data: Histograms, t: number, s: number) => string} */
+export function middleWords(data, t, s) {
+  if (data.main.length < 2 || !data.has(t, s)) return "";
   const zeros = (/** @type {number} */ stage) => data.tail(t, stage).share;
   const removed = zeros(s) - zeros(data.main[0]);
-  if (data.stages[s].pruned) return removed > LABELED ? `removed: ${share(removed, 0)}` : "";
+  if (data.stages[s].pruned) return removed > LABELED ? `${share(removed, 0)} removed` : "";
   const pruned = data.main.filter((stage) => stage < s && data.cutoff(t, stage) > 0).at(-1);
   if (pruned === undefined) return "";
   /** @type {Range} */
   const small = [0, data.cutoff(t, pruned)];
   const grown =
     data.within(t, s, small) - zeros(s) - (data.within(t, pruned, small) - zeros(pruned));
-  return grown > LABELED ? `grown back small: ${share(grown, 0)}` : "";
+  return grown > LABELED ? `${share(grown, 0)} grown back small` : "";
 }

@@ -221,10 +221,7 @@ export class Histograms {
 
 /** The server has no such data; `html` gives the reason, escaped. */
 export class NoData extends Error {
-  /**
-   * @param {string} message
-   * @param {string} html
-   */
+  /** @param {string} message @param {string} html */
   constructor(message, html) {
     super(message);
     this.html = html;

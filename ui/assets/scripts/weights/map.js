@@ -109,10 +109,7 @@ export class LayerMap {
   /** Where a rectangle begins. @type {(Cell & {isBrushed?: boolean}) | null} */
   #from = null;
 
-  /**
-   * @param {HTMLCanvasElement} canvas
-   * @param {MapEvents} on
-   */
+  /** @param {HTMLCanvasElement} canvas @param {MapEvents} on */
   constructor(canvas, on) {
     this.canvas = canvas;
     this.on = on;
@@ -258,7 +255,7 @@ export class LayerMap {
   }
 
   /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], color: (value: number) => string, ends: Range) => void} */
-  #cells(drawn, { pen }, scaled, color, [low, high]) {
+  #cells(drawn, { pen, line }, scaled, color, [low, high]) {
     const { data, values, colors, chosen, pinned, named = [] } = drawn.input;
     pen.textBaseline = "middle";
     pen.textAlign = "center";
@@ -270,7 +267,7 @@ export class LayerMap {
       pen.fillRect(left, top, Math.max(1, width - 1), height - 1);
       pen.globalAlpha = 1;
       const isPinned = pinned?.has(t);
-      const isPrinted = !colors && data.blocks.length <= MAX_PRINTED;
+      const isPrinted = !colors && data.blocks.length <= MAX_PRINTED && height > line;
       const [red, green, blue] = channels(pen);
       pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < DARK ? "#fff" : "#14181F";
       if (!colors && (scaled[t] < low || scaled[t] > high)) dot(pen, left, top, width, height);

@@ -2,35 +2,30 @@
 import { lower, measureAgain, number, picture, stageInk, still, tween } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { Comparison } from "./comparison.js";
-import { GroupsLens, loadGroups } from "./groups.js";
+import { mapFigure } from "./figure.js";
+import { GroupsLens } from "./groups.js";
 import { HistogramChart } from "./histogram.js";
 import { NoData, load } from "./histograms.js";
-import { LayerMap, limits, logs } from "./map.js";
+import { LayerMap } from "./map.js";
 import { Rail } from "./rail.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, chosenStages, range } from "./state.js";
 import { fileName, offer, saveAll, saveFigures, table } from "./tables.js";
-import { figures, ofAllLayers, ofDepth, ofEffect, ofHistogram, ofMap, shortName } from "./words.js";
-/** @import {Range} from "./canvas.js" */
-/** @import {Groups} from "./groups.js" */
+import { figures, ofAllLayers, ofEffect, ofHistogram, ofMap, shortName } from "./words.js";
+/** @import {MapFigure} from "./figure.js" */
+/** @import {Place} from "./histogram.js" */
 /** @import {Choice, Histograms} from "./histograms.js" */
 /** @import {Plot} from "./plots.js" */
 /** @import {Field} from "./state.js" */
 /** @import {Figures} from "./tables.js" */
 /** @import {View} from "./views.js" */
 
-/**
- * What the map draws: `stat` is the statistic, none for marked magnitudes; `at` gives the values by tensor at a stage.
- * @typedef {{label: string, unit: string, question: string, stat?: string, rival?: string, even?: boolean, log?: boolean,
- *   ends: Range, at: (s: number) => number[]}} MapFigure
- */
 /** @typedef {"heatmap" | "overlay" | "ridges" | "more" | "groups"} PanelName */
 
 const { create, find, findAll } = window.slimscope;
 const PLAYED_KEY = "slimscope-weights-played";
 const MAX_STAGES = 5;
 const NAMED_CELLS = 3;
-const LOG_FACTOR = 30; // a largest value so many times the median is drawn on a log scale
 const HISTOGRAM_HEIGHT = 240;
 const STRIP_HEIGHT = 92;
 const MAP_HEIGHT = 340;
@@ -38,7 +33,6 @@ const FULL_MARGIN = 150; // pixels of a full screen that are no chart
 const MOVE_MS = 450;
 const PLAY_MS = 1300;
 const REST_MS = 450;
-const FRAMES_PER_SECOND = 30;
 
 const runOfAddress = () => new URLSearchParams(location.search).get("run") ?? "";
 
@@ -88,8 +82,6 @@ class Page {
   held = -1;
   /** @type {(View & Plot) | null} */
   plot = null;
-  /** @type {{key: string, groups: Groups | null} | null} */
-  groups = null;
   /** @type {{key: string, figure: MapFigure} | null} */
   mapped = null;
   /** Stages that `step` has passed. @type {Set<string>} */
@@ -100,10 +92,7 @@ class Page {
   runRequest = 0;
   stop = () => {};
 
-  /**
-   * @param {HTMLElement} element
-   * @param {() => void} opened
-   */
+  /** @param {HTMLElement} element @param {() => void} opened */
   constructor(element, opened) {
     this.element = element;
     this.opened = opened;
@@ -137,14 +126,8 @@ class Page {
         clear: () => this.state.set({ brush: "" }),
       },
     );
-    this.ridges = new Ridges(this.canvas("ridges"), {
-      scrub: (place, ends) => this.scrub(place, ends),
-      hover: look,
-      pick: (t) => this.pick(t),
-    });
-    this.lens = new GroupsLens(this.panel("groups"), {
-      group: (place) => this.state.set({ group: String(place) }),
-    });
+    this.ridges = new Ridges(this.canvas("ridges"), { hover: look, pick: (t) => this.pick(t) });
+    this.lens = new GroupsLens(this.panel("groups"), (parts) => this.state.set(parts));
     this.#wire();
     this.#keys();
     const redraw = () => {
@@ -268,7 +251,7 @@ class Page {
     const isSameRun = wanted.run === this.#data?.run && wanted.vs === now.vs;
     Object.assign(now, wanted);
     if (!isSameRun) return this.show(load(wanted.run));
-    this.state.settle(this.data);
+    this.notice.textContent = this.state.settle(this.data);
     this.#fill();
     return this.draw();
   }
@@ -296,6 +279,7 @@ class Page {
 
   /** @param {Set<string>} changed */
   #changed(changed) {
+    this.stop();
     if (changed.has("run")) this.open(this.state.now.run);
     else if (changed.has("vs")) this.show(Promise.resolve(this.data));
     else if (changed.has("brush")) this.mark();
@@ -310,7 +294,7 @@ class Page {
   /** Shows a place between the main stages. @param {number} place from 0 @param {boolean} ends it stays at the nearest stage */
   scrub(place, ends) {
     const { main, stages } = this.data;
-    if (main.length < 2 || this.isPlaying) return;
+    if (main.length < 2) return;
     const i = Math.min(Math.floor(place), main.length - 2);
     this.stop();
     if (!ends) return this.#between(main[i], main[i + 1], place - i);
@@ -320,15 +304,14 @@ class Page {
     this.state.write();
   }
 
-  /** Goes through the main stages, or in the lens of groups through the steps. @param {() => void} [ended] */
-  play(ended) {
+  /** Goes through the main stages, or in the lens of groups through the steps. */
+  play() {
     const { main, stages } = this.data;
-    const steps = this.state.now.view === "groups" && this.lens.drawn?.groups.head.steps;
+    const steps = this.state.now.view === "groups" && this.lens.groups?.head.steps;
     const last = (steps ? steps.length : main.length) - 1;
-    if (this.isPlaying || last < 1) return ended?.();
+    if (this.isPlaying || last < 1) return;
     const button = find(this.element, "[data-play]", HTMLButtonElement);
     const begin = performance.now();
-    const { stage } = this.state.now;
     let reached = -1;
     let frame = 0;
     const finish = () => {
@@ -337,7 +320,6 @@ class Page {
       button.textContent = "▶";
       this.stop = () => {};
       this.state.write();
-      ended?.();
     };
     /** @param {number} now */
     const step = (now) => {
@@ -357,37 +339,16 @@ class Page {
     this.stop();
     this.isPlaying = true;
     button.textContent = "■";
-    this.stop = () => {
-      if (!steps) this.state.now.stage = stage;
-      finish();
-      this.draw();
-    };
+    this.stop = finish;
     step(begin);
   }
 
   /** Plays at the first visit, where the address asks for no stage. */
   playOnce() {
     const isNew = !localStorage.getItem(PLAYED_KEY) && !location.search.includes("stage=");
-    if (!this.#data || !isNew || still() || navigator.webdriver) return;
+    if (!this.#data || !isNew || still()) return;
     localStorage.setItem(PLAYED_KEY, "1");
     if (this.data.main.length > 2) this.play();
-  }
-
-  /** Films the ridges while the stages play. @param {(film: Blob) => void} saved */
-  #film(saved) {
-    const recorder = new MediaRecorder(this.canvas("ridges").captureStream(FRAMES_PER_SECOND));
-    /** @type {Blob[]} */
-    const parts = [];
-    recorder.ondataavailable = (event) => parts.push(event.data);
-    recorder.onstop = () => saved(new Blob(parts, { type: recorder.mimeType }));
-    this.ridges.isFilmed = true;
-    recorder.start();
-    this.play(() =>
-      setTimeout(() => {
-        recorder.stop();
-        this.ridges.isFilmed = false;
-      }, REST_MS),
-    );
   }
 
   /** Paints map, histogram and ridges a part of the way between two stages. @type {(from: number, to: number, part: number) => void} */
@@ -415,10 +376,7 @@ class Page {
     this.#effect();
     this.#legend();
     this.rail.draw(data, t, s, this.#step());
-    if (now.view === "ridges") {
-      const module = shortName(data.tensors[t].module);
-      this.#say("ridges", ofDepth(module, this.ridges.widths()), this.ridges.note());
-    }
+    if (now.view === "ridges") this.#sayRidges();
     if (VIEWS[now.view]) this.#drawView();
     if (now.view === "groups") this.#drawGroups();
     this.#openTables();
@@ -480,9 +438,8 @@ class Page {
     const twin =
       this.other && !this.comparison.twin(t, s) ? `${this.other.run}: not recorded here.` : "";
     const note = [this.histogram.note(), twin].filter(Boolean).join(" ");
-    this.#say("overlay", ofHistogram(data, t, s), note);
+    this.#say("overlay", ofHistogram({ data, t, s }), note);
     find(panel, ".weights-theory").hidden = !(data.cutoff(t, s) > 0); // it is about the dotted lines
-    find(panel, ".question").title = this.histogram.details();
   }
 
   /** The headline of the page, and the figures beside those of the reference. */
@@ -490,10 +447,8 @@ class Page {
     const { data, t, s, comparison } = this;
     const effect = comparison.effect(t, s);
     find(this.element, "#weights-effect").textContent = ofEffect(effect);
-    find(this.element, "#weights-layers").textContent = ofAllLayers(effect, (place, tensor) => {
-      const other = place.data === data ? tensor : place.data.tensor(data.tensors[tensor].name);
-      return other < 0 ? null : { ...place, t: other };
-    });
+    const layers = ofAllLayers(effect, this.#sameOf());
+    find(this.element, "#weights-layers").textContent = data.model + (layers && `: ${layers}`);
     const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
       ([name, value, other]) => {
         const figure = create("div");
@@ -506,6 +461,25 @@ class Page {
       },
     );
     find(this.element, ".weights-figures").replaceChildren(...parts);
+  }
+
+  /** The same place of another tensor, of one module only where it is given. @param {string} [module] */
+  #sameOf(module) {
+    const { data } = this;
+    /** @type {(place: Place, t: number) => Place | null} */
+    return (place, t) => {
+      if (module && data.tensors[t].module !== module) return null;
+      const other = place.data === data ? t : place.data.tensor(data.tensors[t].name);
+      return other < 0 ? null : { ...place, t: other };
+    };
+  }
+
+  #sayRidges() {
+    const { data, t, s } = this;
+    const { module } = data.tensors[t];
+    const words = ofAllLayers(this.comparison.effect(t, s), this.#sameOf(module));
+    const title = words || data.stages[s].label;
+    this.#say("ridges", `${shortName(module)} in all blocks: ${lower(title)}`, this.ridges.note());
   }
 
   /** Draws a view of profiles, which are fetched. */
@@ -543,63 +517,28 @@ class Page {
     if (this.plot) this.#openTables(panel);
   }
 
-  /** Draws the group magnitudes, which are fetched once for each tensor and stage. */
+  /** Draws the group magnitudes, and makes their steps stops of the rail. */
   async #drawGroups() {
     const { data, t, s } = this;
-    const { now } = this.state;
+    const { step, group } = this.state.now;
     const request = ++this.viewRequest;
-    const panel = this.panel("groups");
-    const key = `${data.etag} ${t} ${s}`;
-    if (this.groups?.key !== key) {
-      const { name } = data.tensors[t];
-      const found = await loadGroups(data.run, name, data.stages[s].name).catch(
-        (/** @type {Error} */ error) => ({
-          missing: {
-            missing: `The groups could not be loaded. ${error.message}`,
-            other: "",
-            label: "",
-            run: "",
-          },
-        }),
-      );
-      if (request !== this.viewRequest) return;
-      this.groups = { key, groups: "groups" in found ? found.groups : null };
-      if ("missing" in found) this.#offerGroups(found.missing);
-    }
-    const { groups } = this.groups;
-    find(panel, ".weights-groups").hidden = !groups;
-    find(panel, ".empty").hidden = Boolean(groups);
-    find(panel, ".save-menu").hidden = !groups;
-    if (!groups) {
-      this.rail.fill(data, null);
-      return;
-    }
-    const trained = data.stage(groups.head.stage);
-    this.rail.fill(data, { s: trained, steps: groups.head.steps });
-    this.drawnStep = this.lens.draw(groups, now.step, now.group, data.stages[trained].color);
+    const head = await this.lens.load(data, t, s);
+    if (request !== this.viewRequest) return;
+    const trained = head ? data.stage(head.stage) : -1;
+    this.rail.fill(data, head && { s: trained, steps: head.steps });
+    if (!head) return this.#say("groups", "No group magnitudes here", "");
+    this.drawnStep = this.lens.draw(step, group, data.stages[trained].color);
     this.rail.draw(data, t, s, this.#step());
-    const { title, format, rows, groups: columns } = groups.head;
-    const count = (rows * columns).toLocaleString("en");
-    this.#say("groups", title, `${format}. n = ${count} groups of ${data.tensors[t].label}.`);
-    this.#openTables(panel);
-  }
-
-  /** Says why there are no groups, and offers a tensor or a run that has some. @param {import("./groups.js").NoGroups} reason */
-  #offerGroups({ missing, other, label, run }) {
-    const panel = this.panel("groups");
-    this.#say("groups", "No group magnitudes here", "");
-    find(panel, ".empty p").textContent = missing;
-    const button = find(panel, "[data-other]");
-    button.hidden = !other && !run;
-    button.textContent = `Show ${label || run}`;
-    button.onclick = () => this.state.set(other ? { tensor: other } : { run });
-    find(panel, ".empty a").hidden = !button.hidden;
+    const count = (head.rows * head.groups).toLocaleString("en");
+    const note = `${head.format}. n = ${count} groups of ${data.tensors[t].label}.`;
+    this.#say("groups", head.title, note);
+    this.#openTables(this.panel("groups"));
   }
 
   /** The step of training that is shown, where the lens of groups is open and the stage is the trained one. */
   #step() {
     const { view, step } = this.state.now;
-    return view === "groups" && step && this.lens.drawn ? (this.drawnStep ?? null) : null;
+    return view === "groups" && step && this.lens.groups ? (this.drawnStep ?? null) : null;
   }
 
   /** A statistic was measured at a stage. @type {(name: string, s: number) => boolean} */
@@ -607,68 +546,13 @@ class Page {
     return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s)));
   }
 
-  /** What the map draws, on one scale for all stages. @returns {MapFigure} */
+  /** What the map draws; kept until the choice changes. */
   get mapFigure() {
-    const { data } = this;
-    const { now } = this.state;
-    const key = [data.etag, this.other?.etag, now.stat, now.vs, now.brush].join();
-    if (this.mapped?.key === key) return this.mapped.figure;
-    const brush = range(now.brush);
-    const figure = brush ? this.#markedFigure(brush) : this.#statisticFigure();
-    const compared = figure.even && data.main.length > 1 ? data.main.slice(1) : data.main;
-    const all = compared.flatMap((s) => figure.at(s));
-    const known = data.stages.flatMap((_, s) => figure.at(s)).filter((value) => value > 0);
-    const sorted = known.sort((a, b) => a - b);
-    const isWide = sorted[sorted.length - 1] > LOG_FACTOR * sorted[sorted.length >> 1];
-    const log = !figure.even && isWide && all.every((value) => !(value <= 0));
-    this.mapped = {
-      key,
-      figure: { ...figure, log, ends: limits(log ? logs(all) : all, figure.even) },
-    };
+    const { stat, vs, brush } = this.state.now;
+    const key = [this.data.etag, this.other?.etag, stat, vs, brush].join();
+    if (this.mapped?.key !== key)
+      this.mapped = { key, figure: mapFigure(this.comparison, stat, range(brush)) };
     return this.mapped.figure;
-  }
-
-  /** The chosen statistic, or its difference to what it is compared with. @returns {MapFigure} */
-  #statisticFigure() {
-    const { data } = this;
-    const { now } = this.state;
-    const wanted = data.statistics.find(({ name }) => name === now.stat) ?? data.statistics[0];
-    const { name: stat, label, question, percent } = wanted;
-    /** @type {(s: number) => number[]} */
-    const values = (s) => data.tensors.map((_, t) => data.shown(stat, t, s));
-    const ends = /** @type {Range} */ ([0, 1]);
-    if (!now.vs) return { stat, label, unit: percent ? " %" : "", question, ends, at: values };
-    const rival = this.other ? now.vs : lower(data.stages[data.stage(now.vs)].short);
-    return {
-      stat,
-      label,
-      rival,
-      unit: percent ? " points" : "",
-      even: true,
-      question: `Where does ${label.toLowerCase()} differ from ${rival}?`,
-      ends,
-      at: (s) =>
-        values(s).map((value, t) => {
-          const place = this.other ? this.comparison.twin(t, s) : this.comparison.reference(t, s);
-          return place ? value - place.data.shown(stat, place.t, place.s) : NaN;
-        }),
-    };
-  }
-
-  /** Share of the weights in the marked range. @type {(brush: Range) => MapFigure} */
-  #markedFigure(brush) {
-    const { data } = this;
-    const [low, high] = brush;
-    return {
-      label: low
-        ? `Weights with magnitudes from ${number(low)} to ${number(high)}`
-        : `Weights with magnitudes below ${number(high)}`,
-      unit: " %",
-      question: "Where do the marked weights live?",
-      ends: [0, 1],
-      at: (s) =>
-        data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)),
-    };
   }
 
   /** @type {(from: number, to: number, part: number) => void} */
@@ -882,7 +766,11 @@ class Page {
       this.state.set({ y: this.state.now.y === "log" ? "linear" : "log" }),
     );
     on("[data-snap]", "click", () => this.lens.replay());
-    on("[data-play]", "click", () => (this.isPlaying ? this.stop() : this.play()));
+    on("[data-play]", "click", () => {
+      if (!this.isPlaying) return this.play();
+      this.stop();
+      this.draw();
+    });
     on("details", "toggle", () => {
       if (this.#data) this.#openTables();
     });
@@ -955,12 +843,10 @@ class Page {
     const save = (/** @type {Blob} */ file) =>
       window.slimscope.save(`${fileName(name)}.${format}`, [file], file.type);
     if (format === "png") {
-      const question = find(panel, ".question");
-      const caption = `${question.textContent} ${question.title}`;
+      const caption = find(panel, ".question").textContent;
       const title = find(panel, "h2").textContent;
       picture(find(panel, "canvas", HTMLCanvasElement), title, caption, save);
-    } else if (format === "webm") this.#film(save);
-    else if (format === "csv") saveFigures(...figures);
+    } else if (format === "csv") saveFigures(...figures);
     else {
       const written = Object.entries(this.state.now).filter(([, value]) => value);
       location.href = `report?${new URLSearchParams([...written, ["add", panel.id]])}`;

@@ -18,7 +18,6 @@ import { colorScale, limits, logs } from "./map.js";
  * @property {number[]} [first] numbers of the first row and column
  * @property {number[]} [spans] how many rows and columns there are, where a cell stands for several
  * @property {Range} [axis] values of both axes, in place of numbers
- * @property {number[]} [named] names of the rows
  * @property {string[]} [marks] names of the columns, where there is room
  */
 /**
@@ -67,12 +66,7 @@ const extent = (values) => [
   values.reduce((most, value) => Math.max(most, value), -Infinity),
 ];
 
-/**
- * Panels of cells.
- * @param {HTMLCanvasElement} canvas
- * @param {Grid} spec
- * @returns {Plot}
- */
+/** Panels of cells. @param {HTMLCanvasElement} canvas @param {Grid} spec @returns {Plot} */
 export function grid(canvas, spec) {
   const { panels, even, log, unit, names, height = 340, upwards } = spec;
   const across = widthOf(canvas) < NARROW ? 1 : Math.min(panels.length, MAX_ACROSS);
@@ -153,7 +147,7 @@ function axisNumber({ axis, first, spans, rows, columns }, side, part) {
  */
 function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, isFirst) {
   const ink = inks();
-  const { rows, columns, named, marks } = panel;
+  const { columns, marks } = panel;
   if (spec.dashed) {
     Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1 });
     pen.setLineDash([4, 4]);
@@ -177,11 +171,8 @@ function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, is
       pen.fillText(axisNumber(panel, 1, part), left + part * width, top + height + line);
     if (!isFirst) continue;
     pen.textAlign = "right";
-    const row = Math.floor(part * (rows - 1));
     const level = spec.upwards ? 1 - part : part;
-    const down = named ? (row + 0.5) / rows : level; // a name is beside its row
-    const text = named ? String(named[row]) : axisNumber(panel, 0, part);
-    pen.fillText(text, left - 6, top + down * height + line / 3);
+    pen.fillText(axisNumber(panel, 0, part), left - 6, top + level * height + line / 3);
   }
   pen.textAlign = hasMarks ? "right" : "center";
   if (!hasMarks) pen.fillText(spec.names[1], left + width / 2, top + height + 2 * line);
@@ -223,7 +214,7 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
  * @property {ArrayLike<number>} y
  * @property {ArrayLike<number>} [names] channels of the points
  * @property {number[]} [marks] points with a ring
- * @property {boolean} [thin] a fit, which no axis, legend or pointer takes into account
+ * @property {boolean} [thin] a line in the background, which the pointer leaves out
  */
 /** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, signed?: boolean, names: [y: string, x: string], height?: number}} Lines
     `signed`: the y axis is even around 0. */
@@ -268,12 +259,7 @@ function axisTicks({ low, high, log }) {
   return [low, (low + high) / 2, high].map((value) => (log ? 10 ** value : value));
 }
 
-/**
- * Lines on linear or log axes.
- * @param {HTMLCanvasElement} canvas
- * @param {Lines} spec
- * @returns {Plot}
- */
+/** Lines on linear or log axes. @param {HTMLCanvasElement} canvas @param {Lines} spec @returns {Plot} */
 export function lines(canvas, { series, xLog, yLog, signed, names, height: tall = LINES_HEIGHT }) {
   const area = surface(canvas, tall);
   const { pen, width, height } = area;

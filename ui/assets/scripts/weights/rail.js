@@ -22,10 +22,7 @@ export class Rail {
   #stops = [];
   #key = "";
 
-  /**
-   * @param {HTMLElement} box
-   * @param {RailEvents} on
-   */
+  /** @param {HTMLElement} box @param {RailEvents} on */
   constructor(box, on) {
     this.box = box;
     this.on = on;

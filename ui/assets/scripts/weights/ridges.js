@@ -36,7 +36,6 @@ const BINS = 128;
 const OVERLAP = 4; // rows that the tallest ridge covers
 const MOST_BLOCKS = 0.8; // share of blocks that the axis shows whole
 const LAG = 1.2; // of the last block behind the first
-const MIN_DRAG_PX = 3;
 const MAX_LABELS = 10;
 
 /** @type {(data: Histograms, module: string) => RidgeData} */
@@ -54,38 +53,13 @@ function read(data, module) {
 export class Ridges {
   /** @type {(RidgeData & {input: RidgesInput, gap: number}) | null} */
   #drawn = null;
-  /** Paint paper behind the ridges, for a film. */
-  isFilmed = false;
-
-  /**
-   * @param {HTMLCanvasElement} canvas
-   * @param {{scrub: (place: number, ends: boolean) => void, hover: (t: number) => void, pick: (t: number) => void}} on
-   *   `place`: between the main stages, from 0
-   */
+  /** @param {HTMLCanvasElement} canvas @param {{hover: (t: number) => void, pick: (t: number) => void}} on */
   constructor(canvas, on) {
     this.canvas = canvas;
-    /** @type {number | null} */
-    let from = null;
-    let isDragged = false;
-    const scrub = (/** @type {number} */ x, /** @type {boolean} */ ends) => {
-      const part = (x - LEFT) / (canvas.clientWidth - LEFT - RIGHT);
-      on.scrub(Math.max(0, Math.min(1, part)) * (this.#last.data.main.length - 1), ends);
-    };
-    canvas.onpointerdown = (event) => {
-      if (event.button || !this.#drawn) return;
-      from = event.offsetX;
-      isDragged = false;
-      canvas.setPointerCapture(event.pointerId);
-    };
-    canvas.onpointermove = (event) => {
-      if (from === null) return on.hover(this.#tensorAt(event));
-      isDragged ||= Math.abs(event.offsetX - from) > MIN_DRAG_PX;
-      if (isDragged) scrub(event.offsetX, false);
-    };
-    canvas.onpointerup = (event) => {
-      if (isDragged) scrub(event.offsetX, true);
-      else if (this.#tensorAt(event) >= 0) on.pick(this.#tensorAt(event));
-      from = null;
+    canvas.onpointermove = (event) => on.hover(this.#tensorAt(event));
+    canvas.onclick = (event) => {
+      const t = this.#tensorAt(event);
+      if (t >= 0) on.pick(t);
     };
     canvas.onpointerleave = () => on.hover(-1);
   }
@@ -96,7 +70,7 @@ export class Ridges {
     return this.#drawn;
   }
 
-  /** The tensor whose ridge is under the pointer; -1 beside them. @param {PointerEvent} event */
+  /** The tensor whose ridge is under the pointer; -1 beside them. @param {MouseEvent} event */
   #tensorAt({ offsetY }) {
     if (!this.#drawn) return -1;
     const { tensors, gap } = this.#drawn;
@@ -116,10 +90,6 @@ export class Ridges {
     const { pen, width, height } = area;
     const gap = (height - TOP - BOTTOM()) / Math.max(1, blocks);
     this.#drawn = { ...ridges, input, gap };
-    if (this.isFilmed) {
-      pen.fillStyle = ink.paper;
-      pen.fillRect(0, 0, width, height);
-    }
     const plot = width - LEFT - RIGHT;
     const x = Object.assign(
       (/** @type {number} */ w) => LEFT + ((w + reach) / (2 * reach)) * plot,
@@ -193,15 +163,6 @@ export class Ridges {
     pen.textBaseline = "alphabetic";
     if (isPicked || b % every === 0)
       pen.fillText(String(data.tensors[tensors[b]].block), LEFT - 8, floor);
-  }
-
-  /** Magnitudes by block below which 99 % of the weights that are not zero lie. */
-  widths() {
-    const { data, tensors, input } = this.#last;
-    return tensors.map(
-      (t) =>
-        /** @type {[number, number]} */ ([data.tensors[t].block, data.reach(t, [input.to], 0.99)]),
-    );
   }
 
   note() {

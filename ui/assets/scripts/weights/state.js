@@ -44,10 +44,7 @@ export class Selection {
   /** @type {Partial<State>} */
   defaults = {};
 
-  /**
-   * @param {State} state
-   * @param {(changed: Set<string>) => void} changed called with the names of changed fields
-   */
+  /** @param {State} state @param {(changed: Set<string>) => void} changed called with the names of changed fields */
   constructor(state, changed) {
     this.now = state;
     this.changed = changed;
@@ -101,11 +98,7 @@ export class Selection {
   }
 }
 
-/**
- * The two magnitudes of a brush; null where it is none.
- * @param {string} brush
- * @returns {Range | null}
- */
+/** The two magnitudes of a brush; null where it is none. @param {string} brush @returns {Range | null} */
 export function range(brush) {
   const [low, high] = brush.split("~").map(Number);
   return brush && low >= 0 && high > low ? [low, high] : null;

@@ -402,22 +402,6 @@ function outlierNote(recorded, zerosName, outliers) {
 
 /* --- singular values --------------------------------------------------------------------------- */
 
-/**
- * Both ends of the power law of the tail, whose ranks are 1 + a * (value / start)^(-2(alpha - 1)).
- * @param {RecordedStage} stage
- * @param {number[]} values
- * @returns {Line[]}
- */
-function tailLine({ data, t, s, label, color }, values) {
-  const alpha = data.value("alpha", t, s);
-  const start = data.value("alpha_start", t, s);
-  if (!Number.isFinite(alpha) || !(start > 0)) return [];
-  const members = values.filter((value) => value >= start * (1 - 1e-3)).length;
-  const y = [start, values[0]];
-  const x = y.map((value) => members * (value / start) ** (-2 * (alpha - 1)));
-  return [{ label, color, dash: "dot", thin: true, x, y }];
-}
-
 /** @type {DrawView} */
 async function spectrum(input) {
   const { data, t } = input;
@@ -427,18 +411,18 @@ async function spectrum(input) {
     const y = Array.from(profile.data);
     return { label, color, dash, x: y.map((_, i) => i + 1), y };
   });
-  const fits = recorded
-    .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
-    .filter(({ alpha }) => Number.isFinite(alpha))
-    .map(({ label, alpha }) => `${label} α = ${number(alpha)}`);
-  const fitted = fits.length ? ` Dotted: power law of the tail, ${fits.join(", ")}.` : "";
   const [{ x: ranks }] = spectra;
-  const series = recorded.flatMap((each, k) => [spectra[k], ...tailLine(each, spectra[k].y)]);
   return {
     title: spectrumTitle(spectra),
-    note: `n = ${ranks.length} singular values.${fitted}`,
+    note: `n = ${ranks.length} singular values.`,
     draw: (canvas, height) =>
-      lines(canvas, { series, xLog: true, yLog: true, names: ["Singular value", "Rank"], height }),
+      lines(canvas, {
+        series: spectra,
+        xLog: true,
+        yLog: true,
+        names: ["Singular value", "Rank"],
+        height,
+      }),
     legend: spectra,
     file: `${data.tensors[t].name}-spectrum`,
     table: [

@@ -1,12 +1,11 @@
 /* Headlines: what the charts show on this data, as sentences by rule. */
-import { lower, number, share } from "./canvas.js";
+import { lower, number } from "./canvas.js";
 import { nameOf } from "./comparison.js";
+import { middleWords } from "./histogram.js";
 /** @import {Effect} from "./comparison.js" */
 /** @import {Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-const MIN_PROMINENCE = 0.12; // of a peak's height
-const MIN_DEVIATIONS = 4; // a prominence in roots of a bin's count
 const STEADY = 0.02; // relative changes below it are none
 const MAX_FIGURES = 5;
 /** Statistic, label, and unit. @type {[name: string, label: string, unit: string][]} */
@@ -18,91 +17,24 @@ const FIGURES = [
   ["kurtosis", "Kurtosis", ""],
   ["largest", "Largest", ""],
 ];
-const NEAR_CENTER = 0.06; // of the axis
-const SHAPE_BINS = 128;
-const COUNTS = ["no peak", "one peak", "two peaks", "three peaks"];
 
-/**
- * Each value averaged with its neighbors.
- * @param {number[]} values
- */
+/** Each value averaged with its neighbors. @param {number[]} values */
 export const smoothed = (values) =>
   values.map(
     (value, i) => 0.25 * (values[i - 1] ?? value) + 0.5 * value + 0.25 * (values[i + 1] ?? value),
   );
 
-/** Smoothed counts in at most 128 bins. @param {ArrayLike<number>} counts */
-function heightsOf(counts) {
-  const bins = Math.min(SHAPE_BINS, counts.length);
-  const merged = counts.length / bins;
-  const sums = Array.from({ length: bins }, (_, i) => {
-    let sum = 0;
-    for (let j = 0; j < merged; j++) sum += counts[i * merged + j];
-    return sum;
-  });
-  return smoothed(sums);
-}
-
-/**
- * Lowest height on the way from a peak to a higher one; 0 where there is none.
- * @param {number[]} heights
- * @param {number} peak
- * @param {1 | -1} step
- */
-function saddle(heights, peak, step) {
-  let low = heights[peak];
-  for (let i = peak; i >= 0 && i < heights.length; i += step) {
-    if (heights[i] > heights[peak]) return low;
-    low = Math.min(low, heights[i]);
-  }
-  return 0;
-}
-
-/** A peak that stands out from chance and from a plateau. @type {(heights: number[], i: number) => boolean} */
-function isPeak(heights, i) {
-  const height = heights[i];
-  if (!height || height < (heights[i - 1] ?? 0) || height < (heights[i + 1] ?? 0)) return false;
-  const prominence = height - Math.max(saddle(heights, i, -1), saddle(heights, i, 1));
-  return prominence > Math.max(MIN_PROMINENCE * height, MIN_DEVIATIONS * Math.sqrt(height));
-}
-
-/**
- * The shape of a histogram: its peaks, and the dip between two of them in the bins that are drawn.
- * @param {ArrayLike<number>} counts
- * @param {ArrayLike<number>} [drawn]
- */
-export function shape(counts, drawn = counts) {
-  const heights = heightsOf(counts);
-  const peaks = [...heights.keys()].filter((i) => isPeak(heights, i));
-  const words = COUNTS[peaks.length] ?? `${peaks.length} peaks`;
-  const center = (heights.length - 1) / 2;
-  if (peaks.length === 3 && Math.abs(peaks[1] - center) < NEAR_CENTER * heights.length)
-    return `${words}, the middle one at zero`;
-  if (peaks.length !== 2) return words;
-  const bins = Array.from(drawn);
-  const [from, to] = peaks.map((i) => Math.round(((i + 0.5) * bins.length) / heights.length));
-  const low = Math.min(...bins.slice(from, to));
-  const middle = bins.indexOf(low, from);
-  const lowerPeak = Math.min(Math.max(...bins.slice(0, middle)), Math.max(...bins.slice(middle)));
-  return low
-    ? `${words} with a dip to ${share(low / lowerPeak, 0)} of their height`
-    : `${words} with a gap between them`;
-}
-
-/**
- * Headline of a histogram: "Re-dense: three peaks, the middle one at zero".
- * @param {Histograms} data
- * @param {number} t
- * @param {number} s
- */
-export function ofHistogram(data, t, s) {
+/** Headline of a histogram: "Re-dense: grown back small: 49 %, spread 0.196 → 0.181". @type {(place: Place) => string} */
+export function ofHistogram({ data, t, s }) {
   const { label } = data.stages[s];
   if (!data.has(t, s)) return `${label}: not recorded for ${data.tensors[t].label}`;
-  return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}`;
+  const [first, now] = [data.main[0], s].map((stage) => number(data.value("std", t, stage)));
+  const spread = s === data.main[0] ? now : `${first} → ${now}`;
+  return `${label}: ${[middleWords(data, t, s), `spread ${spread}`].filter(Boolean).join(", ")}`;
 }
 
-/** Last part of a module's name. @param {string} module */
-export const shortName = (module) => module.split(".").at(-1) ?? module;
+/** Last part of a module's name, with the number of an expert. @param {string} module */
+export const shortName = (module) => module.match(/(\d+\.)?[^.]+$/)?.[0] ?? module;
 
 /**
  * Headline of the map: its largest value, or in how many layers a difference is below zero.
@@ -124,22 +56,10 @@ export function ofMap(data, label, unit, values, rival = "") {
   return `${label}: below ${rival} in ${less} of ${measured.length} layers; most in ${where}`;
 }
 
-/**
- * Headline of the ridges: in which block a module is widest.
- * @param {string} module
- * @param {[block: number, width: number][]} widths magnitudes below which 99 % of what is drawn lie
- */
-export function ofDepth(module, widths) {
-  if (widths.length < 2) return `${module}: one block`;
-  const ordered = [...widths].sort(([, a], [, b]) => a - b);
-  const [thinnest, thinWidth] = ordered[0];
-  const [widest, width] = ordered[ordered.length - 1];
-  if (width - thinWidth <= STEADY * width)
-    return `99 % of ${module} lie within ±${number(width, 2)} in all blocks`;
-  return `${module} is widest in block ${widest}: 99 % lie within ±${number(width, 2)}; narrowest in block ${thinnest}, ±${number(thinWidth, 2)}`;
-}
-
 /** @typedef {[name: string, value: string, reference: string]} Figure */
+
+/** @type {(one: Place, other: Place) => boolean} */
+const isSame = (one, other) => one.data === other.data && one.s === other.s;
 
 /** @type {(before: number, after: number) => string} */
 function verbOf(before, after) {
@@ -158,11 +78,12 @@ export function ofEffect({ before, after, rival }) {
     place.data.shown("relative_error", place.t, place.s);
   const name = nameOf(after, data.run);
   const [from, to] = [error(before), error(after)];
-  if (!Number.isFinite(to) || before.data.stages[before.s].name === after.data.stages[s].name)
-    return data.has(t, s)
-      ? `${label}: ${lower(data.stages[s].short)} weights have ${shape(data.counts(t, s), data.heights(t, s))}`
-      : `${label} is not recorded at stage ${data.stages[s].label}`;
-  if (!(from > 0)) return `${label}: ${name} leaves an output error of ${number(to)} %`;
+  if (!data.has(t, s))
+    return `${label} is not recorded at stage ${data.stages[s].label}: choose a colored cell of the map`;
+  if (!(to > 0))
+    return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
+  if (!(from > 0) || isSame(before, after))
+    return `${label}: ${name} leaves an output error of ${number(to)} %`;
   const reached = rival ? error(rival) : NaN;
   const other = Number.isFinite(reached)
     ? `; ${lower(nameOf(/** @type {Place} */ (rival), data.run))} reaches ${number(reached)} %`
@@ -186,12 +107,12 @@ export function ofAllLayers({ before, after, rival }, at) {
     return { of: pairs.length, less: pairs.filter(([own, theirs]) => own < theirs).length };
   };
   const { of, less } = better(before);
-  if (!of || before.data.stages[before.s].name === "dense") return `Model: ${data.model}.`;
+  if (!of || isSame(before, after) || before.data.stages[before.s].name === "dense") return "";
   const named = lower(nameOf(before, data.run));
   const many = (/** @type {number} */ n) => (n === of ? `all ${of}` : `${n} of ${of}`);
-  const start = `${data.model}: lower error than ${named} in ${many(less)} layers`;
-  if (!rival) return `${start}.`;
-  return `${start}, than ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}.`;
+  const start = `lower error than ${named} in ${many(less)} layers`;
+  if (!rival) return start;
+  return `${start}, than ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
 }
 
 /**
@@ -202,7 +123,7 @@ export function ofAllLayers({ before, after, rival }, at) {
  */
 export function figures(place, reference) {
   const { data, t, s } = place;
-  const isSame = reference.data === data && reference.s === s;
+  const isOwn = isSame(place, reference);
   const named = lower(nameOf(reference, data.run));
   const perplexity = (/** @type {Place} */ at) => at.data.stages[at.s].perplexity;
   const whole = perplexity(place)
@@ -210,7 +131,7 @@ export function figures(place, reference) {
         /** @type {Figure} */ ([
           "Model perplexity",
           number(perplexity(place), 4),
-          isSame || !perplexity(reference) ? "" : `${named} ${number(perplexity(reference), 4)}`,
+          isOwn || !perplexity(reference) ? "" : `${named} ${number(perplexity(reference), 4)}`,
         ]),
       ]
     : [];
@@ -218,7 +139,7 @@ export function figures(place, reference) {
     const text = (/** @type {Place} */ at) => number(at.data.shown(name, at.t, at.s)) + unit;
     if (!Number.isFinite(data.value(name, t, s))) return [];
     const other = reference.data.value(name, reference.t, reference.s);
-    const words = isSame || !Number.isFinite(other) ? "" : `${named} ${text(reference)}`;
+    const words = isOwn || !Number.isFinite(other) ? "" : `${named} ${text(reference)}`;
     return [/** @type {Figure} */ ([label, text(place), words])];
   });
   return [...whole, ...own].slice(0, MAX_FIGURES);
