@@ -116,12 +116,16 @@ class StageStyle:
         dash: Plotly line style; distinguishes stages with the same color.
         main: True for a step of the method, False for a control or side result.
         pruned: True if a pruner chose the zeros of the stage.
+        rival: True if the effect of the method is measured against this stage.
+        short: label in a sentence or a narrow place; the label of the stage if empty.
     """
 
     color: str
     dash: str = "solid"
     main: bool = False
     pruned: bool = False
+    rival: bool = False
+    short: str = ""
 
 
 Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> result of a run

@@ -43,6 +43,7 @@ from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.pages.workbench import plans, profiles, tables
 from ui.runs.rows import all_rows
+from ui.runs.weights import find_tensors
 from ui.security import auth
 from ui.security.connections import server_options
 from ui.security.middleware import SecurityMiddleware
@@ -99,7 +100,7 @@ def search_runs(text: str) -> list[Hit]:
 
 def search(request: Request) -> Response:
     text = request.query_params.get("q", "")[:100]
-    hits = [*search_runs(text), *search_terms(text)]
+    hits = [*search_runs(text), *find_tensors(text), *search_terms(text)]
     return JSONResponse(hits, headers={"Cache-Control": "no-store"})
 
 

@@ -121,7 +121,7 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     destinations = [(entry.name, href(entry.path)) for entry in pages if entry.listed]
     keys = shortcuts((entry.key, entry.name, entry.path) for entry in pages)
     gr.HTML(
-        HTML.header(navigation(page, pages), destinations, keys, page.path == "new"),
+        HTML.header(navigation(page, pages), destinations, keys, page.path == "new-run"),
         elem_id="frame-header",
         js_on_load="slimscope.header(element); slimscope.keyboard(element)",
     )

@@ -100,7 +100,7 @@ SHOTS = (
     Shot("workbench-light", ONE_LAYER, tallest=900),
     Shot("workbench-dark", ONE_LAYER, dark=True, tallest=900),
     Shot("workbench-phone", ONE_LAYER, phone=True),
-    Shot("quantization-light", "quantization?run={dlqat}"),
+    Shot("quantization-light", "weights?run={dlqat}&view=groups"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?chat={chat}"),
 )

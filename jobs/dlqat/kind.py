@@ -457,8 +457,8 @@ def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
 
 STYLES = {
     "dense": StageStyle("gray", main=True),
-    "rtn": StageStyle("vermillion", main=True),
-    "gptq": StageStyle("purple", main=True),
+    "rtn": StageStyle("vermillion", main=True, short="RTN"),
+    "gptq": StageStyle("purple", main=True, rival=True),
     "block-wise": StageStyle("green", "dot", main=True),
     "m-only": StageStyle("pink"),
     "lora-only": StageStyle("pink", "dot"),

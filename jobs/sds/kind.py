@@ -275,12 +275,14 @@ def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
 STYLES = {
     "dense": StageStyle("gray", main=True),
     "first": StageStyle("vermillion", main=True, pruned=True),
-    "control": StageStyle("vermillion", "dot", pruned=True),
+    "control": StageStyle("vermillion", "dot", pruned=True, rival=True, short="Adjustment alone"),
     "redense": StageStyle("purple", main=True),
-    "second": StageStyle("blue", "dot", pruned=True),
-    "sds": StageStyle("blue", main=True, pruned=True),
-    "first-blocks": StageStyle("green", "dash", main=True, pruned=True),
-    "sds-blocks": StageStyle("blue", "dash", main=True, pruned=True),
+    "second": StageStyle("blue", "dot", pruned=True, short="Second, not adjusted"),
+    "sds": StageStyle("blue", main=True, pruned=True, short="SDS"),
+    "first-blocks": StageStyle(
+        "green", "dash", main=True, pruned=True, short="Block reconstruction"
+    ),
+    "sds-blocks": StageStyle("blue", "dash", main=True, pruned=True, short="SDS, reconstructed"),
 }
 KIND = Kind(
     name=NAME,

@@ -26,7 +26,6 @@ QUERIES = {
     "runs": "base=sds-0007&pins=dlqat-0005&pick=sds-0003&open=sds-0001",
     "run": "id=sds-0001",
     "weights": "run=sds-0001",
-    "quantization": "run=dlqat-0005",
     "workbench": "model=toy",
     "benchmark": "run=benchmark-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",

@@ -29,7 +29,7 @@ READ_ALOUD = """() => {  // the smallest type of any text that is seen, and that
   }
   return found.sort((a, b) => a[0] - b[0])[0];
 }"""
-CUT = """() => [...document.querySelectorAll('.card, .weights-tiles, canvas, h2, p')]
+CUT = """() => [...document.querySelectorAll('.card, .weights-figures, canvas, h2, p')]
   .filter((one) => one.checkVisibility({ checkVisibilityCSS: true }))
   .map((one) => [one, one.getBoundingClientRect()])
   .filter(([, { width, top }]) => width && top < innerHeight - 1)
@@ -39,6 +39,7 @@ CONTROLS = (
     ".toolbar, .bar, #frame-header header, #frame-status, .save-menu, .card-data, "
     ".weights-controls, .weights-views"
 )
+STAGE = "#weights-rail [aria-checked='true']"
 THERE = {
     "": ".hero-plot svg path",
     "weights": "#weights-overlay h2:not(:empty)",
@@ -124,7 +125,7 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     expect(bar).to_have_css("background-color", rgb(DARK.paper))
     expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
     assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
-    expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "Dense")
+    expect(shown.locator(STAGE)).to_have_accessible_name("Dense")
     expect(shown.locator("#frame-status")).to_be_hidden()
     for picker in ("stat", "tensor", "vs", "run"):
         expect(shown.locator(f"#weights-{picker}")).to_be_hidden()
@@ -132,13 +133,13 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
-        step = followed.locator("#weights-step")
-        expect(step).to_have_attribute("aria-valuetext", "Dense")
+        step = followed.locator(STAGE)
+        expect(step).to_have_accessible_name("Dense")
         visitor.get_by_role("button", name="Play").click()
-        expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "First pruning")
+        expect(shown.locator(STAGE)).to_have_accessible_name("First pruning")
         visitor.get_by_role("button", name="Pause").click()
-        now = shown.locator("#weights-step").get_attribute("aria-valuetext") or ""
-        expect(step).to_have_attribute("aria-valuetext", now)
+        now = shown.locator(STAGE).get_attribute("aria-label") or ""
+        expect(step).to_have_accessible_name(now)
     shown.locator("#weights-overlay .question").click()  # the focus is in the frame
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))

@@ -1,11 +1,10 @@
-"""The Weights page: one state that every panel and the address show, by mouse, keyboard and slider;
+"""The Weights page: one state that every panel and the address show, by mouse, keyboard and rail;
 its modules; saved files."""
 
 import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, expect
 
@@ -17,12 +16,14 @@ from ui.theme import stage_style
 
 TENSOR = "model.layers.2.mlp.gate_proj.weight"
 FIRST_TENSOR = "model.layers.0.self_attn.q_proj.weight"
+SHOWN = "&show=dense,first,redense"
 TYPICAL = "model.layers.1.mlp.up_proj.weight"  # shown until another is chosen
 INK = """selector => { const c = document.querySelector(selector), box = c.getContext('2d');
   const { data } = box.getImageData(0, 0, c.width, c.height);
   let sum = 0; for (let i = 0; i < data.length; i++) sum = (sum * 31 + data[i]) % 1000000007;
   return sum; }"""
 MODULE = "(name) => slimscope.module(`weights/${name}`)"
+STAGE = "#weights-rail [aria-checked='true']"  # the stop of the stage that is shown
 
 
 def opened_weights(page: Page, lab: Dashboard, query: str) -> None:
@@ -49,7 +50,7 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor: Page, lab: Dashboard, other_context: BrowserContext
 ) -> None:
     opened_weights(visitor, lab, "run=sds-0001")
-    field, title = visitor.locator("#weights-tensor"), visitor.locator("#weights-overlay h2")
+    field, title = visitor.locator("#weights-tensor"), visitor.locator("#weights-effect")
     asked: list[str] = []
     visitor.on("request", lambda r: asked.append(r.url) if "/weights" in r.url else None)
     before = ink(visitor, "overlay")
@@ -66,58 +67,125 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     expect(field).to_have_value(TENSOR)
     visitor.mouse.move(0, 0)
     visitor.wait_for_url(f"**/weights?run=sds-0001&tensor={TENSOR}")  # what differs, no more
-    visitor.get_by_label("Height").select_option("log")
-    visitor.locator("#weights-step").press("ArrowLeft")
+    visitor.locator("[data-log]").click()
+    visitor.locator(STAGE).press("ArrowLeft")
     visitor.wait_for_url("**stage=second**")
     assert asked == [], "the browser holds all of it"
     with warm_tab(other_context, lab.url) as other:
         opened_weights(other, lab, visitor.url.split("?")[1])
         assert ink(other, "overlay") == ink(visitor, "overlay")
-        expect(other.locator("#weights-step")).to_have_value("4")
+        expect(other.locator(STAGE)).to_have_accessible_name("Second pruning, not adjusted")
     visitor.go_back()
-    expect(visitor.locator("#weights-step")).to_have_value("5")
+    expect(visitor.locator(STAGE)).to_have_accessible_name("Second pruning (SDS)")
 
 
-def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
+def test_the_rail_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
     opened_weights(visitor, lab, f"run=sds-0001&stage=dense&tensor={TENSOR}&stat=std")
-    slider = visitor.locator("#weights-step")
-    expect(slider).to_have_attribute("aria-valuetext", "Dense")
+    stage = visitor.locator(STAGE)
+    expect(stage).to_have_accessible_name("Dense")
     expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Std is largest")
     panels = ("heatmap", "overlay", "ridges")
     visitor.locator("#weights-heatmap summary", has_text="Data").click()
     seen = []
-    for stage, label in (("first", "First pruning"), ("redense", "Re-dense")):
+    for name, label in (("first", "First pruning"), ("redense", "Re-dense")):
         drawn = [ink(visitor, panel) for panel in panels]
-        while slider.get_attribute("aria-valuetext") != label:
-            slider.press("ArrowRight")
+        while stage.get_attribute("aria-label") != label:
+            stage.press("ArrowRight")
         for panel, old in zip(panels, drawn, strict=True):
             assert ink(visitor, panel) != old, panel
         expect(visitor.locator("#weights-overlay h2")).to_contain_text(f"{label}: ")
         for panel in ("heatmap", "ridges"):
             expect(visitor.locator(f"#weights-{panel} .question")).to_contain_text(label)
-        stored = frames.tensor_table(1).query(f"stage == '{stage}' and tensor == '{TENSOR}'")
+        stored = frames.tensor_table(1).query(f"stage == '{name}' and tensor == '{TENSOR}'")
         row = visitor.locator("#weights-heatmap tr", has_text=TENSOR).locator("td").last
         exact = float(row.get_attribute("data-value") or "nan")
         assert exact == stored["std"].item()
-        seen.append(visitor.locator(".weights-tiles").inner_text())
-    assert seen[0] != seen[1] and "50.0" in seen[0]
+        seen.append(visitor.locator(".weights-figures").inner_text())
+    assert seen[0] != seen[1] and "50" in seen[0]
     visitor.wait_for_url("**stage=redense**")
     visitor.locator("[data-play]").click()
     visitor.wait_for_function("!location.search.includes('stage')")  # the last
-    visitor.get_by_role("button", name="All statistics").click()
-    table = visitor.locator("#weights-table")
-    stored_zeros = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
-    row = table.locator("tr", has_text="Exact zeros")
-    assert float(row.locator("td").nth(1).get_attribute("data-value") or 0) == pytest.approx(
-        100 * stored_zeros.zeros / stored_zeros.n
-    )
+    visitor.keyboard.press("2")
+    expect(stage).to_have_accessible_name("First pruning")
+    shown = ink(visitor, "overlay")
+    visitor.locator("[data-play]").evaluate("(button) => button.blur()")
+    visitor.keyboard.down(" ")
+    expect(stage).to_have_accessible_name("Dense")
+    assert ink(visitor, "overlay") != shown and visitor.evaluate("scrollY") == 0
+    visitor.keyboard.up(" ")
+    expect(stage).to_have_accessible_name("First pruning")
+    assert ink(visitor, "overlay") == shown
+
+
+def test_everything_is_compared_to_one_choice(visitor: Page, lab: Dashboard) -> None:
+    opened_weights(visitor, lab, f"run=sds-0001&tensor={TENSOR}&view=joint")
+    stored = frames.tensor_table(1).query(f"tensor == '{TENSOR}'").set_index("stage")
+    errors = {stage: 100 * stored["relative_error"][stage] for stage in ("first", "control")}
+    effect, joint = visitor.locator("#weights-effect"), visitor.locator("#weights-more h2")
+    said = effect.inner_text()
+    assert all(f"{error:.3g}" in said for error in errors.values()), (said, errors)
+    drawn = [ink(visitor, panel) for panel in ("heatmap", "overlay", "more")]
+    visitor.get_by_label("Compare to").select_option("control")
+    expect(effect).not_to_contain_text(f"{errors['first']:.3g}")
+    expect(joint).to_contain_text("(control)")
+    expect(visitor.locator(".weights-figures")).to_contain_text("adjustment alone")
+    now = [ink(visitor, panel) for panel in ("heatmap", "overlay", "more")]
+    assert all(a != b for a, b in zip(drawn, now, strict=True))
+    visitor.wait_for_url("**vs=control**")
+    offered = visitor.locator("#weights-vs option").evaluate_all("all => all.map((o) => o.value)")
+    assert "sds-0002" in offered and "statistics-0007" not in offered, "runs of the same model"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("tensor=model.layers.9.mlp.up_proj.weight", "no tensor model.layers.9.mlp.up_proj.weight"),
+        ("stage=<img src=x>", "no stage <img src=x>"),
+        ("vs=statistics-0007", "has another model"),
+        ("vs=no-run", "no weights of no-run"),
+        ("tensor=" + "x" * 3000, "no tensor xxx"),
+    ],
+)
+def test_what_an_address_asks_for_in_vain_is_told_in_place(
+    warm_context: BrowserContext, lab: Dashboard, query: str, said: str
+) -> None:
+    page = warm_context.new_page()  # not watched: the console tells of a 404
+    page.goto(f"{lab.url}/weights?run=sds-0001&{query}")
+    expect(page.locator("#weights-notice")).to_contain_text(said)
+    assert page.locator("#weights-notice img").count() == 0
+    expect(page.locator("#weights-effect")).to_contain_text("Block 1, up_proj")
+    page.close()
+
+
+def test_group_magnitudes_are_reached_by_keyboard(visitor: Page, lab: Dashboard) -> None:
+    opened_weights(visitor, lab, "run=dlqat-0005")
+    visitor.get_by_role("button", name="Group magnitudes").press("Enter")
+    panel = visitor.locator("#weights-groups")
+    expect(panel.locator("h2")).to_contain_text("98 % stay within")
+    groups = panel.locator("[data-worst] button")
+    expect(groups.first).to_have_attribute("aria-pressed", "true")
+    groups.nth(1).press("Enter")
+    expect(panel.locator("[data-said]")).to_contain_text("Worst group 2")
+    stage = visitor.locator(STAGE)
+    stage.press("ArrowRight")
+    expect(panel).to_contain_text("at step 0")
+    stage.press("ArrowRight")
+    expect(panel).to_contain_text("at step 1")
+    visitor.wait_for_function("location.search.includes('step=1')")
+    visitor.reload()
+    expect(panel).to_contain_text("at step 1")
+    expect(panel.locator("[data-said]")).to_contain_text("Worst group 2")
+    visitor.goto(f"{lab.url}/weights?run=sds-0001&view=groups")
+    expect(panel.locator(".empty")).to_contain_text("This run trains no group magnitudes")
+    panel.get_by_role("button", name="Show dlqat-0005").click()
+    expect(panel.locator("h2")).to_contain_text("98 % stay within")
 
 
 def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboard) -> None:
     opened_weights(visitor, lab, f"run=sds-0001&tensor={TENSOR}&stage=dense")
     title, before = visitor.locator("#weights-heatmap h2"), ink(visitor, "heatmap")
-    visitor.locator("#weights-overlay canvas").scroll_into_view_if_needed()
-    box = visitor.locator("#weights-overlay canvas").bounding_box()
+    visitor.locator("#weights-overlay canvas").first.scroll_into_view_if_needed()
+    box = visitor.locator("#weights-overlay canvas").first.bounding_box()
     y, middle = box["y"] + 100, box["x"] + 44 + (box["width"] - 56) / 2
     visitor.mouse.move(middle - 30, y)
     visitor.mouse.down()
@@ -135,29 +203,14 @@ def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboar
     row = visitor.locator("#weights-heatmap tr", has_text=TENSOR).locator("td").last
     share = 100 * (snapshot.counts[96:160].sum() + snapshot.zeros) / snapshot.n
     assert float(row.get_attribute("data-value") or 0) == pytest.approx(share)
-    visitor.locator("#weights-overlay canvas").press("Escape")
+    visitor.locator("#weights-overlay canvas").first.press("Escape")
     expect(title).not_to_contain_text("with magnitudes")
     assert ink(visitor, "heatmap") == before
 
 
 def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -> None:
-    """Without a page: shapes in words, bins, reach of an axis, addresses of before."""
+    """Without a page: bins, and what an address asks for."""
     opened_weights(visitor, lab, "run=sds-0001")
-    rng = np.random.default_rng(0)
-    bell = np.histogram(rng.normal(size=40_000), 256, (-4, 4))[0]
-    gap = np.where(abs(np.arange(256) - 128) < 12, 0, bell)
-    three = gap + np.where(abs(np.arange(256) - 128) < 3, 2000, 0)
-    said = visitor.evaluate(
-        f"async all => {{ const {{ shape }} = await ({MODULE})('words'); "
-        "return all.map((each) => shape(each)); }",
-        [each.tolist() for each in (bell, gap, three, rng.poisson(300, 256), np.zeros(256))],
-    )
-    assert said[:3] == [
-        "one peak",
-        "two peaks with a gap between them",
-        "three peaks, the middle one at zero",
-    ]
-    assert said[3] in ("no peak", "one peak") and said[4] == "no peak"
     stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
     heights = visitor.evaluate(
         f"""async tensor => {{ const {{ load }} = await ({MODULE})('histograms');
@@ -197,7 +250,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     visitor: Page, lab: Dashboard, tmp_path: Path
 ) -> None:
-    opened_weights(visitor, lab, f"run=sds-0001&stat=std&stage=sds&tensor={FIRST_TENSOR}")
+    opened_weights(visitor, lab, f"run=sds-0001&stat=std&tensor={FIRST_TENSOR}{SHOWN}")
     for panel in ("overlay", "heatmap", "ridges"):
         png = saved(visitor, panel, "png", tmp_path)
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
@@ -219,14 +272,14 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))
     assert [row["Block"] for row in ridges] == ["0", "1", "2"]
     assert int(ridges[0]["Exact zeros"]) == taken["sds"].zeros
-    visitor.get_by_role("button", name="All statistics").click()
+    visitor.locator("#weights-table summary").click()
     with visitor.expect_download() as coming:
         visitor.locator("#weights-table").get_by_text("Download CSV").click()
     figures = {row["Figure"]: row for row in rows_of(Path(coming.value.path()))}
     assert float(figures["Kurtosis"]["Re-dense"]) == taken["redense"].stats["kurtosis"]
     assert float(figures["Exact zeros, %"]["First pruning"]) == 50.0
     with visitor.expect_download() as coming:
-        visitor.get_by_role("button", name="Download all").click()
+        visitor.locator("#weights-save").click()
     rows = rows_of(Path(coming.value.path()))
     assert coming.value.suggested_filename == "sds-0001-statistics.csv" and len(rows) == 126
     (row,) = [r for r in rows if (r["tensor"], r["stage"]) == (FIRST_TENSOR, "redense")]
@@ -241,7 +294,7 @@ def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> 
         visitor.wait_for_function(
             "view => location.search.includes(view) || view === 'ridges'", arg=view
         )
-        if view not in ("ridges", "statistics"):
+        if view not in ("ridges", "groups"):
             expect(visitor.locator("#weights-more .question")).to_contain_text("n = ")
             visitor.locator("#weights-more summary", has_text="Data").click()
             expect(visitor.locator("#weights-more tbody tr").nth(2)).to_be_attached()
@@ -258,12 +311,10 @@ def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> 
     expect(visitor.locator("#weights-more .question")).to_contain_text("outputs ×")
 
 
-def test_no_map_is_empty_where_a_statistic_is_not_measured(visitor: Page, lab: Dashboard) -> None:
+def test_dense_is_the_reference_of_its_map(visitor: Page, lab: Dashboard) -> None:
     opened_weights(visitor, lab, "run=sds-0001&stage=dense")
-    expect(visitor.locator("#weights-stat")).to_have_value("kurtosis")  # what is drawn
-    said = "Relative output error is not measured at stage Dense; kurtosis is largest in block"
-    expect(visitor.locator("#weights-heatmap h2")).to_contain_text(said)
-    expect(visitor.locator("#weights-heatmap .theory")).to_be_hidden()
+    expect(visitor.locator("#weights-stat")).to_have_value("relative_error")
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("0 % in all layers")
 
 
 def test_a_run_without_statistics_says_so_and_another_can_be_chosen(
@@ -273,7 +324,7 @@ def test_a_run_without_statistics_says_so_and_another_can_be_chosen(
     page.goto(f"{lab.url}/weights?run=count-0004")
     expect(page.locator("#weights-notice")).to_contain_text("has stored no weight statistics")
     page.locator("#weights-run").select_option("sds-0002")
-    expect(page.locator("#weights-overlay h2")).to_contain_text("Block 1")
+    expect(page.locator("#weights-effect")).to_contain_text("Block 1")
     page.wait_for_url("**run=sds-0002**")
     page.close()
 

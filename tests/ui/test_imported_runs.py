@@ -35,10 +35,9 @@ from ui.pages import pages
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
-from ui.pages.quantization import page as quantization
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
-from ui.pages.weights import histograms
+from ui.pages.weights import groups, histograms
 from ui.runs.weights import weights_of
 
 EXAMPLES, MOST_SHOWN = 60 * ATTACK, 2 * ATTACK
@@ -143,12 +142,12 @@ def drawn_everywhere(job: Job) -> None:
     for draw in (run.draw, run.draw_measures, run.draw_curves):
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
-    quantization.SHARED.open(asked(run=name))
     histograms.packed_of(name)
     if weights := weights_of(name):
         tensor, names = next(iter(weights.tensors)), ",".join(histograms.PROFILES)
-        for query in ({"names": names}, {"names": names, "blocks": "1"}, {"spot": "1,1"}):
+        for query in ({"names": names}, {"spot": "1,1"}):
             histograms.packed_profiles(weights, tensor, query)
+        groups.packed_groups(weights, tensor, "")
     for page in pages():
         for chart in page.charts.values():
             query = {chart.runs or "run": name}

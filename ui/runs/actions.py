@@ -213,7 +213,7 @@ def next_links(job: Job) -> Markup:
         ),
         (succeeded and can_generate, href("playground", sides=job.run), "Generate with it"),
         (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
-        (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
+        (job.kind == dlqat.NAME, href("weights", run=job.run, view="groups"), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
     return HTML.links([(address, text) for applies, address, text in candidates if applies])

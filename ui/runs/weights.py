@@ -15,7 +15,14 @@ from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model, saved_model
 from ui.charts.heatmap import in_order
-from ui.runs.results import find_job, kind_of, setting_summary, stages_of
+from ui.format import href
+from ui.runs.results import (
+    find_job,
+    kind_of,
+    real_models_first,
+    setting_summary,
+    stages_of,
+)
 from ui.widgets.dropdown import Choices
 from ui.widgets.explorer import cached_by
 
@@ -127,9 +134,43 @@ def run_choices(jobs: Sequence[Job], selected: str) -> Choices:
     return [run_choice(job) for job in (*missing, *jobs) if job]
 
 
+def find_tensors(text: str, most: int = 3) -> list[dict[str, str]]:
+    """Hits of the search for tensors of the newest run with statistics: "up 20" is `up_proj` of
+    block 20.
+
+    Args:
+        text: numbers are blocks; all other words begin the name of the module.
+        most: maximum number of hits.
+    """
+    words = text.lower().split()
+    names = [word for word in words if not word.isdecimal()]
+    newest = next(real_models_first(queries.runs_with_weights()), None) if names else None
+    weights = weights_of(newest.run) if newest else None
+    if weights is None:
+        return []
+    found = [
+        name
+        for name, (block, module) in weights.places.items()
+        if all(
+            word == str(block) if word.isdecimal() else module.rsplit(".")[-1].startswith(word)
+            for word in words
+        )
+    ]
+    return [
+        {
+            "title": weights.tensors[name],
+            "about": f"weights of {weights.job.run}",
+            "to": href("weights", run=weights.job.run, tensor=name).unescape(),
+        }
+        for name in sorted(found, key=[*weights.tensors].index)[:most]
+    ]
+
+
 def layer_label(block: int, module: str) -> str:
-    """The label of a layer: "Block 3, q_proj", or its name alone outside the blocks."""
-    name = module.rsplit(".", 1)[-1]
+    """The label of a layer: "Block 3, q_proj", with the number of an expert "Block 3, 7.q_proj";
+    its name alone outside the blocks."""
+    *_, expert, name = ["", *module.split(".")]
+    name = f"{expert}.{name}" if expert.isdecimal() else name
     return name if block < 0 else f"Block {block}, {name}"
 
 

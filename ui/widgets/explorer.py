@@ -26,7 +26,6 @@ from ui.widgets.html import LATEST, WIDGETS
 from ui.widgets.panel import Outputs, Updates
 
 Mark = tuple[Any, ...]
-Item = TypeVar("Item")
 Data = TypeVar("Data")
 View = TypeVar("View")
 
@@ -69,11 +68,6 @@ def valid_or_first(value: str, valid: Iterable[str]) -> str:
     """The value if it is valid, else the first valid one."""
     valid = [*valid]
     return value if value in valid else valid[0]
-
-
-def neighbor(items: Sequence[Item], item: Item, offset: int) -> Item:
-    """The item at a distance from another, or the nearest end of the list."""
-    return items[max(0, min(items.index(item) + offset, len(items) - 1))]
 
 
 class RunReader(Generic[Data]):

@@ -104,17 +104,8 @@
     await showLink(box);
   }
 
-  /* One step of a presentation that plays: the next stage, or the next step of training. False
-     where nothing moves or all has been shown. */
-  function advance() {
-    if (window.slimscope.nextStop?.()) return true;
-    const [slider] = findAll(document, "#quant-step input[type=range]", HTMLInputElement);
-    if (!slider || Number(slider.value) >= Number(slider.max)) return false;
-    slider.value = String(Number(slider.value) + Number(slider.step || 1));
-    for (const kind of ["input", "change", "pointerup"])
-      slider.dispatchEvent(new Event(kind, { bubbles: true }));
-    return true;
-  }
+  /* One step of a presentation that plays: the next stage. False where nothing moves or all has been shown. */
+  const advance = () => Boolean(window.slimscope.nextStop?.());
 
   Object.assign(window.slimscope, { share, present, advance });
 })();

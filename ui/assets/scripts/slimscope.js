@@ -472,7 +472,7 @@ window.slimscope = (() => {
     slimscope.module = (/** @type {string} */ path) => import(`${folder}/${path}.js`);
     const page = location.pathname.split("/").pop() ?? "";
     if (["weights", "workbench"].includes(page))
-      slimscope.module(`${page}/page`).then((module) => module.ahead());
+      slimscope.module(`${page}/page`).then((module) => void module.ahead());
   }
 
   document.addEventListener("submit", (event) => {

@@ -17,27 +17,19 @@ from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, declared, stage_style
 from ui.widgets.explorer import Selection, valid_or_first
 
-DISTRIBUTIONS = ("ridges", "statistics")  # views of the histograms themselves
 VIEWS = {  # below the map and the histogram
     "ridges": "Ridges",
-    "magnitudes": "Magnitudes",
     "matrix": "Matrix",
     "joint": "Before/after",
     "channels": "Channels",
     "spectrum": "Spectrum",
-    "inputs": "Inputs",
-    "statistics": "All statistics",
+    "groups": "Group magnitudes",
 }
 OPTIONS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # view -> field -> label, choices
     "matrix": {
         "cells": (
             "Cells",
-            {
-                "mean": "Mean",
-                "max": "Largest",
-                "zeros": "Zeros",
-                "change": "Change",
-            },
+            {"mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change from dense"},
         )
     },
     "channels": {
@@ -45,63 +37,47 @@ OPTIONS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # view -> field -
         "measure": ("Figure", {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}),
         "order": ("Order", {"size": "By size", "index": "By number"}),
     },
-    "inputs": {
-        "flow": (
-            "Figure",
-            {
-                "inputs": "Inputs",
-                "weights": "Weights",
-                "product": "Product",
-            },
-        )
-    },
 }
-AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 TEXTS = {  # chart -> the question it answers, and what the literature says about such charts
     "map": (
         "",
-        "Layers differ in how much compression they bear, which is why some methods give each a "
-        "sparsity (OWL, Yin et al. 2023) or bits (HAWQ, Dong et al. 2019) of its own.",
+        "Layers differ in how much compression they bear. OWL gives each layer its own sparsity "
+        "(Yin et al. 2023), HAWQ its own bits (Dong et al. 2019).",
     ),
     "overlay": (
         "What did each step do to the distribution of this tensor's weights?",
-        "Magnitude pruning removes the middle of the distribution (Han et al. 2015); the small "
-        "weights that stay between the dotted lines meet large inputs.",
+        "Magnitude pruning removes the middle of the distribution (Han et al. 2015). Small weights "
+        "between the dotted lines stay because their inputs are large.",
     ),
     "ridges": (
-        "How does the distribution change from block to block, and from stage to stage?",
+        "How does the distribution change from block to block?",
         "A pruned model that is made dense again prunes better than the original (SDS, Li et al. "
-        "2025): its middle peak holds what can go.",
-    ),
-    "magnitudes": (
-        "How large are the weights besides zero, on a scale that shows the small ones?",
-        "Scores of weight times input keep small weights that meet large inputs (Wanda, Sun et al. "
-        "2023): the tail below the threshold.",
+        "2025). Its middle peak holds the weights that can go.",
     ),
     "channels": (
-        "Are there outlier channels, and have they as many zeros as the others?",
-        "A few features are far larger than all others, and rounding or pruning them costs most "
+        "Are there outlier channels, and are they pruned as much?",
+        "A few features are far larger than all others; rounding or pruning them costs most "
         "(Dettmers et al. 2022).",
     ),
     "matrix": (
         "Where in the matrix are the large weights, and where did they change?",
-        "Bright columns are input features that all outputs read, like the outlier features of "
-        "Dettmers et al. (2022).",
+        "Bright columns are input features that all outputs read (outlier features, Dettmers et "
+        "al. 2022).",
     ),
     "joint": (
-        "What became of the weights, each by what it was in the dense tensor?",
-        "To remove or round a weight at the least cost, the others have to change, too (Optimal "
-        "Brain Surgeon, Hassibi and Stork 1993): what lies off the diagonal.",
+        "Where did each weight go, by its dense value?",
+        "The other weights compensate for a removed or rounded one (Optimal Brain Surgeon, Hassibi "
+        "and Stork 1993). They lie off the diagonal.",
     ),
     "spectrum": (
-        "How many directions carry the weights, and how heavy is the tail?",
-        "Well-trained layers have heavy-tailed spectra with α between 2 and 6 (Martin and Mahoney "
-        "2021), here fitted as by Clauset, Shalizi and Newman (2009).",
+        "How many directions carry the weights?",
+        "The stable rank ‖W‖² / σ² counts the directions that matter. The tail exponent α of "
+        "well-trained layers lies between 2 and 6 (Martin and Mahoney 2021).",
     ),
-    "inputs": (
-        "Which input channels are large in every block? Are their weights smaller to compensate?",
-        "The same few channels are large in nearly all blocks (Dettmers et al. 2022); Wanda scores "
-        "a weight by its product with the norm of its input (Sun et al. 2023).",
+    "groups": (
+        "How far did training move the scale of each group?",
+        "DL-QAT learns a magnitude per group apart from the direction of its weights (Ke et al. "
+        "2024), as DoRA does for columns (Liu et al. 2024).",
     ),
 }
 
@@ -112,8 +88,9 @@ class WeightsSelection(Selection):
     itself.)
 
     Attributes:
-        run, vs: the run, and the one it is compared with.
-        tensor: full name; `stage`, `stat`, `against`: of the map.
+        run: the run.
+        vs: stage of the run, or another run, that everything is compared with.
+        tensor: full name; `stage`, `stat`: of the map.
         show, y: stages and height axis of the histogram; `view`: the panel below it.
     """
 
@@ -121,7 +98,6 @@ class WeightsSelection(Selection):
     tensor: str = ""
     stage: str = ""
     stat: str = ""
-    against: str = ""
     view: str = ""
     show: tuple[str, ...] = ()
     y: str = ""
@@ -135,11 +111,10 @@ class WeightsSelection(Selection):
         return replace(
             self,
             run=weights.job.run,
-            vs=other.job.run if other else "",
+            vs=other.job.run if other else self.vs if self.vs in weights.stages else "",
             tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
-            against=valid_or_first(self.against, AGAINST) if self.against != "run" or other else "",
             view=valid_or_first(self.view, VIEWS),
             show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
             or default_stages(weights, other is not None),
@@ -182,7 +157,8 @@ class WeightsView:
         weights = weights_of(newest.run if newest else selection.run)
         if weights is None:
             return None
-        other = weights_of(selection.vs) if selection.vs != weights.job.run else None
+        is_run = selection.vs not in (weights.job.run, *weights.stages)
+        other = weights_of(selection.vs) if is_run else None
         return cls(selection.settled(weights, other), weights, other)
 
     def counterpart(self, stage: str) -> str:
@@ -224,13 +200,13 @@ def map_chart(view: WeightsView) -> Chart:
     """A statistic of every matrix at the chosen stage."""
     selection, weights, other = view.selection, view.weights, view.other
     stage, statistic = selection.stage, selection.stat
-    base = None  # nothing for a stage that would be compared with itself
-    if selection.against == "run" and other is not None:
+    base = None  # a stage is not compared with itself
+    if other is not None:
         twin = view.counterpart(stage)
         named = f", {other.labels.get(twin, twin)}" if twin != stage else ""
         base = MapBaseline(other.of_stage(twin), f"{other.job.run}{named}")
-    elif selection.against == DENSE and stage != DENSE:
-        base = MapBaseline(weights.of_stage(DENSE), weights.labels.get(DENSE, DENSE))
+    elif selection.vs not in ("", stage):
+        base = MapBaseline(weights.of_stage(selection.vs), weights.labels[selection.vs])
     label, question = STATISTICS[statistic].label, STATISTICS[statistic].question
     chart = layer_map(weights.table, stage, statistic, selection.tensor, base)
     if chart.frame is None or not chart.frame.iloc[:, -1].notna().any():
@@ -238,13 +214,12 @@ def map_chart(view: WeightsView) -> Chart:
         if base and cells(weights.table, stage, statistic)["value"].notna().any():
             why = f"{base.label}: {label.lower()} is not measured, so nothing can be compared."
         elif stage == DENSE:
-            compared = "it is what the others are compared with"
-            why = f"{weights.labels[DENSE]} has no {label.lower()}: {compared}."
+            why = f"{weights.labels[DENSE]} is the reference: no {label.lower()}."
         return Chart(why, question=question)
     if base is not None:
         pair = f"{weights.job.run}, {weights.labels[stage]}, and {base.label},"
         question = f"Where do {pair} differ in {label.lower()}? No color: no difference."
-    name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
+    name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.vs}" if base else "")
     headline = cells_headline(chart.frame, f"Change of {lower(label)}" if base else label)
     theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
@@ -259,7 +234,7 @@ def tensor_chart(view: WeightsView) -> Chart:
         return Chart(not_yet, question=question)
     figure = overlay(series, log_y=view.selection.y == "log")
     drawn = f"The view {VIEWS[asked]} is drawn on the page Weights only"
-    elsewhere = "" if asked in DISTRIBUTIONS else f"{drawn}; this is the histogram of its tensor."
+    elsewhere = "" if asked == "ridges" else f"{drawn}; this is the histogram of its tensor."
     chart = overlay_chart(series, elsewhere, figure=figure)
     against = f"-{view.other.job.run}" if view.other else ""
     name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"

@@ -23,11 +23,10 @@ from backend.errors import ModelError
 from backend.statistics.regions import Region, read_region
 from backend.statistics.tensors import (
     BINS,
-    INPUT_ENERGY,
     JOINT,
-    MAGNITUDES,
     MAPS,
     MEASURES,
+    RELATIVE_ERROR,
     SIDES,
     SINGULAR_VALUES,
     channel_profile,
@@ -38,9 +37,10 @@ from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
-from ui.pages.weights.charts import WeightsSelection, default_stages, main_stages
+from ui.pages.weights.charts import WeightsSelection, main_stages
+from ui.pages.weights.groups import packed_groups
 from ui.runs.results import real_models_first
-from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
+from ui.runs.weights import DENSE, RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import declared, stage_style
 from ui.widgets.explorer import RunReader, empty_state
 from ui.widgets.packed import PackedArrays
@@ -48,15 +48,13 @@ from ui.widgets.packed import PackedArrays
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
 MIN_BINS = 16
-DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axes of charts
-CODES = "codes"  # profile of a quantized tensor: how often each is used
+DRAWN_ONLY = ("cutoff",)  # not listed: a place on an axis
+FROM_DENSE = (RELATIVE_ERROR, "moved", "distance")  # statistics of the difference from dense
 PROFILES = {  # that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
     *map(map_profile, MAPS),
     JOINT,
-    MAGNITUDES,
     SINGULAR_VALUES,
-    INPUT_ENERGY,
 }
 NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
 
@@ -109,7 +107,7 @@ def _values(weights: RunWeights) -> np.ndarray:
     """Statistics [statistics, tensors, stages], those that are drawn only last."""
     table = with_largest(weights.table)
     names = [*available(table), *(name for name in DRAWN_ONLY if name in table)]
-    return np.stack(
+    values = np.stack(
         [
             table.pivot(index="tensor", columns="stage", values=name)
             .reindex(index=[*weights.tensors], columns=weights.stages)
@@ -117,10 +115,18 @@ def _values(weights: RunWeights) -> np.ndarray:
             for name in names
         ]
     )
+    if DENSE in weights.stages:  # the reference does not differ from itself
+        place = weights.stages.index(DENSE)
+        for k, name in enumerate(names):
+            if name in FROM_DENSE:
+                values[k, :, place] = np.nan_to_num(values[k, :, place], nan=0.0)
+    return values
 
 
 def _header(weights: RunWeights) -> dict[str, Any]:
     job, settled = weights.job, WeightsSelection().settled(weights)
+    jobs = queries.runs_with_weights()
+    models = {each.run: str(each.config.get("model", "")) for each in (*jobs, job)}
     perplexity = {
         r.stage: r.value
         for r in queries.results([job.id])
@@ -130,6 +136,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         {
             "name": s,
             "label": weights.labels[s],
+            "short": declared(s).short or weights.labels[s],
             "main": declared(s).main,
             "pruned": declared(s).pruned,
             "color": stage_style(s).color,
@@ -151,26 +158,40 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         "run": job.run,
         "model": weights.model,
         "kept": kept_stage(weights, weights.stages),
-        "runs": run_choices(queries.runs_with_weights(), job.run),
+        "runs": [[label, run, models.get(run, "")] for label, run in run_choices(jobs, job.run)],
         "stages": stages,
+        "effect": effect_stages(weights),
         "modules": in_order([*{module: None for _, module in weights.places.values()}]),
         "tensors": [
             [name, label, *weights.places[name]] for name, label in weights.tensors.items()
         ],
         "statistics": statistics,
         "unlisted": [name for name in DRAWN_ONLY if name in weights.table],
-        "groups": bool(tensors.profiles(job.id, settled.tensor, CODES)),
         "defaults": {"stage": settled.stage, "stat": settled.stat, "tensor": settled.tensor},
-        "overlaid": default_stages(weights, two_runs=False),
     }
+
+
+def effect_stages(weights: RunWeights) -> dict[str, str]:
+    """Stages that say what the method did: `before`, `after`, and a `rival` that does less."""
+    errors = weights.table.get(RELATIVE_ERROR)
+    known = {*weights.table["stage"][errors.notna()]} if errors is not None else set[str]()
+    measured = [s for s in weights.stages if s in known and s != DENSE]
+    main = [s for s in measured if declared(s).main] or measured
+    if not main:
+        return {"before": "", "after": "", "rival": ""}
+    kept = str(weights.job.kept_stage)
+    after = kept if kept in measured else main[-1]
+    before = next((s for s in main if s != after), "")
+    others = (s for s in measured if declared(s).rival and s not in (before, after))
+    return {"before": before, "after": after, "rival": next(others, "")}
 
 
 # one tensor ---------------------------------------------------------------------------------------
 
 
 def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) -> PackedArrays:
-    """Profiles of a tensor, or with `blocks` of its module in every block, by block, stage, name:
-    "3/dense/row_norm"; with `spot`, weights by stage. An unknown tensor or name has none."""
+    """Profiles of a tensor by block, stage and name, such as "3/dense/row_norm"; with `spot`,
+    weights by stage. An unknown tensor or name has none."""
     if tensor not in weights.tensors:
         return PackedArrays.of({}, {})
     run = weights.job.id
@@ -190,16 +211,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
                     arrays[stage] = values.astype("<f4")
         return PackedArrays.of({"first": [region.rows[0], region.columns[0]]}, arrays)
     names = PROFILES & {*query.get("names", "").split(",")}
-    module = weights.places[tensor][1]
-    found = [
-        profile
-        for name in sorted(names)
-        for profile in (
-            tensors.module_profiles(run, module, name)
-            if query.get("blocks")
-            else tensors.profiles(run, tensor, name)
-        )
-    ]
+    found = [p for name in sorted(names) for p in tensors.profiles(run, tensor, name)]
     return PackedArrays.of({}, {f"{p.block}/{p.stage}/{p.name}": p.values for p in found})
 
 
@@ -211,6 +223,8 @@ def histograms(request: Request) -> Response:
     query = request.query_params
     run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
+        if "groups" in query:
+            return packed_groups(weights, tensor, query["groups"]).answer(request)
         return packed_profiles(weights, tensor, query).answer(request)
     mark = _mark(run) if run else None
     if mark is None or not mark[1]:

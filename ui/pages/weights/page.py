@@ -23,7 +23,6 @@ from jobs import submit
 from jobs.weight_statistics.kind import NAME
 from ui.frame import SILENT_EVENT, Page, current_user, on_change, on_load
 from ui.pages.weights.charts import (
-    AGAINST,
     OPTIONS,
     TEXTS,
     VIEWS,
@@ -57,7 +56,7 @@ START = (
 
 def build() -> None:
     explorer = gr.HTML(
-        html_template=HTML.explorer(VIEWS, OPTIONS, AGAINST, TEXTS),
+        html_template=HTML.explorer(VIEWS, OPTIONS, TEXTS),
         js_on_load=START,
         apply_default_css=False,
         elem_id="weights-explorer",

@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from backend.models.loading import load
 from backend.settings import Settings
-from backend.statistics.tensors import INPUT_ENERGY
 from backend.store import frames, tensors
 from backend.store.session import writing
 from backend.store.tables import Job, TensorRow
@@ -40,7 +39,7 @@ def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClien
     names = [name for name, *_ in header["tensors"]]
     assert stages == ["dense", "first", "control", "redense", "second", "sds"]
     assert len(names) == 21 and arrays["counts"].shape == (21, 6, 256)
-    assert [s["name"] for s in header["stages"] if s["main"]] == header["overlaid"]
+    assert header["effect"] == {"before": "first", "after": "sds", "rival": "control"}
     assert {s["name"] for s in header["stages"] if not s["pruned"]} == {"dense", "redense"}
     typical = "model.layers.1.mlp.up_proj.weight"
     assert header["defaults"] == {"stage": "sds", "stat": "relative_error", "tensor": typical}
@@ -55,10 +54,13 @@ def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClien
     table = frames.tensor_table(1).set_index(["tensor", "stage"])
     for k, statistic in enumerate(header["statistics"]):
         if statistic["name"] in table:  # the largest magnitude is of two that are stored
-            stored = table[statistic["name"]].unstack().loc[names, stages].to_numpy(float)
+            by_stage = table[statistic["name"]].unstack().loc[names, stages]
+            if statistic["name"] in histograms.FROM_DENSE:
+                by_stage = by_stage.fillna({"dense": 0.0})  # the reference
+            stored = by_stage.to_numpy(float)
             assert np.array_equal(arrays["values"][k], stored, equal_nan=True)
-    unlisted = header["unlisted"].index("alpha_start") + len(header["statistics"])
-    assert arrays["values"][unlisted, 0, 1] == table.loc[(names[0], "first"), "alpha_start"]
+    unlisted = header["unlisted"].index("cutoff") + len(header["statistics"])
+    assert arrays["values"][unlisted, 0, 1] == table.loc[(names[0], "first"), "cutoff"]
 
 
 def test_a_browser_that_has_it_is_told_so(client: TestClient, seeded: Settings) -> None:
@@ -106,7 +108,7 @@ def test_no_run_a_removed_and_a_purged_one(client: TestClient, seeded: Settings)
     with writing() as session:
         session.get_one(Job, 1).removed_at = 1
     header, _ = got(client, run="sds-0001")
-    assert any("(deleted)" in label for label, run in header["runs"] if run == "sds-0001")
+    assert any("(deleted)" in label for label, run, _ in header["runs"] if run == "sds-0001")
     with writing() as session:
         session.get_one(Job, 1).purged = True
         session.execute(delete(TensorRow))
@@ -170,14 +172,12 @@ def test_damaged_rows_are_left_out(client: TestClient, seeded: Settings) -> None
     histograms.packed_of.clear()
 
 
-def test_profiles_of_a_tensor_and_of_its_module_in_every_block(client: TestClient) -> None:
+def test_profiles_of_a_tensor_are_sent_by_name(client: TestClient) -> None:
     asked = {"run": "sds-0001", "tensor": TENSOR}
     _, arrays = got(client, **asked, names="joint,map_mean,../x,alpha")
     assert {name.split("/")[2] for name in arrays} == {"joint", "map_mean"}
     stored = {p.stage: p.values for p in tensors.profiles(1, TENSOR, "joint")}
     assert np.array_equal(arrays["2/sds/joint"], stored["sds"])
-    _, arrays = got(client, **asked, names=INPUT_ENERGY, blocks="1")
-    assert {name.split("/")[0] for name in arrays} == {"0", "1", "2"}
     for odd in ({"tensor": "no"}, {"names": ""}, {"names": "x" * 3000}):
         assert got(client, **{**asked, "names": "joint", **odd})[1] == {}
     other = got(client, run="sds-0002", tensor=TENSOR, names="map_mean")[1]

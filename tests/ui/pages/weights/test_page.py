@@ -15,7 +15,7 @@ from ui.charts.chart import Chart
 from ui.pages.weights import page
 from ui.pages.weights.charts import WeightsSelection, WeightsView, main_stages, map_chart
 from ui.pages.weights.page import PAGE
-from ui.runs.weights import weights_of
+from ui.runs.weights import find_tensors, weights_of
 
 TENSOR = "model.layers.2.mlp.up_proj.weight"
 
@@ -37,7 +37,7 @@ def test_the_map_of_a_report_outlines_the_chosen_tensor(seeded: Settings) -> Non
     stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
     assert dict(zip(chart.frame["Tensor"], chart.frame["Std"], strict=True)) == stored.to_dict()
     assert chart.headline.startswith("Std is largest in block")
-    lacks = "Dense has no relative output error: it is what the others are compared with."
+    lacks = "Dense is the reference: no relative output error."
     with writing() as session:
         for row in session.query(TensorRow).filter_by(job_id=1, stage="dense"):
             row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
@@ -72,14 +72,14 @@ def test_two_runs_of_a_report_are_compared_at_what_each_kept(seeded: Settings) -
     kept = ["Second pruning (SDS), sds-0001", "DL-QAT, dlqat-0002"]
     assert names == ["Dense, sds-0001", *kept]
     assert chart.figure.data[2].line.dash == "dash"
-    chart = drawn("heatmap", vs="dlqat-0002", stat="std", against="run")
+    chart = drawn("heatmap", vs="dlqat-0002", stat="std")
     pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"
     assert chart.question.startswith(pair)
     with writing() as session:
         session.get_one(Job, 2).config = {"model": "another"}
     weights_of.clear()
     assert len(drawn("overlay", vs="dlqat-0002", tensor=TENSOR).figure.data) == 4
-    missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std", against="run")
+    missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std")
     assert missing.figure == "dlqat-0002: std is not measured, so nothing can be compared."
     weights_of.clear()
 
@@ -90,8 +90,8 @@ def test_what_an_address_asks_for_and_is_not_there_is_replaced(seeded: Settings)
     odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
     assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")
     assert odd.show == ("dense", "first", "redense", "sds")
-    same = settled(run="sds-0001", vs="sds-0001", against="run")
-    assert same.vs == "" and same.against == ""
+    assert settled(run="sds-0001", vs="sds-0001").vs == ""
+    assert settled(run="sds-0001", vs="control").vs == "control"
     assert settled(run="sds-0001", show="sds,dense,no").show == ("dense", "sds")
     assert settled(run="sds-0001", vs="sds-0002").show == ("dense", "sds")
 
@@ -107,6 +107,26 @@ def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
     view = WeightsView.at(WeightsSelection("sds-0001"))
     assert view is not None and isinstance(map_chart(view).figure, go.Figure)
     weights_of.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("up 2", ["Block 2, up_proj"]),
+        ("2 UP_PROJ", ["Block 2, up_proj"]),
+        ("q", ["Block 0, q_proj", "Block 1, q_proj", "Block 2, q_proj"]),
+        ("up 9", []),
+        ("2", []),
+        ("", []),
+        ("<img src=x>", []),
+        ("u" * 5000, []),
+        ("up " + "9" * 5000, []),
+    ],
+)
+def test_search_finds_tensors(seeded: Settings, text: str, labels: list[str]) -> None:
+    hits = find_tensors(text)
+    assert [hit["title"] for hit in hits] == labels
+    assert all("weights?run=sds-0002&tensor=model.layers." in hit["to"] for hit in hits)
 
 
 # a model without a run ----------------------------------------------------------------------------

@@ -15,32 +15,13 @@ export const { still } = window.slimscope;
 const INKS = { "#5B6472": "muted", "#0072B2": "blue" };
 const NAMED = /** @type {const} */ (["text", "muted", "line", "paper", "panel", "accent", "blue"]);
 const HIDDEN_WIDTH = 600;
-/** @type {Color[]} */
-const VIRIDIS = [
-  [68, 1, 84],
-  [72, 40, 120],
-  [62, 74, 137],
-  [49, 104, 142],
-  [38, 130, 142],
-  [31, 158, 137],
-  [53, 183, 121],
-  [110, 206, 88],
-  [181, 222, 43],
-  [253, 231, 37],
-];
-/** @type {Color[]} */
-const PLASMA = [
-  [13, 8, 135],
-  [70, 3, 159],
-  [114, 1, 168],
-  [156, 23, 158],
-  [189, 55, 134],
-  [216, 87, 107],
-  [237, 121, 83],
-  [251, 159, 58],
-  [253, 202, 38],
-  [240, 249, 33],
-];
+/** Colors from their hexadecimal digits. @param {string} digits */
+const colors = (digits) =>
+  digits
+    .split(" ")
+    .map((color) => /** @type {Color} */ (color.match(/../g)?.map((part) => parseInt(part, 16))));
+const VIRIDIS = colors("440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725");
+const PLASMA = colors("0d0887 46039f 7201a8 9c179e bd3786 d8576b ed7953 fb9f3a fdca26 f0f921");
 /** @type {Color} */
 const COLD = [0, 114, 178];
 /** @type {Color} */
@@ -118,20 +99,13 @@ export function surface(canvas, height) {
   return { pen, width, height, line: Math.round(size) };
 }
 
-/**
- * @param {Color} from
- * @param {Color} to
- * @param {number} part
- */
+/** @param {Color} from @param {Color} to @param {number} part */
 function mix(from, to, part) {
   const channels = from.map((value, i) => Math.round(value + (to[i] - value) * part));
   return `rgb(${channels.join(",")})`;
 }
 
-/**
- * @param {Color[]} scale
- * @param {number} part
- */
+/** @param {Color[]} scale @param {number} part */
 function between(scale, part) {
   const at = Math.max(0, Math.min(1, part)) * (scale.length - 1);
   const i = Math.min(Math.floor(at), scale.length - 2) || 0;
@@ -143,11 +117,7 @@ export const sequential = (part) => between(VIRIDIS, part);
 /** A color of the scale of formats. @param {number} part from 0 to 1 */
 export const plasma = (part) => between(PLASMA, part);
 
-/**
- * A color of the diverging scale.
- * @param {number} part from -1 to 1
- * @param {Color} middle color of 0
- */
+/** A color of the diverging scale. @param {number} part from -1 to 1 @param {Color} middle color of 0 */
 export const diverging = (part, middle) =>
   mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part)));
 
@@ -163,12 +133,7 @@ export function channels(pen, color) {
   return [parseInt(red, 16), parseInt(green, 16), parseInt(blue, 16)];
 }
 
-/**
- * Round numbers from low to high, about so many.
- * @param {number} low
- * @param {number} high
- * @param {number} [count]
- */
+/** Round numbers from low to high, about so many. @param {number} low @param {number} high @param {number} [count] */
 export function ticks(low, high, count = 5) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));

@@ -1,18 +1,18 @@
-/* The weights of one tensor: histograms of the stages over each other, their difference to the dense one, or
-   added up. A drag marks a range of magnitudes. */
+/* The weights of one tensor: histograms of the stages over each other, labeled inside the chart, and the difference of
+   two of them as a strip. A drag marks a range of magnitudes. */
 import {
   DASHES,
   bottomAxis,
   em,
   inks,
   number,
+  share,
   stroke,
   surface,
   ticks,
   tween,
   widthOf,
 } from "./canvas.js";
-import { ofZeros } from "./words.js";
 /** @import {AxisScale, Range, Surface} from "./canvas.js" */
 /** @import {Histograms, Stage} from "./histograms.js" */
 /** @import {Figures} from "./tables.js" */
@@ -25,24 +25,24 @@ import { ofZeros } from "./words.js";
  * @property {number} s the stage drawn last, in front
  * @property {number[]} shown stages
  * @property {Place | null} other the same in another run
- * @property {string} curve "histogram", "difference" to the first main stage, or "cumulative"
  * @property {boolean} log
  * @property {Range | null} brush marked magnitudes
+ * @property {number} [from] stage that the front one comes from
+ * @property {number} [part] of the way from there, 1 by default
  */
-/** @typedef {Stage & {heights: Float64Array, zeros: number, isFront: boolean, isBase: boolean}} Curve `heights`: percent
-    by bin, or by magnitude; `zeros`: a share. */
+/** @typedef {Stage & {heights: Float64Array, isFront: boolean, isBase: boolean}} Curve `heights`: percent by bin. */
 /**
  * @typedef {object} DrawnHistogram
  * @property {Curve[]} curves
  * @property {Range} range of the bins
  * @property {number} bins
- * @property {number} low left end of the weight axis
- * @property {number} reach right end
+ * @property {number} reach right end of the weight axis, which begins at its negative
  * @property {number} top end of the height axis
  * @property {number} cutoff
  * @property {number} width
  * @property {HistogramInput} input
  */
+/** @typedef {{label: string, color: string, heights: Float64Array}} Difference of two histograms, in points by bin. */
 
 const RIGHT = 12;
 const TOP = 8;
@@ -51,8 +51,8 @@ const BOTTOM = () => em(2.25);
 const PEAK_WIDTH = 0.06; // of the axis: a narrow peak at zero
 const PEAK_RATIO = 1.6; // to all else: a peak that is cut off
 const ROOM = 1.25; // above all else
-const POINTS = 129; // of a cumulative curve
 const MIN_DRAG = 0.01; // of the axis
+const LABELED = 0.01; // share of the weights that is worth a label
 
 /**
  * Percent by bin of a tensor on other edges; weights are taken to lie evenly in their own bins.
@@ -101,49 +101,45 @@ function ceiling(curves, whole) {
   return seen > 0 && PEAK_RATIO * seen < highest ? ROOM * seen : 1.05 * highest || 1;
 }
 
+/** @type {(start: Float64Array, end: Float64Array, part: number) => Float64Array} */
+const mixed = (start, end, part) =>
+  part < 1 && start.length === end.length
+    ? end.map((height, i) => start[i] + (height - start[i]) * part)
+    : end;
+
 /**
  * Curves in the order in which they are drawn.
  * @param {HistogramInput} input
  * @param {Range} range
  * @param {number} bins
- * @param {number} reach
  */
-function curvesOf({ data, t, s, shown, other, curve }, range, bins, reach) {
-  /** @type {(place: Place) => Float64Array} */
-  const heightsOf = (at) => {
-    if (curve === "cumulative")
-      return Float64Array.from(
-        { length: POINTS },
-        (_, i) => 100 * at.data.within(at.t, at.s, [0, (i * reach) / (POINTS - 1)]),
-      );
-    if (at.data === data) return data.heights(at.t, at.s, bins);
-    return rebinned(at.data, at.t, at.s, range, bins);
-  };
+function curvesOf({ data, t, s, shown, other, from = s, part = 1 }, range, bins) {
   const base = data.main[0];
   const stages = [...shown.filter((stage) => stage !== s), s].filter((each) => data.has(t, each));
   /** @type {Curve[]} */
   const curves = stages.map((stage) => ({
     ...data.stages[stage],
-    heights: heightsOf({ data, t, s: stage }),
-    zeros: data.tail(t, stage).share,
+    heights: data.heights(t, stage, bins),
     isFront: stage === s,
     isBase: stage === base,
   }));
+  const front = curves.at(-1);
+  if (front?.isFront && part < 1 && data.has(t, from)) {
+    front.heights = mixed(data.heights(t, from, bins), front.heights, part);
+    front.short = `${data.stages[from].short} → ${front.short}`;
+    if (part < 0.5) front.color = data.stages[from].color;
+  }
   if (other?.data.has(other.t, other.s))
     curves.splice(-1, 0, {
       ...data.stages[s],
       dash: "dash",
       label: `${other.data.stages[other.s].label}, ${other.data.run}`,
-      heights: heightsOf(other),
-      zeros: other.data.tail(other.t, other.s).share,
+      short: other.data.run,
+      heights: rebinned(other.data, other.t, other.s, range, bins),
       isFront: false,
       isBase: false,
     });
-  if (curve !== "difference" || !data.has(t, base)) return curves;
-  const dense = heightsOf({ data, t, s: base });
-  return curves
-    .filter(({ isBase }) => !isBase)
-    .map((each) => ({ ...each, heights: each.heights.map((height, i) => height - dense[i]) }));
+  return curves;
 }
 
 export class HistogramChart {
@@ -161,7 +157,7 @@ export class HistogramChart {
    * @param {{brush: (low: number, high: number) => void, clear: () => void}} on
    * @param {number} [height]
    */
-  constructor(canvas, output, on, height = 316) {
+  constructor(canvas, output, on, height = 240) {
     this.canvas = canvas;
     this.output = output;
     this.height = height;
@@ -191,16 +187,9 @@ export class HistogramChart {
   /** @param {PointerEvent} event */
   #weightAt({ offsetX }) {
     if (!this.#drawn) return null;
-    const { low, reach, width } = this.#drawn;
+    const { reach, width } = this.#drawn;
     const part = (offsetX - LEFT()) / (width - LEFT() - RIGHT);
-    return low + Math.max(0, Math.min(1, part)) * (reach - low);
-  }
-
-  /** Index of the heights at a weight. @type {(drawn: DrawnHistogram, weight: number) => number} */
-  #indexOf({ input, reach, range, bins }, weight) {
-    if (input.curve === "cumulative") return Math.round((Math.abs(weight) / reach) * (POINTS - 1));
-    const bin = Math.floor(((weight - range[0]) / (range[1] - range[0])) * bins);
-    return Math.max(0, Math.min(bins - 1, bin));
+    return (2 * Math.max(0, Math.min(1, part)) - 1) * reach;
   }
 
   /** @param {number | null} weight */
@@ -209,37 +198,27 @@ export class HistogramChart {
     this.#paint();
     this.output.textContent = "";
     if (weight === null || !this.#drawn) return;
-    const i = this.#indexOf(this.#drawn, weight);
-    const words = this.#drawn.curves.map(
-      ({ label, heights }) => `${label} ${number(heights[i])} %`,
-    );
+    const { range, bins, curves } = this.#drawn;
+    const bin = Math.floor(((weight - range[0]) / (range[1] - range[0])) * bins);
+    const i = Math.max(0, Math.min(bins - 1, bin));
+    const words = curves.map(({ short, heights }) => `${short} ${number(heights[i])} %`);
     this.output.textContent = `${number(weight)}: ${words.join(" · ")}`;
   }
 
-  /**
-   * @param {HistogramInput} input
-   * @param {boolean} moves curves glide there from what was drawn
-   */
+  /** @param {HistogramInput} input @param {boolean} moves curves glide there from what was drawn */
   draw(input, moves) {
-    const { data, t, s, shown, curve } = input;
+    const { data, t, s, shown } = input;
     const range = data.range(t);
     const bins = data.fewer(t);
-    const reach = data.reach(t, [...new Set([...shown, s])]);
-    const curves = curvesOf(input, range, bins, reach);
+    const curves = curvesOf(input, range, bins);
     const heights = curves.map((each) => each.heights);
-    const whole =
-      curve === "difference"
-        ? heights.flatMap((each) => Array.from(each, (height) => Math.min(height, 0)))
-        : (curves.find(({ isBase }) => isBase)?.heights ?? []);
-    const isAdded = curve === "cumulative";
     const before = moves ? this.#drawn?.curves : null;
     this.#drawn = {
       curves,
       range,
       bins,
-      low: isAdded ? 0 : -reach,
-      reach,
-      top: isAdded ? 100 : ceiling(heights, whole),
+      reach: data.reach(t, [...new Set([...shown, s])]),
+      top: ceiling(heights, curves.find(({ isBase }) => isBase)?.heights ?? []),
       cutoff: data.cutoff(t, s),
       width: widthOf(this.canvas),
       input,
@@ -249,41 +228,42 @@ export class HistogramChart {
       const start = before?.find(({ name, dash, isFront }) =>
         each.isFront ? isFront : name === each.name && dash === each.dash,
       );
-      return start?.heights.length === each.heights.length ? start.heights : each.heights;
+      return start?.heights ?? each.heights;
     });
     if (before) this.#stop = tween((part) => this.#paint(part, starts));
     else this.#paint();
+  }
+
+  /** Pixels of a weight. @param {DrawnHistogram} drawn @returns {AxisScale} */
+  #across({ reach, width }) {
+    const plot = width - LEFT() - RIGHT;
+    const x = (/** @type {number} */ w) => LEFT() + ((w + reach) / (2 * reach)) * plot;
+    return Object.assign(x, { middle: LEFT() + plot / 2 });
   }
 
   /** @type {(part?: number, starts?: Float64Array[]) => void} */
   #paint(part = 1, starts = []) {
     if (!this.#drawn) return;
     const drawn = this.#drawn;
-    const { low, reach, input } = drawn;
+    const { reach } = drawn;
     const area = surface(this.canvas, this.height);
     const { pen, width, height } = area;
     const floor = height - BOTTOM();
-    const plot = width - LEFT() - RIGHT;
-    const x = Object.assign(
-      (/** @type {number} */ w) => LEFT() + ((w - low) / (reach - low)) * plot,
-      { middle: LEFT() + plot / 2 },
-    );
+    const x = this.#across(drawn);
     const y = this.#heightAxis(drawn, area, floor);
     this.#paintBrush(drawn, pen, x, floor);
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT(), TOP - 4, plot, floor - TOP + 5);
+    pen.rect(LEFT(), TOP - 4, width - LEFT() - RIGHT, floor - TOP + 5);
     pen.clip();
     drawn.curves.forEach((curve, place) => {
-      const start = starts[place] ?? curve.heights;
-      const heights = curve.heights.map((end, i) => start[i] + (end - start[i]) * part);
+      const heights = mixed(starts[place] ?? curve.heights, curve.heights, part);
       this.#paintCurve(drawn, pen, curve, heights, x, y);
     });
     this.#paintMarks(drawn, pen, x, floor);
+    this.#paintLabels(drawn, area, x, y);
     pen.restore();
-    const marks = ticks(low, reach, width < 480 ? 4 : 6);
-    const title = input.curve === "cumulative" ? "|Weight|" : "Weight";
-    bottomAxis(area, inks(), marks, x, title);
+    bottomAxis(area, inks(), ticks(-reach, reach, width < 480 ? 4 : 6), x, "Weight");
   }
 
   /**
@@ -295,19 +275,13 @@ export class HistogramChart {
    */
   #heightAxis({ input, top }, { pen, width }, floor) {
     const ink = inks();
-    const isSigned = input.curve === "difference";
-    const isLog = input.log && input.curve === "histogram";
     const least = Math.max(1e-4, top / 1e5);
     /** @param {number} height */
-    const part = (height) => {
-      if (isLog) return Math.log(Math.max(height, least) / least) / Math.log(top / least);
-      return isSigned ? (1 + height / top) / 2 : height / top;
-    };
+    const part = (height) =>
+      input.log ? Math.log(Math.max(height, least) / least) / Math.log(top / least) : height / top;
     const y = (/** @type {number} */ height) => floor - part(height) * (floor - TOP);
     const decades = Array.from({ length: 6 }, (_, i) => 10 ** (Math.floor(Math.log10(top)) - i));
-    const marks = isLog
-      ? decades.filter((height) => height >= least)
-      : ticks(isSigned ? -top : 0, top, 4);
+    const marks = input.log ? decades.filter((height) => height >= least) : ticks(0, top, 4);
     Object.assign(pen, {
       fillStyle: ink.muted,
       textAlign: "right",
@@ -323,20 +297,16 @@ export class HistogramChart {
   }
 
   /** @type {(drawn: DrawnHistogram, pen: CanvasRenderingContext2D, x: AxisScale, floor: number) => void} */
-  #paintBrush({ input, low, reach }, pen, x, floor) {
+  #paintBrush({ input, reach }, pen, x, floor) {
     if (!input.brush) return;
     const [from, to] = input.brush;
-    const ranges =
-      input.curve === "cumulative"
-        ? [[from, to]]
-        : [
-            [from, to],
-            [-to, -from],
-          ];
     pen.fillStyle = inks().accent;
     pen.globalAlpha = 0.16;
-    for (const [a, b] of ranges) {
-      const left = x(Math.max(low, a));
+    for (const [a, b] of [
+      [from, to],
+      [-to, -from],
+    ]) {
+      const left = x(Math.max(-reach, a));
       pen.fillRect(left, TOP, x(Math.min(reach, b)) - left, floor - TOP);
     }
     pen.globalAlpha = 1;
@@ -350,22 +320,14 @@ export class HistogramChart {
    * @param {AxisScale} x
    * @param {(height: number) => number} y
    */
-  #paintCurve({ input, range, bins, reach }, pen, curve, heights, x, y) {
-    const isAdded = input.curve === "cumulative";
+  #paintCurve({ range, bins }, pen, curve, heights, x, y) {
     const color = inks().stage(curve.color);
-    const width = (range[1] - range[0]) / bins;
-    pen.beginPath();
-    heights.forEach((height, i) => {
-      if (isAdded) return pen.lineTo(x((i * reach) / (POINTS - 1)), y(height));
-      const left = range[0] + i * width;
-      pen.lineTo(x(left), y(height));
-      pen.lineTo(x(left + width), y(height));
-    });
+    steps(pen, range, bins, heights, x, y);
     Object.assign(pen, { strokeStyle: color, lineWidth: curve.isFront ? 2.25 : 1.25 });
     pen.setLineDash(curve.isFront ? [] : (DASHES[curve.dash] ?? []));
     pen.stroke();
     pen.setLineDash([]);
-    if (isAdded || !(curve.isFront || curve.isBase)) return;
+    if (!(curve.isFront || curve.isBase)) return;
     pen.lineTo(x(range[1]), y(0));
     pen.lineTo(x(range[0]), y(0));
     Object.assign(pen, { fillStyle: color, globalAlpha: curve.isFront ? 0.32 : 0.2 });
@@ -377,17 +339,101 @@ export class HistogramChart {
    * The threshold, dotted, and the weight under the pointer.
    * @type {(drawn: DrawnHistogram, pen: CanvasRenderingContext2D, x: AxisScale, floor: number) => void}
    */
-  #paintMarks({ input, cutoff }, pen, x, floor) {
+  #paintMarks({ cutoff }, pen, x, floor) {
     const line = (/** @type {number} */ weight) => stroke(pen, x(weight), TOP, x(weight), floor);
     const ink = inks();
     pen.lineWidth = 1;
     pen.strokeStyle = ink.text;
     pen.setLineDash([2, 3]);
-    if (cutoff > 0) line(cutoff);
-    if (cutoff > 0 && input.curve !== "cumulative") line(-cutoff);
+    if (cutoff > 0) [cutoff, -cutoff].forEach(line);
     pen.setLineDash([]);
     pen.strokeStyle = ink.muted;
     if (this.#pointed !== null) line(this.#pointed);
+  }
+
+  /**
+   * Names of the curves at their highest visible place, and what became of the middle.
+   * @type {(drawn: DrawnHistogram, area: Surface, x: AxisScale, y: (height: number) => number) => void}
+   */
+  #paintLabels(drawn, { pen, line }, x, y) {
+    const { curves, cutoff, top, reach, range, bins, input } = drawn;
+    const ink = inks();
+    /** @type {(text: string, at: number, level: number, color: string, align: CanvasTextAlign) => void} */
+    const write = (text, at, level, color, align) => {
+      Object.assign(pen, { textAlign: align, textBaseline: "middle", fillStyle: color });
+      Object.assign(pen, { strokeStyle: ink.paper, lineWidth: 3, lineJoin: "round" });
+      pen.strokeText(text, at, level);
+      pen.fillText(text, at, level);
+    };
+    if (cutoff > 0)
+      write(` magnitude threshold ${number(cutoff, 2)}`, x(cutoff), TOP + 5, ink.muted, "left");
+    const taken = [TOP + 5];
+    const free = (/** @type {number} */ level) => {
+      let place = Math.max(TOP + line, level);
+      while (taken.some((each) => Math.abs(each - place) < line)) place += line;
+      taken.push(place);
+      return place;
+    };
+    for (const { short, color, heights } of curves) {
+      // where the curve falls to 0.7 of its top outside of the middle
+      const half = Math.round((bins * (1 + PEAK_WIDTH)) / 2);
+      const outer = heights.subarray(half);
+      const high = Math.min(top, Math.max(...outer));
+      const i =
+        half +
+        Math.max(
+          0,
+          outer.findLastIndex((height) => height >= 0.7 * high),
+        );
+      const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
+      const level = free(y(Math.min(top, heights[i])));
+      write(`  ${short}`, x(Math.min(weight, 0.7 * reach)), level, ink.stage(color), "left");
+    }
+    for (const { short, color, heights } of curves) {
+      const peak = Math.max(...heights);
+      const at = x(range[0] + ((heights.indexOf(peak) + 0.5) * (range[1] - range[0])) / bins);
+      const text = `${short}: up to ${number(peak, 2)} % ↑ `;
+      if (peak > top) write(text, at - line, free(TOP + 5), ink.stage(color), "right");
+    }
+    const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
+    if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
+  }
+
+  /**
+   * The difference of two histograms on the axis above.
+   * @param {HTMLCanvasElement} canvas
+   * @param {Difference | null} difference
+   * @param {number} height
+   */
+  strip(canvas, difference, height) {
+    if (!this.#drawn) return;
+    const { range, bins } = this.#drawn;
+    const { pen, width } = surface(canvas, height);
+    const ink = inks();
+    const x = this.#across(this.#drawn);
+    Object.assign(pen, { fillStyle: ink.text, textAlign: "left", textBaseline: "top" });
+    pen.fillText(difference?.label ?? "", LEFT(), 0, width - LEFT() - RIGHT);
+    if (!difference) return;
+    const top = em(1.25);
+    const middle = (top + height) / 2;
+    const most = largestOf(difference.heights) || 1;
+    const y = (/** @type {number} */ value) => middle - (value / most) * (middle - top);
+    for (const [color, keep] of /** @type {[string, (value: number) => number][]} */ ([
+      [ink.stage(difference.color), (value) => Math.max(0, value)],
+      [ink.muted, (value) => Math.min(0, value)],
+    ])) {
+      pen.beginPath();
+      pen.moveTo(x(range[0]), middle);
+      steps(pen, range, bins, difference.heights.map(keep), x, y, false);
+      pen.lineTo(x(range[1]), middle);
+      pen.fillStyle = color;
+      pen.fill();
+    }
+    Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1, fillStyle: ink.muted });
+    stroke(pen, LEFT(), middle, width - RIGHT, middle);
+    Object.assign(pen, { textAlign: "right", textBaseline: "middle" });
+    pen.fillText(`+${number(most, 1)}`, LEFT() - 6, top + 4, LEFT() - 6);
+    pen.fillText(`−${number(most, 1)}`, LEFT() - 6, height - 6, LEFT() - 6);
   }
 
   /** What was drawn last. */
@@ -396,67 +442,69 @@ export class HistogramChart {
     return this.#drawn;
   }
 
-  /** The meaning of the lines, and what is cut off. */
+  /** How much is drawn, and what is cut off. */
   note() {
-    const { curves, top, cutoff, input } = this.#last;
-    const tall = curves
-      .map(({ label, heights }) => ({ label, most: Math.max(...heights) }))
-      .filter(({ most }) => input.curve !== "cumulative" && most > top)
-      .map(({ label, most }) => `${number(most)} % (${label})`);
-    const notes = [];
-    if (cutoff > 0)
-      notes.push(`Dotted: magnitude threshold at the same sparsity, ${number(cutoff)}.`);
-    if (tall.length) notes.push(`Cut off at zero, where it reaches ${tall.join(", ")}.`);
-    return notes.join(" ");
-  }
-
-  /** How much is drawn and what lies beyond the axes. */
-  details() {
-    const { input, reach, bins } = this.#last;
+    const { input, bins, curves, top } = this.#last;
     const { data, t, s } = input;
     const { n, below, above } = data.tail(t, s);
-    const notes = [
-      `n = ${n.toLocaleString("en")} weights, ${bins} bins, middle 99.8 % shown (±${number(reach)}).`,
-    ];
+    const tall = curves
+      .map(({ short, heights }) => ({ short, most: Math.max(...heights) }))
+      .filter(({ most }) => most > top)
+      .map(({ short, most }) => `${number(most)} % (${short})`);
+    const notes = [`n = ${n.toLocaleString("en")} weights, ${bins} bins.`];
     if (below + above) notes.push(`${(below + above).toLocaleString("en")} lie beyond the bins.`);
-    if (data.merged > 1)
-      notes.push(`Bins are merged by ${data.merged}, so that all histograms of this run fit.`);
+    if (tall.length) notes.push(`Peak cut off at ${tall.join(", ")}.`);
     return notes.join(" ");
   }
 
   /** The curves as a table. @returns {Figures} */
   table() {
-    const { curves, range, bins, reach, input } = this.#last;
-    const { data, t, curve } = input;
-    const labels = curves.map(({ label }) => label);
-    if (curve === "cumulative")
-      return [
-        ["|w| below", ...labels.map((label) => `${label}, %`)],
-        Array.from({ length: POINTS }, (_, i) => [
-          (i * reach) / (POINTS - 1),
-          ...curves.map(({ heights }) => heights[i]),
-        ]),
-      ];
-    /** @type {(curve: Curve, i: number) => number} */
-    const cell = ({ name, heights }, i) => {
-      if (curve === "difference") return heights[i];
-      return Math.round((heights[i] * data.tail(t, Math.max(0, data.stage(name))).n) / 100);
-    };
+    const { curves, range, bins, input } = this.#last;
+    const { data, t } = input;
     const edge = (/** @type {number} */ i) => range[0] + (i * (range[1] - range[0])) / bins;
     const rows = Array.from({ length: bins }, (_, i) => [
       edge(i),
       edge(i + 1),
-      ...curves.map((each) => cell(each, i)),
+      ...curves.map(({ name, heights }) =>
+        Math.round((heights[i] * data.tail(t, Math.max(0, data.stage(name))).n) / 100),
+      ),
     ]);
+    const labels = curves.map(({ label }) => label);
     return [["From", "To", ...labels], rows.filter((row) => row.slice(2).some(Boolean))];
   }
+}
 
-  /** Entries of the legend: the label with the exact zeros, which are in no bin. */
-  legend() {
-    return this.#last.curves.map(({ label, zeros, color, dash }) => ({
-      words: `${label} · ${ofZeros(zeros)} exact zeros`,
-      color,
-      dash,
-    }));
-  }
+/**
+ * The outline of a histogram as a path.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {Range} range
+ * @param {number} bins
+ * @param {Float64Array} heights
+ * @param {AxisScale} x
+ * @param {(height: number) => number} y
+ * @param {boolean} [begins] a path of its own
+ */
+function steps(pen, range, bins, heights, x, y, begins = true) {
+  const width = (range[1] - range[0]) / bins;
+  if (begins) pen.beginPath();
+  heights.forEach((height, i) => {
+    const left = range[0] + i * width;
+    pen.lineTo(x(left), y(height));
+    pen.lineTo(x(left + width), y(height));
+  });
+}
+
+/** What became of the small weights at a stage. @type {(data: Histograms, t: number, s: number) => string} */
+export function middleWords(data, t, s) {
+  if (data.main.length < 2 || !data.has(t, s)) return "";
+  const zeros = (/** @type {number} */ stage) => data.tail(t, stage).share;
+  const removed = zeros(s) - zeros(data.main[0]);
+  if (data.stages[s].pruned) return removed > LABELED ? `${share(removed, 0)} removed` : "";
+  const pruned = data.main.filter((stage) => stage < s && data.cutoff(t, stage) > 0).at(-1);
+  if (pruned === undefined) return "";
+  /** @type {Range} */
+  const small = [0, data.cutoff(t, pruned)];
+  const grown =
+    data.within(t, s, small) - zeros(s) - (data.within(t, pruned, small) - zeros(pruned));
+  return grown > LABELED ? `${share(grown, 0)} grown back small` : "";
 }

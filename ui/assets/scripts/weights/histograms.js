@@ -1,7 +1,8 @@
 /* The recorded histograms and statistics of a run, as `ui/widgets/packed.py` packs them. */
 
-/** @typedef {{name: string, label: string, main?: boolean, pruned?: boolean, color: string, dash: string,
-    perplexity?: number | null}} Stage `main`: the model passes through it on the way to the result */
+/** @typedef {{name: string, label: string, short?: string, main?: boolean, pruned?: boolean, color: string, dash: string,
+    perplexity?: number | null}} SentStage `main`: the model passes through it on the way to the result */
+/** @typedef {SentStage & {short: string}} Stage `short`: label in a narrow place */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
 /** @typedef {{name: string, label: string, block: number, module: string}} Tensor */
 /** @typedef {[label: string, value: string]} Choice */
@@ -15,15 +16,14 @@
  * @property {string} kept name of the stage whose weights the run kept
  * @property {number} bins of each histogram
  * @property {number} merged bins that were recorded for each one here
- * @property {Stage[]} stages
+ * @property {SentStage[]} stages
  * @property {string[]} modules
  * @property {[name: string, label: string, block: number, module: string][]} tensors
  * @property {Statistic[]} statistics
  * @property {string[]} unlisted statistics without a label, after the others
- * @property {Choice[]} [runs] runs with statistics
- * @property {boolean} [groups] groups of quantized weights are recorded
+ * @property {[label: string, run: string, model: string][]} [runs] runs with statistics
+ * @property {{before: string, after: string, rival: string}} [effect] stages that say what the method did
  * @property {{stage: string, stat: string, tensor: string}} [defaults]
- * @property {string[]} [overlaid] stages drawn by default
  */
 
 /** @typedef {Uint8Array | Uint16Array | Uint32Array | Float32Array | Float64Array} NumberArray */
@@ -55,13 +55,13 @@ export class Histograms {
     this.kept = head.kept;
     this.bins = head.bins;
     this.merged = head.merged;
-    this.stages = head.stages;
+    /** @type {Stage[]} */
+    this.stages = head.stages.map((stage) => ({ ...stage, short: stage.short ?? stage.label }));
     this.modules = head.modules;
     this.statistics = head.statistics;
     this.runs = head.runs ?? [];
-    this.groups = head.groups ?? false;
+    this.effect = head.effect ?? { before: "", after: "", rival: "" };
     this.defaults = head.defaults ?? { stage: "", stat: "", tensor: "" };
-    this.overlaid = head.overlaid ?? [];
     /** @type {Tensor[]} */
     this.tensors = head.tensors.map(([name, label, block, module]) => ({
       name,
@@ -89,6 +89,12 @@ export class Histograms {
   /** Index of a stage; -1 where there is none. @param {string} name */
   stage(name) {
     return this.stages.findIndex((stage) => stage.name === name);
+  }
+
+  /** Index of the stage that another is compared with by default: the first compressed one, else the first. @param {number} s */
+  reference(s) {
+    const before = this.stage(this.effect.before);
+    return before >= 0 && before < s ? before : this.main[0];
   }
 
   /** Index of the tensor of a block and module; -1 where there is none. @type {(block: number, module: string) => number} */
@@ -215,10 +221,7 @@ export class Histograms {
 
 /** The server has no such data; `html` gives the reason, escaped. */
 export class NoData extends Error {
-  /**
-   * @param {string} message
-   * @param {string} html
-   */
+  /** @param {string} message @param {string} html */
   constructor(message, html) {
     super(message);
     this.html = html;
@@ -263,9 +266,6 @@ export async function load(run) {
 
 /**
  * Profiles of a tensor by "BLOCK/STAGE/NAME", or single weights by stage.
- * @param {string} run
- * @param {string} tensor
- * @param {Record<string, string>} query
- * @returns {Promise<Packed<{first: [output: number, input: number]}>>}
+ * @type {(run: string, tensor: string, query: Record<string, string>) => Promise<Packed<{first: [output: number, input: number]}>>}
  */
 export const profiles = (run, tensor, query) => fetched({ run, tensor, ...query });

@@ -29,6 +29,8 @@ import { shortName } from "./words.js";
  * @property {boolean} [even] colors diverge from 0
  * @property {number} picked
  * @property {boolean} [log] colors on a log scale
+ * @property {Range} [ends] first and last value of the scale of colors; those of the values by default
+ * @property {number[]} [named] tensors whose value is written into the cell
  * @property {ArrayLike<string | null | undefined> | null} [colors] in place of those of the values
  * @property {{words: string, color: string}[] | false | null} [key] the meaning of `colors`
  * @property {Set<number>} [chosen] all others are paler
@@ -49,6 +51,9 @@ const LEFT = () => em(4.75);
 const TOP = () => em(2.125);
 const BOTTOM = () => em(2.25);
 const MAX_PRINTED = 12; // blocks: figures fit into the cells
+const HEIGHT = 336;
+const MIN_ROW = 12;
+const DOTS = 5; // pixels between the dots of a cell beyond the scale
 const PALE = 0.35;
 const DARK = 140; // colors below this brightness carry white text
 const BAR_STEPS = 40;
@@ -91,6 +96,12 @@ export function colorScale(pen, [low, high], even) {
   return (value) => sequential((value - low) / (high - low || 1));
 }
 
+/** Dots on a cell whose value is beyond the scale. @type {(pen: CanvasRenderingContext2D, left: number, top: number, width: number, height: number) => void} */
+function dot(pen, left, top, width, height) {
+  for (let x = left + DOTS / 2; x < left + width - 1; x += DOTS)
+    for (let y = top + DOTS / 2; y < top + height - 1; y += DOTS) pen.fillRect(x, y, 1, 1);
+}
+
 export class LayerMap {
   /** @type {DrawnMap | null} */
   #drawn = null;
@@ -98,10 +109,7 @@ export class LayerMap {
   /** Where a rectangle begins. @type {(Cell & {isBrushed?: boolean}) | null} */
   #from = null;
 
-  /**
-   * @param {HTMLCanvasElement} canvas
-   * @param {MapEvents} on
-   */
+  /** @param {HTMLCanvasElement} canvas @param {MapEvents} on */
   constructor(canvas, on) {
     this.canvas = canvas;
     this.on = on;
@@ -127,6 +135,11 @@ export class LayerMap {
       on.pick(next, isAdded);
       if (isAdded) on.choose?.([next], true);
     };
+  }
+
+  /** Frames a tensor that is looked at elsewhere; -1 for none. @param {number} t */
+  set hovered(t) {
+    this.#hovered = t;
   }
 
   /** @param {number} t */
@@ -216,18 +229,17 @@ export class LayerMap {
 
   /** @param {MapInput} input */
   draw(input) {
-    const { data, values, even, log, height } = input;
+    const { data, values, even, log, height = HEIGHT } = input;
     const rows = data.modules.length;
-    const tall = TOP() + BOTTOM() + Math.max(30 * rows, Math.min(330, 60 * rows));
-    const area = surface(this.canvas, height ?? tall);
+    const area = surface(this.canvas, Math.max(height, TOP() + BOTTOM() + MIN_ROW * rows));
     const across = (area.width - LEFT() - 4) / data.blocks.length;
     const down = (area.height - TOP() - BOTTOM()) / rows;
     const scaled = log ? logs(values) : values;
-    const ends = limits(scaled, even);
+    const ends = input.ends ?? limits(scaled, even);
     const color = colorScale(area.pen, ends, even);
     const drawn = { input, across, down };
     this.#drawn = drawn;
-    this.#cells(drawn, area, scaled, color);
+    this.#cells(drawn, area, scaled, color, ends);
     for (const t of [input.picked, this.#hovered]) this.#frame(drawn, area, t);
     this.#names(drawn, area);
     if (input.key) this.#key(area, input.key);
@@ -242,9 +254,9 @@ export class LayerMap {
     return [left, TOP() + data.modules.indexOf(module) * down, width, down];
   }
 
-  /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], color: (value: number) => string) => void} */
-  #cells(drawn, { pen }, scaled, color) {
-    const { data, values, colors, chosen, pinned } = drawn.input;
+  /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], color: (value: number) => string, ends: Range) => void} */
+  #cells(drawn, { pen, line }, scaled, color, [low, high]) {
+    const { data, values, colors, chosen, pinned, named = [] } = drawn.input;
     pen.textBaseline = "middle";
     pen.textAlign = "center";
     data.tensors.forEach((_, t) => {
@@ -255,11 +267,18 @@ export class LayerMap {
       pen.fillRect(left, top, Math.max(1, width - 1), height - 1);
       pen.globalAlpha = 1;
       const isPinned = pinned?.has(t);
-      if (!isPinned && (colors || data.blocks.length > MAX_PRINTED)) return;
+      const isPrinted = !colors && data.blocks.length <= MAX_PRINTED && height > line;
       const [red, green, blue] = channels(pen);
       pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < DARK ? "#fff" : "#14181F";
+      if (!colors && (scaled[t] < low || scaled[t] > high)) dot(pen, left, top, width, height);
+      if (!isPinned && !isPrinted && !named.includes(t)) return;
       const text = isPinned ? "◆" : number(values[t]);
-      pen.fillText(text, left + width / 2, top + height / 2, width - 4);
+      pen.save();
+      pen.translate(left + width / 2, top + height / 2);
+      const isUpright = pen.measureText(text).width > width - 2 && height > width;
+      if (isUpright) pen.rotate(-Math.PI / 2);
+      pen.fillText(text, 0, 0, (isUpright ? height : width) - 4);
+      pen.restore();
     });
   }
 
@@ -284,9 +303,11 @@ export class LayerMap {
     const ink = inks();
     pen.fillStyle = ink.muted;
     pen.textAlign = "right";
-    data.modules.forEach((module, j) =>
-      pen.fillText(shortName(module), LEFT() - 8, TOP() + (j + 0.5) * down, LEFT() - 8),
-    );
+    const rows = Math.ceil(line / down); // one name for so many rows
+    data.modules.forEach((module, j) => {
+      if (j % rows === 0)
+        pen.fillText(shortName(module), LEFT() - 8, TOP() + (j + 0.5) * down, LEFT() - 8);
+    });
     const every = Math.ceil((data.blocks.length * 2.2 * line) / (width - LEFT()));
     const marks = data.blocks.filter((_, i) => i % every === 0);
     const x = Object.assign(

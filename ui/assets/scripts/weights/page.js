@@ -1,14 +1,18 @@
 /* The Weights page: the toolbar and the panels, all of which draw one state. */
-import { inks, lower, measureAgain, number, picture, stageInk, surface } from "./canvas.js";
+import { lower, measureAgain, number, picture, stageInk, still, tween } from "./canvas.js";
 import { VIEWS } from "./views.js";
+import { Comparison } from "./comparison.js";
+import { mapFigure } from "./figure.js";
+import { GroupsLens } from "./groups.js";
 import { HistogramChart } from "./histogram.js";
 import { NoData, load } from "./histograms.js";
 import { LayerMap } from "./map.js";
+import { Rail } from "./rail.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, chosenStages, range } from "./state.js";
 import { fileName, offer, saveAll, saveFigures, table } from "./tables.js";
-import { ofDepth, ofHistogram, ofMap, shortName, tiles } from "./words.js";
-/** @import {Range} from "./canvas.js" */
+import { figures, ofAllLayers, ofEffect, ofHistogram, ofMap, shortName } from "./words.js";
+/** @import {MapFigure} from "./figure.js" */
 /** @import {Place} from "./histogram.js" */
 /** @import {Choice, Histograms} from "./histograms.js" */
 /** @import {Plot} from "./plots.js" */
@@ -16,19 +20,19 @@ import { ofDepth, ofHistogram, ofMap, shortName, tiles } from "./words.js";
 /** @import {Figures} from "./tables.js" */
 /** @import {View} from "./views.js" */
 
-/**
- * What the map draws: `stat` is the statistic, none for marked magnitudes.
- * @typedef {{label: string, unit: string, question: string, values: number[], stat?: string, even?: boolean, log?: boolean}} MapFigure
- */
-/** @typedef {{words: string, color: string, dash: string}} LegendEntry */
-/** @typedef {"heatmap" | "overlay" | "ridges" | "more"} PanelName */
+/** @typedef {"heatmap" | "overlay" | "ridges" | "more" | "groups"} PanelName */
 
 const { create, find, findAll } = window.slimscope;
-const MAX_STAGES = 4;
-const LOG_FACTOR = 30; // a largest value so many times the median is drawn on a log scale
-const FALLBACK_STATISTIC = "kurtosis"; // shown where a statistic is not measured
-const STRIP_BINS = 64;
-const STRIP_HEIGHT = 20;
+const PLAYED_KEY = "slimscope-weights-played";
+const MAX_STAGES = 5;
+const NAMED_CELLS = 3;
+const HISTOGRAM_HEIGHT = 240;
+const STRIP_HEIGHT = 92;
+const MAP_HEIGHT = 340;
+const FULL_MARGIN = 150; // pixels of a full screen that are no chart
+const MOVE_MS = 450;
+const PLAY_MS = 1300;
+const REST_MS = 450;
 
 const runOfAddress = () => new URLSearchParams(location.search).get("run") ?? "";
 
@@ -65,7 +69,7 @@ export function start(element, opened) {
       window.slimscope.address({ run, stage });
     },
   });
-  page.show(ahead());
+  page.show(ahead()).then(() => page.playOnce());
 }
 
 class Page {
@@ -74,19 +78,21 @@ class Page {
   /** The run that is compared with. @type {Histograms | null} */
   other = null;
   hovered = -1;
+  /** The stage that is held while a key is down; -1 for none. */
+  held = -1;
   /** @type {(View & Plot) | null} */
   plot = null;
-  /** @type {MapFigure | null} */
-  drawnFigure = null;
+  /** @type {{key: string, figure: MapFigure} | null} */
+  mapped = null;
   /** Stages that `step` has passed. @type {Set<string>} */
   passed = new Set();
+  drawnStage = -1;
+  isPlaying = false;
   viewRequest = 0; // stale responses are dropped
   runRequest = 0;
+  stop = () => {};
 
-  /**
-   * @param {HTMLElement} element
-   * @param {() => void} opened
-   */
+  /** @param {HTMLElement} element @param {() => void} opened */
   constructor(element, opened) {
     this.element = element;
     this.opened = opened;
@@ -95,15 +101,20 @@ class Page {
     this.texts = JSON.parse(find(element, "[data-texts]").dataset.texts ?? "");
     this.all = find(element, ".weights-all");
     this.notice = find(element, "#weights-notice");
-    this.slider = find(element, "#weights-step", HTMLInputElement);
-    this.stops = find(element, "#weights-step + div");
-    this.map = new LayerMap(this.canvas("heatmap"), {
-      hover: (t) => {
-        this.hovered = t;
-        this.preview();
-      },
-      pick: (t) => this.pick(t),
+    this.rail = new Rail(find(element, "#weights-rail"), {
+      stop: (s, step) =>
+        this.state.set({
+          stage: this.data.stages[s].name,
+          step: step === null ? "" : String(step),
+        }),
+      scrub: (place, ends) => this.scrub(place, ends),
     });
+    const look = (/** @type {number} */ t) => {
+      if (t === this.hovered || this.isPlaying) return;
+      this.hovered = this.map.hovered = t;
+      this.preview();
+    };
+    this.map = new LayerMap(this.canvas("heatmap"), { hover: look, pick: (t) => this.pick(t) });
     this.histogram = new HistogramChart(
       this.canvas("overlay"),
       find(this.panel("overlay"), "output"),
@@ -115,17 +126,16 @@ class Page {
         clear: () => this.state.set({ brush: "" }),
       },
     );
-    this.ridges = new Ridges(this.canvas("ridges"), {
-      stage: (s) => this.state.set({ stage: this.data.stages[s].name }),
-    });
+    this.ridges = new Ridges(this.canvas("ridges"), { hover: look, pick: (t) => this.pick(t) });
+    this.lens = new GroupsLens(this.panel("groups"), (parts) => this.state.set(parts));
     this.#wire();
+    this.#keys();
     const redraw = () => {
+      measureAgain();
       if (this.#data) this.draw();
     };
-    new ResizeObserver(() => {
-      measureAgain();
-      redraw();
-    }).observe(element);
+    new ResizeObserver(redraw).observe(element);
+    document.addEventListener("fullscreenchange", redraw);
     new MutationObserver(redraw).observe(document.body, { attributeFilter: ["class"] });
   }
 
@@ -139,6 +149,12 @@ class Page {
     return find(this.panel(name), "canvas", HTMLCanvasElement);
   }
 
+  /** Height of a panel's chart: all that a full screen has. @type {(name: PanelName, usual?: number) => number | undefined} */
+  #heightOf(name, usual) {
+    const isFull = document.fullscreenElement === this.panel(name);
+    return isFull ? Math.max(usual ?? 0, window.innerHeight - FULL_MARGIN) : usual;
+  }
+
   /* --- the selection ------------------------------------------------------------------------- */
 
   get data() {
@@ -149,32 +165,21 @@ class Page {
     return this.hovered >= 0 ? this.hovered : this.data.tensor(this.state.now.tensor);
   }
   get s() {
-    return this.data.stage(this.state.now.stage);
+    return this.held >= 0 ? this.held : this.data.stage(this.state.now.stage);
   }
 
   /** Names of the stages drawn in the histogram. */
   get shownStages() {
     const chosen = chosenStages(this.state.now);
     if (chosen.length) return chosen;
-    const { stages, main, overlaid } = this.data;
-    return this.state.now.vs ? [stages[main[0]].name] : overlaid;
+    const { stages, main } = this.data;
+    const { data, s } = this.comparison.reference(this.t, this.s);
+    const places = data === this.data ? [main[0], s] : [main[0]];
+    return [...new Set(places)].map((place) => stages[place].name);
   }
 
-  /**
-   * The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
-   * @type {(t: number, s: number) => Place | null}
-   */
-  twin(t, s) {
-    const { data, other } = this;
-    if (!other) return null;
-    const { name } = data.stages[s];
-    const isKept = name === data.kept && other.kept !== data.stages[0].name;
-    const place = {
-      data: other,
-      t: other.tensor(data.tensors[t].name),
-      s: other.stage(isKept ? other.kept : name),
-    };
-    return place.t >= 0 && place.s >= 0 ? place : null;
+  get comparison() {
+    return new Comparison(this.data, this.other, this.data.stage(this.state.now.vs));
   }
 
   /** @param {string} run */
@@ -191,12 +196,19 @@ class Page {
       const data = await coming;
       if (request !== this.runRequest) return;
       this.#data = data;
-      this.hovered = -1;
-      this.state.settle(data);
+      this.hovered = this.map.hovered = -1;
+      this.drawnStage = -1;
+      this.notice.textContent = this.state.settle(data);
       const { now } = this.state;
-      this.other = now.vs ? await load(now.vs).catch(() => null) : null;
-      if (!this.other) now.vs = "";
-      this.notice.replaceChildren();
+      const isRun = now.vs && data.stage(now.vs) < 0;
+      this.other = isRun ? await load(now.vs).catch(() => null) : null;
+      if (isRun && this.other?.model !== data.model) {
+        this.notice.textContent = this.other
+          ? `Cannot compare: ${now.vs} has another model, ${this.other.model}.`
+          : `Cannot compare: no weights of ${now.vs.slice(0, 60)}.`;
+        this.other = null;
+        now.vs = "";
+      }
       this.all.hidden = false;
       this.#fill();
       this.draw();
@@ -205,7 +217,7 @@ class Page {
       if (error instanceof NoData) {
         if (request === this.runRequest) await this.#showReason(error);
       } else {
-        this.notice.textContent = `The histograms could not be shown. ${error}`;
+        this.notice.textContent = `The histograms could not be shown. ${error} Reload the page.`;
         console.error(error);
       }
     }
@@ -218,7 +230,7 @@ class Page {
       this.notice.innerHTML = html; // escaped by the server
     else this.notice.textContent = message;
     const newest = await load("").catch(() => null);
-    if (newest) this.#options("run", [["Choose a run", ""], ...newest.runs], "");
+    if (newest) this.#options("run", [["Choose a run", ""], ...runsOf(newest)], "");
   }
 
   /** Asks if the run has moved on; a stage nobody has chosen gives way to the next. */
@@ -239,14 +251,14 @@ class Page {
     const isSameRun = wanted.run === this.#data?.run && wanted.vs === now.vs;
     Object.assign(now, wanted);
     if (!isSameRun) return this.show(load(wanted.run));
-    this.state.settle(this.data);
+    this.notice.textContent = this.state.settle(this.data);
     this.#fill();
     return this.draw();
   }
 
   /** @param {number} t */
   pick(t) {
-    this.hovered = -1;
+    this.hovered = this.map.hovered = -1;
     this.state.set({ tensor: this.data.tensors[t].name });
     this.preview();
   }
@@ -267,6 +279,7 @@ class Page {
 
   /** @param {Set<string>} changed */
   #changed(changed) {
+    this.stop();
     if (changed.has("run")) this.open(this.state.now.run);
     else if (changed.has("vs")) this.show(Promise.resolve(this.data));
     else if (changed.has("brush")) this.mark();
@@ -276,76 +289,197 @@ class Page {
     }
   }
 
+  /* --- motion -------------------------------------------------------------------------------- */
+
+  /** Shows a place between the main stages. @param {number} place from 0 @param {boolean} ends it stays at the nearest stage */
+  scrub(place, ends) {
+    const { main, stages } = this.data;
+    if (main.length < 2) return;
+    const i = Math.min(Math.floor(place), main.length - 2);
+    this.stop();
+    if (!ends) return this.#between(main[i], main[i + 1], place - i);
+    this.drawnStage = -1;
+    this.state.now.stage = stages[main[Math.round(place)]].name;
+    this.draw();
+    this.state.write();
+  }
+
+  /** Goes through the main stages, or in the lens of groups through the steps. */
+  play() {
+    const { main, stages } = this.data;
+    const steps = this.state.now.view === "groups" && this.lens.groups?.head.steps;
+    const last = (steps ? steps.length : main.length) - 1;
+    if (this.isPlaying || last < 1) return;
+    const button = find(this.element, "[data-play]", HTMLButtonElement);
+    const begin = performance.now();
+    let reached = -1;
+    let frame = 0;
+    const finish = () => {
+      cancelAnimationFrame(frame);
+      this.isPlaying = false;
+      button.textContent = "▶";
+      this.stop = () => {};
+      this.state.write();
+    };
+    /** @param {number} now */
+    const step = (now) => {
+      const at = Math.max(0, now - begin) / (PLAY_MS + REST_MS);
+      const i = Math.min(last, Math.floor(at));
+      if (i !== reached) {
+        if (steps) this.state.now.step = String(steps[i]);
+        else this.state.now.stage = stages[main[i]].name;
+        this.draw();
+        reached = i;
+      }
+      const part = ((at - i) * (PLAY_MS + REST_MS) - REST_MS) / PLAY_MS;
+      if (i < last && part > 0 && !steps && !still()) this.#between(main[i], main[i + 1], part);
+      if (i < last) frame = requestAnimationFrame(step);
+      else finish();
+    };
+    this.stop();
+    this.isPlaying = true;
+    button.textContent = "■";
+    this.stop = finish;
+    step(begin);
+  }
+
+  /** Plays at the first visit, where the address asks for no stage. */
+  playOnce() {
+    const isNew = !localStorage.getItem(PLAYED_KEY) && !location.search.includes("stage=");
+    if (!this.#data || !isNew || still()) return;
+    localStorage.setItem(PLAYED_KEY, "1");
+    if (this.data.main.length > 2) this.play();
+  }
+
+  /** Paints map, histogram and ridges a part of the way between two stages. @type {(from: number, to: number, part: number) => void} */
+  #between(from, to, part) {
+    this.#paintMap(from, to, part);
+    this.#paintHistogram(from, to, part);
+    this.#paintRidges(from, to, part);
+    this.drawnStage = part < 0.5 ? from : to;
+  }
+
   /* --- panels -------------------------------------------------------------------------------- */
 
-  /** Draws everything. @param {boolean} [moves] curves glide from what was drawn */
+  /** Draws everything. @param {boolean} [moves] charts glide from the stage that was drawn */
   draw(moves = false) {
     const { now } = this.state;
-    const { data, t, s } = this;
+    const { data, t, s, drawnStage } = this;
+    if (!this.isPlaying) this.stop();
     this.#controls();
-    this.#drawMap();
-    this.#drawHistogram(moves);
-    this.#tiles();
+    this.#sayMap();
+    if (moves && drawnStage >= 0 && drawnStage !== s)
+      this.stop = tween((part) => this.#between(drawnStage, s, part), MOVE_MS);
+    else this.#between(s, s, 1);
+    this.drawnStage = s;
+    this.#sayHistogram();
+    this.#effect();
     this.#legend();
-    this.#strip();
-    find(this.panel("ridges"), ".theory").hidden = data.stage("redense") < 0;
-    if (now.view === "ridges") {
-      this.ridges.draw(data, t, s, moves);
-      const module = shortName(data.tensors[t].module);
-      this.#say("ridges", ofDepth(module, this.ridges.widths()), this.ridges.note());
-    }
-    if (now.view === "statistics") this.#statistics();
+    this.rail.draw(data, t, s, this.#step());
+    if (now.view === "ridges") this.#sayRidges();
     if (VIEWS[now.view]) this.#drawView();
+    if (now.view === "groups") this.#drawGroups();
     this.#openTables();
   }
 
   /** Draws what changes with the tensor under the pointer. */
   preview() {
-    this.#drawMap();
-    this.#drawHistogram(false);
-    this.#tiles();
-    this.#strip();
-    const entries = findAll(this.panel("overlay"), ".weights-entry"); // only their zeros change
-    this.histogram.legend().forEach(({ words }, i) => {
-      if (entries[i]) entries[i].textContent = words;
-    });
+    const { data, t, s } = this;
+    this.stop();
+    this.#between(s, s, 1);
+    this.#sayMap();
+    this.#sayHistogram();
+    this.#effect();
+    this.rail.draw(data, t, s, this.#step());
   }
 
   /** Draws what changes with the marked magnitudes. */
   mark() {
     this.#controls();
-    this.#drawMap();
-    this.#drawHistogram(false);
+    this.#between(this.s, this.s, 1);
+    this.#sayMap();
     this.#openTables();
   }
 
-  /** @param {boolean} moves */
-  #drawHistogram(moves) {
-    const { data, t, s, other } = this;
+  /** @type {(from: number, to: number, part: number) => void} */
+  #paintRidges(from, to, part) {
+    const { data, t } = this;
+    if (this.state.now.view !== "ridges") return;
+    this.ridges.draw({ data, t, from, to, part, height: this.#heightOf("ridges") });
+  }
+
+  /** @type {(from: number, to: number, part: number) => void} */
+  #paintHistogram(from, to, part) {
+    const { data, t } = this;
     const { now } = this.state;
-    const twin = this.twin(t, s);
+    const height = this.#heightOf("overlay", HISTOGRAM_HEIGHT + STRIP_HEIGHT) ?? 0;
+    this.histogram.height = height - STRIP_HEIGHT;
     this.histogram.draw(
       {
         data,
         t,
-        s,
+        s: to,
         shown: this.shownStages.map((name) => data.stage(name)),
-        other: twin,
-        curve: now.curve,
+        other: this.comparison.twin(t, to),
         log: now.y === "log",
         brush: range(now.brush),
+        from,
+        part,
       },
-      moves,
+      false,
     );
-    const notes = [this.histogram.note()];
-    if (now.vs && !twin) notes.push(`${now.vs} has not recorded this tensor at this stage.`);
-    if (other && other.model !== data.model)
-      notes.push(`${now.vs} has another model, ${other.model}.`);
+    const strip = find(this.element, "#weights-strip", HTMLCanvasElement);
+    this.histogram.strip(strip, this.comparison.difference(t, to), STRIP_HEIGHT);
+  }
+
+  #sayHistogram() {
+    const { data, t, s } = this;
     const panel = this.panel("overlay");
-    const title = `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`;
-    this.#say("overlay", title, notes.join(" "));
-    find(panel, ".theory").hidden = !(data.cutoff(t, s) > 0); // it is about the dotted lines
-    find(panel, ".question").title = this.histogram.details();
+    const twin =
+      this.other && !this.comparison.twin(t, s) ? `${this.other.run}: not recorded here.` : "";
+    const note = [this.histogram.note(), twin].filter(Boolean).join(" ");
+    this.#say("overlay", ofHistogram({ data, t, s }), note);
+    find(panel, ".weights-theory").hidden = !(data.cutoff(t, s) > 0); // it is about the dotted lines
+  }
+
+  /** The headline of the page, and the figures beside those of the reference. */
+  #effect() {
+    const { data, t, s, comparison } = this;
+    const effect = comparison.effect(t, s);
+    find(this.element, "#weights-effect").textContent = ofEffect(effect);
+    const layers = ofAllLayers(effect, this.#sameOf());
+    find(this.element, "#weights-layers").textContent = data.model + (layers && `: ${layers}`);
+    const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
+      ([name, value, other]) => {
+        const figure = create("div");
+        figure.append(
+          create("dt", { textContent: name }),
+          create("dd", { textContent: value }),
+          create("dd", { textContent: other }),
+        );
+        return figure;
+      },
+    );
+    find(this.element, ".weights-figures").replaceChildren(...parts);
+  }
+
+  /** The same place of another tensor, of one module only where it is given. @param {string} [module] */
+  #sameOf(module) {
+    const { data } = this;
+    /** @type {(place: Place, t: number) => Place | null} */
+    return (place, t) => {
+      if (module && data.tensors[t].module !== module) return null;
+      const other = place.data === data ? t : place.data.tensor(data.tensors[t].name);
+      return other < 0 ? null : { ...place, t: other };
+    };
+  }
+
+  #sayRidges() {
+    const { data, t, s } = this;
+    const { module } = data.tensors[t];
+    const words = ofAllLayers(this.comparison.effect(t, s), this.#sameOf(module));
+    const title = words || data.stages[s].label;
+    this.#say("ridges", `${shortName(module)} in all blocks: ${lower(title)}`, this.ridges.note());
   }
 
   /** Draws a view of profiles, which are fetched. */
@@ -354,33 +488,57 @@ class Page {
     const now = { ...this.state.now };
     const request = ++this.viewRequest;
     const chosen = chosenStages(now).map((name) => data.stage(name));
+    const reference = this.comparison.reference(t, s);
+    const beside = now.vs && reference.data === data ? reference.s : data.main[0];
     const view = await VIEWS[now.view]({
       now,
       data,
       t,
       s,
-      drawn: chosen.length ? chosen : [...new Set([data.main[0], s])],
-      twin: (...place) => this.twin(...place),
-    }).catch((/** @type {Error} */ error) => `It could not be loaded: ${error.message}`);
+      drawn: [...new Set(chosen.length ? [...chosen, s] : [beside, s])],
+      twin: (...place) => this.comparison.twin(...place),
+    }).catch((/** @type {Error} */ error) => `The view could not be loaded. ${error.message}`);
     if (request !== this.viewRequest) return;
     const panel = this.panel("more");
     const canvas = this.canvas("more");
     const [question, theory] = this.texts[now.view];
     const isDrawn = typeof view !== "string";
     panel.classList.toggle("without", !isDrawn);
-    this.plot = isDrawn ? { ...view, ...view.draw(canvas) } : null;
+    this.plot = isDrawn ? { ...view, ...view.draw(canvas, this.#heightOf("more")) } : null;
     const scale = this.plot?.scale ? ` Colors: ${this.plot.scale}.` : "";
     this.#say("more", isDrawn ? view.title : view, isDrawn ? view.note + scale : "", question);
-    const isPruned = data.cutoff(t, s) > 0;
-    find(panel, ".theory").textContent = theory;
-    find(panel, ".theory").hidden = now.view === "magnitudes" && !isPruned; // it is about pruning
-    const lines = this.plot?.legend ?? [];
-    this.#entries(
-      panel,
-      lines.map(({ label, color, dash }) => ({ words: label, color, dash })),
+    find(panel, ".weights-theory p").textContent = theory;
+    find(panel, ".weights-legend").replaceChildren(
+      ...(this.plot?.legend ?? []).map(({ label, color, dash }) =>
+        entry("span", label, color, dash),
+      ),
     );
     canvas.style.cursor = this.plot?.pick ? "pointer" : "default";
     if (this.plot) this.#openTables(panel);
+  }
+
+  /** Draws the group magnitudes, and makes their steps stops of the rail. */
+  async #drawGroups() {
+    const { data, t, s } = this;
+    const { step, group } = this.state.now;
+    const request = ++this.viewRequest;
+    const head = await this.lens.load(data, t, s);
+    if (request !== this.viewRequest) return;
+    const trained = head ? data.stage(head.stage) : -1;
+    this.rail.fill(data, head && { s: trained, steps: head.steps });
+    if (!head) return this.#say("groups", "No group magnitudes here", "");
+    this.drawnStep = this.lens.draw(step, group, data.stages[trained].color);
+    this.rail.draw(data, t, s, this.#step());
+    const count = (head.rows * head.groups).toLocaleString("en");
+    const note = `${head.format}. n = ${count} groups of ${data.tensors[t].label}.`;
+    this.#say("groups", head.title, note);
+    this.#openTables(this.panel("groups"));
+  }
+
+  /** The step of training that is shown, where the lens of groups is open and the stage is the trained one. */
+  #step() {
+    const { view, step } = this.state.now;
+    return view === "groups" && step && this.lens.groups ? (this.drawnStep ?? null) : null;
   }
 
   /** A statistic was measured at a stage. @type {(name: string, s: number) => boolean} */
@@ -388,86 +546,56 @@ class Page {
     return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s)));
   }
 
-  /** @returns {MapFigure} */
-  mapFigure() {
-    const { data, s } = this;
-    const { now } = this.state;
-    const brush = range(now.brush);
-    if (brush) return this.#markedFigure(brush);
-    const statistic =
-      data.statistics.find(({ name }) => name === now.stat && this.isMeasured(name, s)) ??
-      data.statistics.find(({ name }) => name === FALLBACK_STATISTIC) ??
-      data.statistics[0];
-    const { name: stat, label, question, percent } = statistic;
-    const values = data.tensors.map((_, t) => data.shown(stat, t, s));
-    const twin = this.#baseline();
-    if (!twin) {
-      const sizes = values.filter(Number.isFinite).sort((a, b) => a - b);
-      const median = sizes[sizes.length >> 1];
-      const log = sizes[0] > 0 && sizes[sizes.length - 1] > LOG_FACTOR * median;
-      return { stat, label, unit: percent ? " %" : "", log, question, values };
-    }
-    const base = now.against === "run" ? now.vs : "dense";
-    return {
-      stat,
-      label: `Difference in ${lower(label)} to ${base}`,
-      unit: percent ? " points" : "",
-      even: true,
-      question: `Where does ${lower(label)} differ from ${base}? No color: no difference.`,
-      values: values.map((value, t) => {
-        const place = twin(t);
-        return place ? value - place.data.shown(stat, place.t, place.s) : NaN;
-      }),
-    };
+  /** What the map draws; kept until the choice changes. */
+  get mapFigure() {
+    const { stat, vs, brush } = this.state.now;
+    const key = [this.data.etag, this.other?.etag, stat, vs, brush].join();
+    if (this.mapped?.key !== key)
+      this.mapped = { key, figure: mapFigure(this.comparison, stat, range(brush)) };
+    return this.mapped.figure;
   }
 
-  /** Places that the map is compared with, by tensor; null without a comparison. */
-  #baseline() {
-    const { data, s } = this;
-    const { against } = this.state.now;
-    const dense = data.stage("dense");
-    if (against === "run" && this.other) return (/** @type {number} */ t) => this.twin(t, s);
-    if (against !== "dense" || s === dense) return null;
-    return (/** @type {number} */ t) => (dense < 0 ? null : { data, t, s: dense });
+  /** @type {(from: number, to: number, part: number) => void} */
+  #paintMap(from, to, part) {
+    const { data } = this;
+    const figure = this.mapFigure;
+    const end = figure.at(to);
+    const start = part < 1 ? figure.at(from) : end;
+    const values = end.map((value, t) =>
+      Number.isFinite(value) && Number.isFinite(start[t])
+        ? start[t] + (value - start[t]) * part
+        : value,
+    );
+    const ranked = [...values.keys()].filter((t) => values[t]);
+    ranked.sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]));
+    this.map.draw({
+      ...figure,
+      data,
+      values,
+      label: figure.rival ? `${figure.label} − ${figure.rival}` : figure.label,
+      named: ranked.slice(0, NAMED_CELLS),
+      picked: data.tensor(this.state.now.tensor),
+      height: this.#heightOf("heatmap", MAP_HEIGHT),
+    });
   }
 
-  /** Share of the weights in the marked range. @type {(brush: Range) => MapFigure} */
-  #markedFigure(brush) {
-    const { data, s } = this;
-    const [low, high] = brush;
-    return {
-      label: low
-        ? `Weights with magnitudes from ${number(low)} to ${number(high)}`
-        : `Weights with magnitudes below ${number(high)}`,
-      unit: " %",
-      question: "Where do the weights live that are marked in the histogram?",
-      values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)),
-    };
-  }
-
-  #drawMap() {
+  #sayMap() {
     const { data, s, hovered } = this;
     const { now } = this.state;
-    const figure = this.mapFigure();
-    const { label, unit, values, stat, question } = figure;
-    const stage = data.stages[s].label;
-    this.drawnFigure = figure;
+    const { label, unit, stat, question, rival, at } = this.mapFigure;
+    const values = at(s);
     const select = find(this.element, '[data-state="stat"]', HTMLSelectElement);
     select.value = stat ?? now.stat; // what is drawn
     select.disabled = !stat;
     for (const option of select.options) option.disabled = !this.isMeasured(option.value, s);
-    this.map.draw({ data, ...figure, picked: data.tensor(now.tensor) });
     const panel = this.panel("heatmap");
     find(panel, "output").textContent =
       hovered < 0 ? "" : `${data.tensors[hovered].label}: ${number(values[hovered])}${unit}`;
-    find(panel, ".theory").hidden = stat !== "relative_error"; // it is about what layers bear
-    const wanted = data.statistics.find(({ name }) => name === now.stat);
-    const isOther = stat && stat !== now.stat;
-    const why = isOther ? `${wanted?.label} is not measured at stage ${stage}; ` : "";
+    find(panel, ".weights-theory").hidden = stat !== "relative_error"; // it is about what layers bear
     const missing = values.filter((value) => !Number.isFinite(value)).length;
     const without = missing ? `, ${missing} without a value` : "";
-    const note = `${stage}, n = ${data.tensors.length} matrices${without}.`;
-    this.#say("heatmap", ofMap(data, label, unit, values, why), note, question);
+    const note = `${data.stages[s].short}, n = ${data.tensors.length} matrices${without}. One scale for all stages; dotted: beyond it.`;
+    this.#say("heatmap", ofMap(data, label, unit, values, rival), note, question);
   }
 
   /** Title, note and question of a panel. @type {(name: PanelName, title: string, note: string, question?: string) => void} */
@@ -479,95 +607,46 @@ class Page {
     if (question) questionLine.textContent = question;
   }
 
-  /** The tensor at every stage, small, above the slider. */
-  #strip() {
-    const { data, t } = this;
-    const ink = inks();
-    const reach = data.reach(t, data.main);
-    const [from, to] = data.range(t);
-    const most = Math.max(...data.heights(t, data.main[0], STRIP_BINS), 0.01) * 1.2;
-    findAll(this.stops, "canvas", HTMLCanvasElement).forEach((canvas, s) => {
-      const { pen, width } = surface(canvas, STRIP_HEIGHT);
-      const x = (/** @type {number} */ bin) =>
-        ((from + (bin * (to - from)) / STRIP_BINS + reach) / (2 * reach)) * width;
-      pen.fillStyle = ink.stage(data.stages[s].color);
-      data.heights(t, s, STRIP_BINS).forEach((height, bin) => {
-        const top = STRIP_HEIGHT * (1 - Math.min(1, height / most));
-        pen.fillRect(x(bin), top, Math.max(1, x(bin + 1) - x(bin)), STRIP_HEIGHT);
-      });
-    });
-  }
-
-  #tiles() {
-    const elements = tiles(this.data, this.t, this.s).map(([name, value, sentence]) => {
-      const tile = create("div");
-      tile.append(
-        create("dt", { textContent: name }),
-        create("dd", { textContent: value }),
-        create("dd", { textContent: sentence }),
-      );
-      return tile;
-    });
-    find(this.element, ".weights-tiles").replaceChildren(...elements);
-  }
-
-  /** The legend of the histogram, with a list that adds and removes stages. */
+  /** The legend of the histogram, whose entries show and hide stages. */
   #legend() {
-    const { data, shownStages } = this;
-    const { stage } = this.state.now;
-    const added = data.stages.filter(({ name }) => !shownStages.includes(name) && name !== stage);
-    const removed = data.stages.filter(({ name }) => shownStages.includes(name) && name !== stage);
-    const list = create("select", { ariaLabel: "Add or remove a stage" });
-    list.append(
-      new Option("Stages …", ""),
-      ...added.map(({ name, label }) => new Option(`Add ${label}`, name)),
-      ...removed.map(({ name, label }) => new Option(`Remove ${label}`, name)),
-    );
-    list.onchange = () => {
-      const others = shownStages.filter((name) => name !== list.value);
-      const isRemoved = others.length < shownStages.length;
-      const stages = isRemoved ? others : [...shownStages, list.value].slice(-MAX_STAGES);
-      this.state.set({ show: stages.join(",") || stage });
-    };
-    this.#entries(this.panel("overlay"), this.histogram.legend(), list);
-  }
-
-  /** The lines of a panel. @type {(panel: HTMLElement, lines: LegendEntry[], ...others: Element[]) => void} */
-  #entries(panel, lines, ...others) {
-    const entries = lines.map(({ words, color, dash }) => {
-      const entry = create("span", { className: "weights-entry", textContent: words });
-      entry.style.setProperty("--stage", stageInk(color));
-      entry.dataset.dash = dash;
-      return entry;
+    const { data, shownStages, s } = this;
+    const box = find(this.panel("overlay"), ".weights-legend");
+    const focused = box.contains(document.activeElement)
+      ? [...box.children].indexOf(/** @type {Element} */ (document.activeElement))
+      : -1;
+    const entries = data.stages.map(({ name, short, label, color, dash }, stage) => {
+      const button = entry("button", short, color, dash);
+      button.title = label;
+      const isShown = stage === s || shownStages.includes(name);
+      button.setAttribute("aria-pressed", String(isShown));
+      button.onclick = () => {
+        const others = shownStages.filter((each) => each !== name);
+        const stages = isShown ? others : [...shownStages, name].slice(-MAX_STAGES);
+        this.state.set({ show: stages.join(",") || data.stages[s].name });
+      };
+      return button;
     });
-    const box = find(panel, ".weights-legend");
-    if (!box.contains(document.activeElement)) box.replaceChildren(...entries, ...others);
+    box.replaceChildren(...entries);
+    if (focused >= 0) entries[focused]?.focus();
   }
 
   /** Every statistic of the tensor, a column for each stage. */
   #statistics() {
     const { data, t } = this;
-    const { name } = data.tensors[t];
     const heads = ["Figure", ...data.stages.map(({ label }) => label)];
     const rows = data.statistics.map(({ name, label, percent }) => [
       percent ? `${label}, %` : label,
       ...data.stages.map((_, s) => data.shown(name, t, s)),
     ]);
     const box = find(this.element, "#weights-table > div");
-    box.replaceChildren(table([heads, rows], `${data.run}-${name}`));
-    if (!data.groups) return;
-    const query = new URLSearchParams({ run: data.run, tensor: name });
-    const line = create("p");
-    line.append(
-      create("a", { href: `quantization?${query}`, textContent: "Its groups in Quantization" }),
-    );
-    box.append(line);
+    box.replaceChildren(table([heads, rows], `${data.run}-${data.tensors[t].name}`));
   }
 
   /** Fills the data tables that are open. @param {HTMLElement} [panel] of this one only */
   #openTables(panel = this.element) {
     for (const details of findAll(panel, ".weights-panel details.card-data[open]"))
       this.#fillTable(details);
+    if (find(this.element, "#weights-table", HTMLDetailsElement).open) this.#statistics();
   }
 
   /** @param {HTMLElement} details */
@@ -582,15 +661,19 @@ class Page {
     const { now } = this.state;
     const { id } = part.closest(".weights-panel") ?? {};
     const file = `${data.run}-${now.tensor}`;
-    if (id === "weights-overlay") return [this.histogram.table(), `${file}-${now.curve}`];
+    if (id === "weights-overlay") return [this.histogram.table(), `${file}-histogram`];
     if (id === "weights-more")
       return this.plot && [this.plot.table, `${data.run}-${this.plot.file}`];
+    if (id === "weights-groups") {
+      const figures = this.lens.table();
+      return figures && [figures, `${file}-magnitudes`];
+    }
     if (id === "weights-ridges") {
       const { module } = data.tensors[t];
       return [this.ridges.table(), `${data.run}-${now.stage}-${module}-ridges`];
     }
-    if (!this.drawnFigure) return null;
-    const { label, unit, values } = this.drawnFigure;
+    const { label, unit, at } = this.mapFigure;
+    const values = at(s);
     const heads = ["Tensor", "Block", "Weights", unit ? `${label}, ${unit.trim()}` : label];
     const rows = data.tensors.map(({ name, block }, tensor) => [
       name,
@@ -605,38 +688,24 @@ class Page {
 
   /** Fills what depends on the run. */
   #fill() {
-    const { data, other } = this;
+    const { data } = this;
     const { now } = this.state;
-    const others = data.runs.filter(([, run]) => run !== now.run);
-    /** @type {Choice[]} */
-    const against = [["Nothing", ""]];
-    if (data.stage("dense") >= 0) against.push(["Dense", "dense"]);
-    if (other) against.push(["Other run", "run"]);
     /** @type {(each: {name: string, label: string}) => Choice} */
     const choice = ({ name, label }) => [label, name];
-    this.#options("run", data.runs, now.run);
-    this.#options("vs", [["Compare with …", ""], ...others], now.vs);
+    const peers = data.runs.filter(([, run, model]) => run !== now.run && model === data.model);
+    this.#options("run", runsOf(data), now.run);
+    this.#options(
+      "vs",
+      [
+        ["Compare to …", ""],
+        ...data.stages.map(choice),
+        ...peers.map(([label, run]) => /** @type {Choice} */ ([label, run])),
+      ],
+      now.vs,
+    );
     this.#options("tensor", data.tensors.map(choice), now.tensor);
     this.#options("stat", data.statistics.map(choice), now.stat);
-    this.#options("against", against, now.against);
-    this.slider.max = String(data.stages.length - 1);
-    this.slider.parentElement?.style.setProperty("--stages", String(data.stages.length));
-    this.stops.replaceChildren(
-      ...data.stages.map(({ name, label, perplexity, color }) => {
-        const stop = create("button", {
-          type: "button",
-          tabIndex: -1,
-          title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label,
-        });
-        stop.append(create("canvas"), label);
-        stop.style.setProperty("--stage", stageInk(color));
-        stop.onclick = () => {
-          this.state.set({ stage: name });
-          this.slider.focus();
-        };
-        return stop;
-      }),
-    );
+    this.rail.fill(data, null);
   }
 
   /** @type {(field: Field, choices: Choice[], value: string) => void} */
@@ -647,18 +716,13 @@ class Page {
 
   /** Shows the state in the controls. */
   #controls() {
-    const { element, data, s } = this;
+    const { element } = this;
     const { now } = this.state;
     const brush = range(now.brush);
     for (const select of findAll(element, "[data-state]", HTMLSelectElement)) {
       const value = now[/** @type {Field} */ (select.dataset.state)];
       if (select.value !== value) select.value = value;
     }
-    this.slider.value = String(s);
-    this.slider.setAttribute("aria-valuetext", data.stages[s].label);
-    [...this.stops.children].forEach((stop, i) =>
-      stop.setAttribute("aria-pressed", String(i === s)),
-    );
     for (const button of findAll(element, "[data-view]"))
       button.setAttribute("aria-pressed", String(button.dataset.view === now.view));
     for (const option of findAll(element, "[data-of]"))
@@ -666,10 +730,14 @@ class Page {
     findAll(element, "[data-brush]", HTMLInputElement).forEach((input, i) => {
       if (input !== document.activeElement) input.value = brush ? String(brush[i]) : "";
     });
-    find(element, "[data-clear]").hidden = !brush;
+    find(element, ".weights-brush").hidden = !brush;
+    find(element, "[data-log]").setAttribute("aria-pressed", String(now.y === "log"));
+    find(element, "[data-play]").hidden = this.data.main.length < 2;
+    this.all.classList.toggle("lens", now.view === "groups");
     this.panel("ridges").hidden = now.view !== "ridges";
+    this.panel("groups").hidden = now.view !== "groups";
     this.panel("more").hidden = !VIEWS[now.view];
-    find(element, "#weights-table").hidden = now.view !== "statistics";
+    if (now.view !== "groups") this.rail.fill(this.data, null);
   }
 
   #wire() {
@@ -678,8 +746,6 @@ class Page {
       for (const each of findAll(this.element, selector))
         each.addEventListener(event, () => act(each));
     };
-    this.slider.oninput = () =>
-      this.state.set({ stage: this.data.stages[Number(this.slider.value)].name });
     for (const select of findAll(this.element, "[data-state]", HTMLSelectElement))
       select.onchange = () => this.state.set({ [select.dataset.state ?? ""]: select.value });
     on("[data-view]", "click", ({ dataset }) => this.state.set({ view: dataset.view }));
@@ -696,15 +762,17 @@ class Page {
     });
     on("[data-clear]", "click", () => this.state.set({ brush: "" }));
     on("[data-whole]", "click", () => this.state.set({ spot: "" }));
-    for (const button of findAll(this.element, "[data-play]", HTMLButtonElement))
-      button.onclick = () => {
-        button.disabled = true;
-        this.ridges.play(() => {
-          button.disabled = false;
-        });
-      };
-    on(".weights-panel details.card-data", "toggle", (details) => {
-      if (details.hasAttribute("open")) this.#fillTable(details);
+    on("[data-log]", "click", () =>
+      this.state.set({ y: this.state.now.y === "log" ? "linear" : "log" }),
+    );
+    on("[data-snap]", "click", () => this.lens.replay());
+    on("[data-play]", "click", () => {
+      if (!this.isPlaying) return this.play();
+      this.stop();
+      this.draw();
+    });
+    on("details", "toggle", () => {
+      if (this.#data) this.#openTables();
     });
     on("[data-save]", "click", (button) => this.#save(button, button.dataset.save ?? ""));
     on("[data-full]", "click", (button) => window.slimscope.fullScreen(button.closest(".card")));
@@ -728,6 +796,43 @@ class Page {
     };
   }
 
+  /** Space holds the dense stage; digits choose a main stage. */
+  #keys() {
+    const isTaken = (/** @type {KeyboardEvent} */ event) =>
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      !this.#data ||
+      Boolean(
+        window.slimscope.closest(event, "input, select, textarea, a, summary, [role=textbox]"),
+      ) ||
+      Boolean(document.querySelector("dialog[open]"));
+    const hold = (/** @type {number} */ s) => {
+      if (this.held === s) return;
+      this.held = s;
+      this.draw(true);
+    };
+    document.addEventListener("keydown", (event) => {
+      if (isTaken(event)) return;
+      const { main, stages } = this.data;
+      const stage = /^[1-9]$/.test(event.key) ? stages[main[Number(event.key) - 1]] : null;
+      if (stage) this.state.set({ stage: stage.name, step: "" });
+      else if (event.key !== " " || window.slimscope.closest(event, "button:not([role=radio])"))
+        return;
+      else hold(main[0]);
+      event.preventDefault();
+    });
+    const release = () => {
+      if (this.held >= 0) hold(-1);
+    };
+    document.addEventListener("keyup", (event) => {
+      if (event.key !== " " || this.held < 0) return;
+      event.preventDefault();
+      release();
+    });
+    window.addEventListener("blur", release);
+  }
+
   /** @type {(button: HTMLElement, format: string) => void} */
   #save(button, format) {
     const panel = button.closest(".weights-panel");
@@ -738,15 +843,24 @@ class Page {
     const save = (/** @type {Blob} */ file) =>
       window.slimscope.save(`${fileName(name)}.${format}`, [file], file.type);
     if (format === "png") {
-      const question = find(panel, ".question");
-      const caption = `${question.textContent} ${question.title}`;
+      const caption = find(panel, ".question").textContent;
       const title = find(panel, "h2").textContent;
       picture(find(panel, "canvas", HTMLCanvasElement), title, caption, save);
-    } else if (format === "webm") this.ridges.film(save);
-    else if (format === "csv") saveFigures(...figures);
+    } else if (format === "csv") saveFigures(...figures);
     else {
       const written = Object.entries(this.state.now).filter(([, value]) => value);
       location.href = `report?${new URLSearchParams([...written, ["add", panel.id]])}`;
     }
   }
+}
+
+/** Labels and names of the runs. @type {(data: Histograms) => Choice[]} */
+const runsOf = ({ runs }) => runs.map(([label, run]) => [label, run]);
+
+/** An entry of a legend. @type {(tag: "span" | "button", text: string, color: string, dash: string) => HTMLElement} */
+function entry(tag, text, color, dash) {
+  const element = create(tag, { className: "weights-entry", textContent: text });
+  element.style.setProperty("--stage", stageInk(color));
+  element.dataset.dash = dash;
+  return element;
 }

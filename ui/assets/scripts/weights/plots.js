@@ -18,7 +18,6 @@ import { colorScale, limits, logs } from "./map.js";
  * @property {number[]} [first] numbers of the first row and column
  * @property {number[]} [spans] how many rows and columns there are, where a cell stands for several
  * @property {Range} [axis] values of both axes, in place of numbers
- * @property {number[]} [named] names of the rows
  * @property {string[]} [marks] names of the columns, where there is room
  */
 /**
@@ -26,6 +25,7 @@ import { colorScale, limits, logs } from "./map.js";
  * @property {Panel[]} panels side by side, on the same colors
  * @property {boolean} [even] colors diverge from 0
  * @property {boolean} [log] colors on a log scale; zeros stay empty
+ * @property {Range} [ends] first and last value of the scale of colors
  * @property {string} unit
  * @property {[rows: string, columns: string]} names of the axes
  * @property {number} [height]
@@ -66,12 +66,7 @@ const extent = (values) => [
   values.reduce((most, value) => Math.max(most, value), -Infinity),
 ];
 
-/**
- * Panels of cells.
- * @param {HTMLCanvasElement} canvas
- * @param {Grid} spec
- * @returns {Plot}
- */
+/** Panels of cells. @param {HTMLCanvasElement} canvas @param {Grid} spec @returns {Plot} */
 export function grid(canvas, spec) {
   const { panels, even, log, unit, names, height = 340, upwards } = spec;
   const across = widthOf(canvas) < NARROW ? 1 : Math.min(panels.length, MAX_ACROSS);
@@ -80,7 +75,8 @@ export function grid(canvas, spec) {
   const values = panels.map(({ data }) => (log ? logs(data) : Array.from(data)));
   const [least, most] = extent(values.flat().filter(Number.isFinite));
   /** @type {Range} */
-  const ends = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
+  const own = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
+  const ends = spec.ends ?? own;
   const color = colorScale(pen, ends, even);
   const tall = height - TOP - BOTTOM;
   const room = area.width - LEFT - RIGHT - (across - 1) * GAP;
@@ -151,7 +147,7 @@ function axisNumber({ axis, first, spans, rows, columns }, side, part) {
  */
 function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, isFirst) {
   const ink = inks();
-  const { rows, columns, named, marks } = panel;
+  const { columns, marks } = panel;
   if (spec.dashed) {
     Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1 });
     pen.setLineDash([4, 4]);
@@ -175,11 +171,8 @@ function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, is
       pen.fillText(axisNumber(panel, 1, part), left + part * width, top + height + line);
     if (!isFirst) continue;
     pen.textAlign = "right";
-    const row = Math.floor(part * (rows - 1));
     const level = spec.upwards ? 1 - part : part;
-    const down = named ? (row + 0.5) / rows : level; // a name is beside its row
-    const text = named ? String(named[row]) : axisNumber(panel, 0, part);
-    pen.fillText(text, left - 6, top + down * height + line / 3);
+    pen.fillText(axisNumber(panel, 0, part), left - 6, top + level * height + line / 3);
   }
   pen.textAlign = hasMarks ? "right" : "center";
   if (!hasMarks) pen.fillText(spec.names[1], left + width / 2, top + height + 2 * line);
@@ -221,9 +214,10 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
  * @property {ArrayLike<number>} y
  * @property {ArrayLike<number>} [names] channels of the points
  * @property {number[]} [marks] points with a ring
- * @property {boolean} [thin] a fit, which no axis, legend or pointer takes into account
+ * @property {boolean} [thin] a line in the background, which the pointer leaves out
  */
-/** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, names: [y: string, x: string]}} Lines */
+/** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, signed?: boolean, names: [y: string, x: string], height?: number}} Lines
+    `signed`: the y axis is even around 0. */
 /** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Ends as they are scaled. */
 
 /**
@@ -236,7 +230,7 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
 function axisEnds(series, name, log) {
   const values = series.flatMap((line) => Array.from(line[name]));
   const [low, high] = extent(values.filter((value) => (log ? value > 0 : Number.isFinite(value))));
-  if (!log) return [Math.min(0, low), 1.05 * high || 1];
+  if (!log) return [Math.min(0, 1.05 * low), 1.05 * high || 1];
   const floor = name === "y" ? high / 1000 : 0;
   return [Math.log10(Math.max(low, floor) || low), Math.log10(high) + 0.03];
 }
@@ -265,18 +259,15 @@ function axisTicks({ low, high, log }) {
   return [low, (low + high) / 2, high].map((value) => (log ? 10 ** value : value));
 }
 
-/**
- * Lines on linear or log axes.
- * @param {HTMLCanvasElement} canvas
- * @param {Lines} spec
- * @returns {Plot}
- */
-export function lines(canvas, { series, xLog, yLog, names }) {
-  const area = surface(canvas, LINES_HEIGHT);
+/** Lines on linear or log axes. @param {HTMLCanvasElement} canvas @param {Lines} spec @returns {Plot} */
+export function lines(canvas, { series, xLog, yLog, signed, names, height: tall = LINES_HEIGHT }) {
+  const area = surface(canvas, tall);
   const { pen, width, height } = area;
   const measured = series.filter(({ thin }) => !thin);
   const x = axisOf(axisEnds(measured, "x", xLog), xLog, LEFT, width - RIGHT);
-  const y = axisOf(axisEnds(measured, "y", yLog), yLog, height - BOTTOM, TOP);
+  const [low, high] = axisEnds(measured, "y", yLog);
+  const most = Math.max(Math.abs(low), high);
+  const y = axisOf(signed ? [-most, most] : [low, high], yLog, height - BOTTOM, TOP);
   paintAxes(area, x, y, names);
   pen.save();
   pen.beginPath();

@@ -1,6 +1,6 @@
-/* One module in every block, one histogram behind the other, through the stages: between two of them the
-   blocks follow one another, like a zip. Nothing between two stages is measured. */
-import { bottomAxis, em, inks, number, still, surface, ticks, tween } from "./canvas.js";
+/* One module in every block, one histogram behind the other: between two stages the blocks follow one another, like a
+   zip. Nothing between two stages is measured. */
+import { bottomAxis, em, inks, number, surface, ticks } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 import { shortName, smoothed } from "./words.js";
 /** @import {AxisScale} from "./canvas.js" */
@@ -18,21 +18,24 @@ import { shortName, smoothed } from "./words.js";
  * @property {number} reach half of the axis
  * @property {number} tallest height of the first stage
  */
-/** @typedef {RidgeData & {picked: number, s: number, place: number}} DrawnRidges `place`: between the main stages, from 0 */
+/**
+ * @typedef {object} RidgesInput
+ * @property {Histograms} data
+ * @property {number} t the tensor that is framed
+ * @property {number} from
+ * @property {number} to
+ * @property {number} part of the way between the two stages
+ * @property {number} [height]
+ */
 
 const LEFT = 44;
 const RIGHT = 12;
-const TOP = 48;
+const TOP = 40;
 const BOTTOM = () => em(2.25);
 const BINS = 128;
 const OVERLAP = 4; // rows that the tallest ridge covers
 const MOST_BLOCKS = 0.8; // share of blocks that the axis shows whole
 const LAG = 1.2; // of the last block behind the first
-const MOVE_MS = 450;
-const PLAY_MS = 1400;
-const REST_MS = 500;
-const FRAMES_PER_SECOND = 30;
-const MIN_DRAG_PX = 3;
 const MAX_LABELS = 10;
 
 /** @type {(data: Histograms, module: string) => RidgeData} */
@@ -48,36 +51,17 @@ function read(data, module) {
 }
 
 export class Ridges {
-  /** @type {DrawnRidges | null} */
+  /** @type {(RidgeData & {input: RidgesInput, gap: number}) | null} */
   #drawn = null;
-  #stop = () => {};
-  #isFilming = false;
-  #isPlaying = false;
-
-  /**
-   * @param {HTMLCanvasElement} canvas
-   * @param {{stage: (s: number) => void}} on
-   */
+  /** @param {HTMLCanvasElement} canvas @param {{hover: (t: number) => void, pick: (t: number) => void}} on */
   constructor(canvas, on) {
     this.canvas = canvas;
-    this.on = on;
-    /** @type {number | null} */
-    let from = null;
-    canvas.onpointerdown = (event) => {
-      if (event.button || !this.#drawn) return;
-      from = event.offsetX;
-      canvas.setPointerCapture(event.pointerId);
+    canvas.onpointermove = (event) => on.hover(this.#tensorAt(event));
+    canvas.onclick = (event) => {
+      const t = this.#tensorAt(event);
+      if (t >= 0) on.pick(t);
     };
-    canvas.onpointermove = (event) => {
-      if (from === null || Math.abs(event.offsetX - from) <= MIN_DRAG_PX) return;
-      const part = (event.offsetX - LEFT) / (canvas.clientWidth - LEFT - RIGHT);
-      this.scrub(Math.max(0, Math.min(1, part)) * (this.#last.data.main.length - 1));
-    };
-    canvas.onpointerup = (event) => {
-      if (from !== null && Math.abs(event.offsetX - from) > MIN_DRAG_PX)
-        on.stage(this.#last.data.main[Math.round(this.#last.place)]);
-      from = null;
-    };
+    canvas.onpointerleave = () => on.hover(-1);
   }
 
   /** What was drawn last. */
@@ -86,95 +70,31 @@ export class Ridges {
     return this.#drawn;
   }
 
-  /**
-   * @param {Histograms} data
-   * @param {number} t
-   * @param {number} s
-   * @param {boolean} moves the blocks glide from the stage that was drawn
-   */
-  draw(data, t, s, moves) {
+  /** The tensor whose ridge is under the pointer; -1 beside them. @param {MouseEvent} event */
+  #tensorAt({ offsetY }) {
+    if (!this.#drawn) return -1;
+    const { tensors, gap } = this.#drawn;
+    return tensors[Math.floor((offsetY - TOP) / gap)] ?? -1;
+  }
+
+  /** @param {RidgesInput} input */
+  draw(input) {
+    const { data, t, from, to, part } = input;
     const { module } = data.tensors[t];
-    const before = this.#drawn;
-    const isSame = before?.key === `${data.etag} ${module}`;
-    const ridges = isSame ? before : read(data, module);
-    const place = this.#isPlaying && before ? before.place : Math.max(0, data.main.indexOf(s));
-    this.#drawn = { ...ridges, picked: t, s, place };
-    if (this.#isPlaying) return;
-    this.#stop();
-    if (moves && isSame && before.s !== s)
-      this.#stop = tween((part) => this.#paint(before.s, s, part), MOVE_MS);
-    else this.#paint(s, s, 1);
-  }
-
-  /** Shows a place between the main stages. @param {number} place from 0 */
-  scrub(place) {
-    const { main } = this.#last.data;
-    const i = Math.min(Math.floor(place), main.length - 2);
-    this.#stop();
-    this.#last.place = place;
-    if (main.length > 1) this.#paint(main[i], main[i + 1], place - i);
-  }
-
-  /** Goes through the main stages once. @param {() => void} ended called after the last */
-  play(ended) {
-    const { main } = this.#last.data;
-    const last = main.length - 1;
-    const begin = performance.now();
-    let frame = 0;
-    let reached = -1;
-    /** @param {number} now */
-    const step = (now) => {
-      const at = Math.max(0, now - begin) / (PLAY_MS + REST_MS);
-      const i = Math.min(last, Math.floor(at));
-      if (i !== reached) this.on.stage(main[i]);
-      reached = i;
-      const part = still() ? 0 : Math.min(1, ((at - i) * (PLAY_MS + REST_MS)) / PLAY_MS);
-      this.scrub(Math.min(last, i + part));
-      this.#isPlaying = at < last;
-      if (this.#isPlaying) frame = requestAnimationFrame(step);
-      else ended();
-    };
-    this.#stop();
-    this.#stop = () => cancelAnimationFrame(frame);
-    this.#isPlaying = true;
-    step(begin);
-  }
-
-  /** Films `play` as WebM. @param {(film: Blob) => void} saved */
-  film(saved) {
-    const recorder = new MediaRecorder(this.canvas.captureStream(FRAMES_PER_SECOND));
-    /** @type {Blob[]} */
-    const parts = [];
-    recorder.ondataavailable = (event) => parts.push(event.data);
-    recorder.onstop = () => saved(new Blob(parts, { type: recorder.mimeType }));
-    this.#isFilming = true;
-    recorder.start();
-    this.play(() =>
-      setTimeout(() => {
-        recorder.stop();
-        this.#isFilming = false;
-      }, REST_MS),
-    );
-  }
-
-  /** Paints a part of the way from one stage to another. @type {(from: number, to: number, part: number) => void} */
-  #paint(from, to, part) {
-    const { data, tensors, heights, reach } = this.#last;
+    const ridges = this.#drawn?.key === `${data.etag} ${module}` ? this.#drawn : read(data, module);
+    const { tensors, heights, reach } = ridges;
     const ink = inks();
     const blocks = tensors.length;
     const rows = Math.max(180, Math.min(520, 15 * blocks + 60));
-    const area = surface(this.canvas, TOP + BOTTOM() + rows);
+    const area = surface(this.canvas, input.height ?? TOP + BOTTOM() + rows);
     const { pen, width, height } = area;
-    if (this.#isFilming) {
-      pen.fillStyle = ink.paper;
-      pen.fillRect(0, 0, width, height);
-    }
+    const gap = (height - TOP - BOTTOM()) / Math.max(1, blocks);
+    this.#drawn = { ...ridges, input, gap };
     const plot = width - LEFT - RIGHT;
     const x = Object.assign(
       (/** @type {number} */ w) => LEFT + ((w + reach) / (2 * reach)) * plot,
       { middle: LEFT + plot / 2 },
     );
-    const gap = (height - TOP - BOTTOM()) / Math.max(1, blocks);
     tensors.forEach((_, b) => {
       const lag = (LAG * b) / Math.max(1, blocks - 1);
       const moved = Math.max(0, Math.min(1, part * (1 + LAG) - lag));
@@ -221,10 +141,10 @@ export class Ridges {
 
   /** Fills the path in the color of a stage. @type {(pen: CanvasRenderingContext2D, color: string, alpha: number, b: number) => void} */
   #fillRidge(pen, color, alpha, b) {
-    const { tensors, picked } = this.#last;
+    const { tensors, input } = this.#last;
     pen.fillStyle = color;
     pen.strokeStyle = color;
-    pen.lineWidth = tensors[b] === picked ? 2.5 : 1;
+    pen.lineWidth = tensors[b] === input.t ? 2.5 : 1;
     pen.globalAlpha = 0.28 * alpha;
     pen.fill();
     pen.globalAlpha = alpha;
@@ -234,9 +154,9 @@ export class Ridges {
 
   /** @type {(pen: CanvasRenderingContext2D, b: number, floor: number) => void} */
   #nameBlock(pen, b, floor) {
-    const { data, tensors, picked } = this.#last;
+    const { data, tensors, input } = this.#last;
     const ink = inks();
-    const isPicked = tensors[b] === picked;
+    const isPicked = tensors[b] === input.t;
     const every = Math.max(1, Math.ceil(tensors.length / MAX_LABELS));
     pen.fillStyle = isPicked ? ink.text : ink.muted;
     pen.textAlign = "right";
@@ -245,31 +165,20 @@ export class Ridges {
       pen.fillText(String(data.tensors[tensors[b]].block), LEFT - 8, floor);
   }
 
-  /** Magnitudes by block below which 99 % of the weights that are not zero lie. */
-  widths() {
-    const { data, tensors, s } = this.#last;
-    return tensors.map(
-      (t) => /** @type {[number, number]} */ ([data.tensors[t].block, data.reach(t, [s], 0.99)]),
-    );
-  }
-
   note() {
-    const { data, tensors, module, s, reach } = this.#last;
-    const tails = tensors.map((t) => data.tail(t, s));
-    const zeros = tails.reduce((sum, tail) => sum + tail.zeros, 0);
-    const all = tails.reduce((sum, tail) => sum + tail.n, 0) || 1;
-    return `${shortName(module)}, ${data.stages[s].label}: n = ${tensors.length} blocks, one axis (±${number(reach)}) and scale, ${number((100 * zeros) / all)} % exact zeros left out, tall peaks clipped. Frames between stages are drawn, not measured.`;
+    const { data, tensors, module, input, reach } = this.#last;
+    return `${shortName(module)}, ${data.stages[input.to].short}: n = ${tensors.length} blocks, one axis (±${number(reach)}), exact zeros left out.`;
   }
 
   /** @returns {Figures} */
   table() {
-    const { data, tensors, s } = this.#last;
+    const { data, tensors, input } = this.#last;
     const bins = Array.from({ length: data.bins }, (_, i) => `Bin ${i}`);
     const rows = tensors.map((t) => [
       data.tensors[t].block,
       ...data.range(t),
-      data.tail(t, s).zeros,
-      ...data.counts(t, s),
+      data.tail(t, input.to).zeros,
+      ...data.counts(t, input.to),
     ]);
     return [["Block", "From", "To", "Exact zeros", ...bins], rows];
   }

@@ -10,11 +10,7 @@ const { create, saveTable } = window.slimscope;
 /** A text as the name of a file. @param {string} text */
 export const fileName = (text) => text.replace(/[^\w.-]+/g, "-");
 
-/**
- * @param {Cell} value
- * @param {boolean} isHead
- * @param {boolean} isFirst
- */
+/** @param {Cell} value @param {boolean} isHead @param {boolean} isFirst */
 function tableCell(value, isHead, isFirst) {
   const cell = create(isHead || isFirst ? "th" : "td", {
     textContent: typeof value === "number" ? number(value, 4) : value,

@@ -25,7 +25,7 @@ import { shortName } from "./words.js";
  * @property {string} note
  * @property {string} file
  * @property {Figures} table
- * @property {(canvas: HTMLCanvasElement) => Plot} draw
+ * @property {(canvas: HTMLCanvasElement, height?: number) => Plot} draw
  * @property {Line[]} [legend]
  * @property {(place: PlotPlace) => Partial<State>} [pick] change of the state by a click
  */
@@ -45,10 +45,7 @@ import { shortName } from "./words.js";
 
 const FENCE = 3; // Tukey's outer fence, in interquartile ranges
 const MAX_NAMED = 8; // outliers in a note
-const FIRST_DECADE = -4; // edges k of the |w| axis: std * 10^(FIRST_DECADE + k / PER_DECADE), std of the dense tensor
-const PER_DECADE = 24;
 const MAX_POINTS = 1000;
-const MAX_CELLS = 128;
 const STEADY = 0.02; // relative changes below it are none
 /** @type {Record<string, string>} */
 const CELL_FIGURES = {
@@ -62,12 +59,6 @@ const CHANNEL_FIGURES = {
   norm: "Norm of a channel's weights",
   max: "Largest |weight| of a channel",
   zeros: "Exact zeros of a channel, %",
-};
-/** @type {Record<string, string>} */
-const FLOWS = {
-  inputs: "root mean square of the input",
-  weights: "norm of the channel's weights",
-  product: "input × norm of its weights",
 };
 /** @type {[rows: string, columns: string]} */
 const CHANNELS = ["Output channel", "Input channel"];
@@ -172,7 +163,7 @@ async function matrix(input) {
   const figure = CELL_FIGURES[now.cells];
   const recorded = await recordedStages(input, [`map_${now.cells}`, "row_norm", "column_norm"]);
   if (!recorded.length && now.cells === "change")
-    return "Choose a stage besides dense: the change is that from dense.";
+    return "Choose a stage besides dense: dense is the reference.";
   if (!recorded.length) return missing("maps of matrices");
   const unit = now.cells === "zeros" ? " %" : "";
   const panels = recorded.map(({ label, profile, get }) => {
@@ -191,7 +182,7 @@ async function matrix(input) {
   const even = now.cells === "change";
   return {
     title: matrixTitle(last, figure, unit),
-    draw: (canvas) => grid(canvas, { panels, even, unit, names: CHANNELS }),
+    draw: (canvas, height) => grid(canvas, { panels, even, unit, names: CHANNELS, height }),
     note: `${figure}. n = ${count(outputs * inputs)} weights, ${count(outputs)} outputs × ${count(inputs)} inputs, about ${cell} weights a cell. A click shows single weights.`,
     file: `${data.tensors[t].name}-matrix`,
     pick: ({ panel, i, j }) => ({ spot: `${panels[panel].output(i)},${panels[panel].input(j)}` }),
@@ -228,12 +219,13 @@ async function singleWeights({ now, data, t }) {
     }));
   const last = panels.at(-1);
   if (!last)
-    return "The weights themselves are not on this machine any more: neither the model nor what the run saved. Choose the whole matrix.";
+    return "Neither the model nor the saved weights are on this machine. Choose the whole matrix.";
   const weights = last.data.length;
   const zeros = last.data.filter((weight) => weight === 0).length / weights;
   return {
     title: `${last.label}: ${share(zeros)} of these weights are exactly zero`,
-    draw: (canvas) => grid(canvas, { panels, even: true, unit: "", names: CHANNELS }),
+    draw: (canvas, height) =>
+      grid(canvas, { panels, even: true, unit: "", names: CHANNELS, height }),
     file: `${data.tensors[t].name}-weights`,
     note: `n = ${count(weights)} weights: outputs ${top} to ${top + last.rows - 1}, inputs ${left} to ${left + last.columns - 1}, as they are saved.`,
     table: matrixTable(panels),
@@ -245,10 +237,10 @@ async function singleWeights({ now, data, t }) {
 /** @type {DrawView} */
 async function joint(input) {
   const { data, t, s } = input;
-  const last = input.drawn.findLast((stage) => data.stages[stage].name !== "dense");
-  if (last === undefined)
-    return "Choose a stage besides dense: weights are drawn by what they were in the dense tensor.";
-  const recorded = await recordedStages({ ...input, drawn: [last] }, ["joint"]);
+  const after = input.drawn.filter((stage) => data.stages[stage].name !== "dense");
+  if (!after.length)
+    return "Choose a stage besides dense: each weight is drawn by its dense value.";
+  const recorded = await recordedStages({ ...input, drawn: after }, ["joint"]);
   if (!recorded.length) return missing("joint histograms");
   const panels = recorded.map(jointPanel);
   const rows = panels.flatMap(({ label, data: counts, columns, edge }) =>
@@ -257,19 +249,19 @@ async function joint(input) {
     ),
   );
   return {
-    title: jointTitle(recorded, data.tail(t, last).share),
-    draw: (canvas) =>
+    title: jointTitle(recorded, data.tail(t, recorded[recorded.length - 1].s).share),
+    draw: (canvas, height = 440) =>
       grid(canvas, {
         panels,
         log: true,
         upwards: true,
-        height: 440,
+        height,
         dashed: true,
         unit: " weights",
         names: ["Weight after", "Weight, dense"],
       }),
     file: `${data.tensors[t].name}-joint`,
-    note: `n = ${count(data.tail(t, s).n)} weights in ${panels[0].rows} × ${panels[0].columns} bins, colors on a log scale; those beyond the axes count at their ends. On the dashed line a weight is what it was.`,
+    note: `n = ${count(data.tail(t, s).n)} weights. On the dashed line a weight is unchanged.`,
     table: [["Stage", "Dense from", "Now from", "Weights"], rows],
   };
 }
@@ -290,15 +282,13 @@ function jointPanel({ label, data, t, profile }) {
 
 /** @type {(recorded: RecordedStage[], zeros: number) => string} */
 function jointTitle(recorded, zeros) {
-  const moved = recorded.map(({ data, t, s }) => ({
-    run: data.run,
+  const moved = recorded.map(({ data, t, s, label }) => ({
+    label,
     value: data.value("moved", t, s),
   }));
   const known = moved.filter(({ value }) => Number.isFinite(value));
-  if (recorded.length > 1) {
-    const parts = known.map(({ run, value }) => `${share(value)} in ${run}`);
-    return `The weights move by ${parts.join(", ")}, of their norm`;
-  }
+  const parts = known.map(({ label, value }) => `${label} ${share(value)}`);
+  if (recorded.length > 1) return `The weights move, relative to their norm: ${parts.join(", ")}`;
   const pruned = zeros ? `; ${share(zeros)} are exactly zero` : "";
   return `${recorded[0].label} moves the weights by ${share(moved[0].value)} of their norm${pruned}`;
 }
@@ -355,8 +345,8 @@ async function channels(input) {
   const yLog = now.y === "log";
   return {
     title: `${recorded[front].label}: ${channelTitle(values, kind, outliers.length)}`,
-    draw: (canvas) =>
-      lines(canvas, { series, yLog, names: [CHANNEL_FIGURES[now.measure], across] }),
+    draw: (canvas, height) =>
+      lines(canvas, { series, yLog, names: [CHANNEL_FIGURES[now.measure], across], height }),
     legend: series,
     file: `${data.tensors[t].name}-${name}`,
     note: `n = ${count(values.length)} channels${drawn}. ${outlierNote(recorded, `${now.side}_zeros`, outliers)}`,
@@ -410,63 +400,7 @@ function outlierNote(recorded, zerosName, outliers) {
   return `${rings}: ${outliers.slice(0, MAX_NAMED).join(", ")}${more}. ${zeros.join(" ")}`;
 }
 
-/* --- magnitudes and singular values ---------------------------------------------------------- */
-
-/** @type {DrawView} */
-async function magnitudes(input) {
-  const { now, data, t, s } = input;
-  const recorded = await recordedStages(input, ["magnitudes"]);
-  if (!recorded.length) return missing("magnitudes");
-  const series = recorded.map((each) => {
-    const counts = Array.from(each.profile.data);
-    const std = each.data.value("dense_std", each.t, each.s) || 1;
-    const { n } = each.data.tail(each.t, each.s);
-    const center = (/** @type {number} */ k) => std * 10 ** (FIRST_DECADE + (k + 0.5) / PER_DECADE);
-    const half = counts.reduce((sum, each) => sum + each, 0) / 2;
-    let sum = 0;
-    const median = center(counts.findIndex((each) => (sum += each) >= half));
-    const bins = [...counts.keys()].filter((k) => counts[k]);
-    const y = bins.map((k) => (100 * counts[k]) / n);
-    return { ...each, n, median, x: bins.map(center), y };
-  });
-  const [first] = series;
-  const last = series[series.length - 1];
-  const before = series.length > 1 ? `, before ${number(first.median, 2)}` : "";
-  const rows = series.flatMap(({ label, n, x, y }) =>
-    x.map((w, i) => [label, w, Math.round((y[i] * n) / 100)]),
-  );
-  const yLog = now.y === "log";
-  return {
-    title: `${last.label}: half of the weights besides zero are below ${number(last.median, 2)}${before}`,
-    draw: (canvas) =>
-      lines(canvas, {
-        series,
-        xLog: true,
-        yLog,
-        names: ["Share of all weights per bin, %", "|Weight|"],
-      }),
-    legend: series,
-    file: `${data.tensors[t].name}-magnitudes`,
-    note: `n = ${count(data.tail(t, s).n)} weights, ${PER_DECADE} bins for each factor of ten; the first and the last are open.`,
-    table: [["Stage", "|w|", "Weights"], rows],
-  };
-}
-
-/**
- * Both ends of the power law of the tail, whose ranks are 1 + a * (value / start)^(-2(alpha - 1)).
- * @param {RecordedStage} stage
- * @param {number[]} values
- * @returns {Line[]}
- */
-function tailLine({ data, t, s, label, color }, values) {
-  const alpha = data.value("alpha", t, s);
-  const start = data.value("alpha_start", t, s);
-  if (!Number.isFinite(alpha) || !(start > 0)) return [];
-  const members = values.filter((value) => value >= start * (1 - 1e-3)).length;
-  const y = [start, values[0]];
-  const x = y.map((value) => members * (value / start) ** (-2 * (alpha - 1)));
-  return [{ label, color, dash: "dot", thin: true, x, y }];
-}
+/* --- singular values --------------------------------------------------------------------------- */
 
 /** @type {DrawView} */
 async function spectrum(input) {
@@ -477,18 +411,18 @@ async function spectrum(input) {
     const y = Array.from(profile.data);
     return { label, color, dash, x: y.map((_, i) => i + 1), y };
   });
-  const fits = recorded
-    .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
-    .filter(({ alpha }) => Number.isFinite(alpha))
-    .map(({ label, alpha }) => `${label} α = ${number(alpha)}`);
-  const fitted = fits.length ? ` Dotted: power law of the tail, ${fits.join(", ")}.` : "";
   const [{ x: ranks }] = spectra;
-  const series = recorded.flatMap((each, k) => [spectra[k], ...tailLine(each, spectra[k].y)]);
   return {
     title: spectrumTitle(spectra),
-    note: `n = ${ranks.length} singular values.${fitted}`,
-    draw: (canvas) =>
-      lines(canvas, { series, xLog: true, yLog: true, names: ["Singular value", "Rank"] }),
+    note: `n = ${ranks.length} singular values.`,
+    draw: (canvas, height) =>
+      lines(canvas, {
+        series: spectra,
+        xLog: true,
+        yLog: true,
+        names: ["Singular value", "Rank"],
+        height,
+      }),
     legend: spectra,
     file: `${data.tensors[t].name}-spectrum`,
     table: [
@@ -511,95 +445,5 @@ function spectrumTitle(spectra) {
   return `${label} ${verb} the stable rank from ${number(first)} to ${number(last)}`;
 }
 
-/* --- inputs ---------------------------------------------------------------------------------- */
-
-/**
- * Figures of the input channels of a module, by block. inputs: x = sqrt(mean x^2 over the calibration tokens); weights:
- * w = norm of the weights that meet it; product: x w, about what the channel adds to the outputs (Wanda's score, summed up).
- * @param {ViewInput} input
- */
-async function flowsOf({ now, data, t, s }) {
-  const { name: tensor, module } = data.tensors[t];
-  const { arrays } = await profiles(data.run, tensor, {
-    names: "input_energy,column_norm",
-    blocks: "1",
-  });
-  return data.blocks.flatMap((block) => {
-    const energyName = Object.keys(arrays).find(
-      (name) => name.startsWith(`${block}/`) && name.endsWith("/input_energy"),
-    );
-    const norms = arrays[`${block}/${data.stages[s].name}/column_norm`]?.data;
-    const inputs = energyName ? Array.from(arrays[energyName].data, Math.sqrt) : null;
-    let values = inputs;
-    if (now.flow === "weights") values = norms ? Array.from(norms) : null;
-    if (now.flow === "product")
-      values = inputs && norms ? inputs.map((value, i) => value * norms[i]) : null;
-    return values ? [{ block, values, picked: data.at(block, module) }] : [];
-  });
-}
-
-/** @type {DrawView} */
-async function inputs(input) {
-  const { now, data, t, s } = input;
-  const { module } = data.tensors[t];
-  const { label } = data.stages[s];
-  const rows = await flowsOf(input);
-  if (!rows.length && now.flow === "weights") return `${label}: not recorded here.`;
-  if (!rows.length)
-    return "This run has stored no inputs of its layers: they are recorded while a run calibrates. Run it again to record them.";
-  const width = rows[0].values.length;
-  const columns = Math.min(MAX_CELLS, width);
-  /** Channel of each cell: the largest of those it stands for. */
-  const largest = rows.map(({ values }) => largestByCell(values, columns));
-  const panel = {
-    label: now.flow === "inputs" ? shortName(module) : `${shortName(module)}, ${label}`,
-    rows: rows.length,
-    columns,
-    spans: [rows.length, width],
-    named: rows.map(({ block }) => block),
-    data: rows.flatMap(({ values }, i) => largest[i].map((channel) => values[channel])),
-    words: (/** @type {number} */ i, /** @type {number} */ j) =>
-      `block ${rows[i].block}, channel ${largest[i][j]}`,
-  };
-  const merged =
-    width > MAX_CELLS
-      ? ` A cell shows the largest of about ${Math.round(width / MAX_CELLS)} channels.`
-      : "";
-  return {
-    title: flowTitle(rows),
-    draw: (canvas) =>
-      grid(canvas, { panels: [panel], log: true, unit: "", names: ["Block", "Input channel"] }),
-    file: `${module}-${now.flow}`,
-    note: `Colors: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${merged}`,
-    pick: ({ i }) => ({ tensor: data.tensors[rows[i].picked].name }),
-    table: [
-      ["Block", ...Array.from({ length: width }, (_, n) => `Channel ${n}`)],
-      rows.map(({ block, values }) => [String(block), ...values]),
-    ],
-  };
-}
-
-/** The channel with the largest value in each of so many cells. @type {(values: number[], cells: number) => number[]} */
-function largestByCell(values, cells) {
-  /** @type {number[]} */
-  const largest = [];
-  values.forEach((value, channel) => {
-    const cell = Math.floor((channel * cells) / values.length);
-    if (!(values[largest[cell]] > value)) largest[cell] = channel;
-  });
-  return largest;
-}
-
-/** The channel that stands out most in its block. @param {{block: number, values: number[]}[]} rows */
-function flowTitle(rows) {
-  const peaks = rows.map(({ block, values }) => {
-    const median = quantile(values, 0.5);
-    const [channel] = largestByCell(values, 1);
-    return { block, channel, factor: median > 0 ? values[channel] / median : -1 };
-  });
-  const { block, channel, factor } = peaks.reduce((a, b) => (b.factor > a.factor ? b : a));
-  return `Channel ${channel} stands out in block ${block}: ${times(factor)} the median of its block`;
-}
-
 /** Views by name. @type {Record<string, DrawView>} */
-export const VIEWS = { magnitudes, matrix, joint, channels, spectrum, inputs };
+export const VIEWS = { matrix, joint, channels, spectrum };

@@ -1,201 +1,146 @@
 /* Headlines: what the charts show on this data, as sentences by rule. */
-import { lower, number, share } from "./canvas.js";
+import { lower, number } from "./canvas.js";
+import { nameOf } from "./comparison.js";
+import { middleWords } from "./histogram.js";
+/** @import {Effect} from "./comparison.js" */
+/** @import {Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-const MIN_PROMINENCE = 0.12; // of a peak's height
-const MIN_DEVIATIONS = 4; // a prominence in roots of a bin's count
 const STEADY = 0.02; // relative changes below it are none
-const STEADY_SPREAD = 0.005;
-const NEAR_CENTER = 0.06; // of the axis
-const SHAPE_BINS = 128;
-const COUNTS = ["no peak", "one peak", "two peaks", "three peaks"];
+const MAX_FIGURES = 5;
+/** Statistic, label, and unit. @type {[name: string, label: string, unit: string][]} */
+const FIGURES = [
+  ["relative_error", "Output error", "\u00a0%"],
+  ["zero_share", "Exact zeros", "\u00a0%"],
+  ["std", "Spread", ""],
+  ["moved", "Change from dense", "\u00a0%"],
+  ["kurtosis", "Kurtosis", ""],
+  ["largest", "Largest", ""],
+];
 
-/**
- * Each value averaged with its neighbors.
- * @param {number[]} values
- */
+/** Each value averaged with its neighbors. @param {number[]} values */
 export const smoothed = (values) =>
   values.map(
     (value, i) => 0.25 * (values[i - 1] ?? value) + 0.5 * value + 0.25 * (values[i + 1] ?? value),
   );
 
-/** Smoothed counts in at most 128 bins. @param {ArrayLike<number>} counts */
-function heightsOf(counts) {
-  const bins = Math.min(SHAPE_BINS, counts.length);
-  const merged = counts.length / bins;
-  const sums = Array.from({ length: bins }, (_, i) => {
-    let sum = 0;
-    for (let j = 0; j < merged; j++) sum += counts[i * merged + j];
-    return sum;
-  });
-  return smoothed(sums);
-}
-
-/**
- * Lowest height on the way from a peak to a higher one; 0 where there is none.
- * @param {number[]} heights
- * @param {number} peak
- * @param {1 | -1} step
- */
-function saddle(heights, peak, step) {
-  let low = heights[peak];
-  for (let i = peak; i >= 0 && i < heights.length; i += step) {
-    if (heights[i] > heights[peak]) return low;
-    low = Math.min(low, heights[i]);
-  }
-  return 0;
-}
-
-/** A peak that stands out from chance and from a plateau. @type {(heights: number[], i: number) => boolean} */
-function isPeak(heights, i) {
-  const height = heights[i];
-  if (!height || height < (heights[i - 1] ?? 0) || height < (heights[i + 1] ?? 0)) return false;
-  const prominence = height - Math.max(saddle(heights, i, -1), saddle(heights, i, 1));
-  return prominence > Math.max(MIN_PROMINENCE * height, MIN_DEVIATIONS * Math.sqrt(height));
-}
-
-/**
- * The shape of a histogram: its peaks, and the dip between two of them in the bins that are drawn.
- * @param {ArrayLike<number>} counts
- * @param {ArrayLike<number>} [drawn]
- */
-export function shape(counts, drawn = counts) {
-  const heights = heightsOf(counts);
-  const peaks = [...heights.keys()].filter((i) => isPeak(heights, i));
-  const words = COUNTS[peaks.length] ?? `${peaks.length} peaks`;
-  const center = (heights.length - 1) / 2;
-  if (peaks.length === 3 && Math.abs(peaks[1] - center) < NEAR_CENTER * heights.length)
-    return `${words}, the middle one at zero`;
-  if (peaks.length !== 2) return words;
-  const bins = Array.from(drawn);
-  const [from, to] = peaks.map((i) => Math.round(((i + 0.5) * bins.length) / heights.length));
-  const low = Math.min(...bins.slice(from, to));
-  const middle = bins.indexOf(low, from);
-  const lowerPeak = Math.min(Math.max(...bins.slice(0, middle)), Math.max(...bins.slice(middle)));
-  return low
-    ? `${words} with a dip to ${share(low / lowerPeak, 0)} of their height`
-    : `${words} with a gap between them`;
-}
-
-/** A share of zeros, which is "no" only where there is none. @param {number} part */
-export function ofZeros(part) {
-  if (!part) return "no";
-  return part < 5e-4 ? "under 0.1 %" : share(part);
-}
-
-/**
- * Headline of a histogram: "Re-dense: three peaks, the middle one at zero; 14.2 % exact zeros".
- * @param {Histograms} data
- * @param {number} t
- * @param {number} s
- */
-export function ofHistogram(data, t, s) {
+/** Headline of a histogram: "Re-dense: grown back small: 49 %, spread 0.196 → 0.181". @type {(place: Place) => string} */
+export function ofHistogram({ data, t, s }) {
   const { label } = data.stages[s];
   if (!data.has(t, s)) return `${label}: not recorded for ${data.tensors[t].label}`;
-  const zeros = ofZeros(data.tail(t, s).share);
-  return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}; ${zeros} exact zeros`;
+  const [first, now] = [data.main[0], s].map((stage) => number(data.value("std", t, stage)));
+  const spread = s === data.main[0] ? now : `${first} → ${now}`;
+  return `${label}: ${[middleWords(data, t, s), `spread ${spread}`].filter(Boolean).join(", ")}`;
 }
 
-/** Last part of a module's name. @param {string} module */
-export const shortName = (module) => module.split(".").at(-1) ?? module;
+/** Last part of a module's name, with the number of an expert. @param {string} module */
+export const shortName = (module) => module.match(/(\d+\.)?[^.]+$/)?.[0] ?? module;
 
 /**
- * Headline of the map: its largest value.
+ * Headline of the map: its largest value, or in how many layers a difference is below zero.
  * @param {Histograms} data
  * @param {string} label
  * @param {string} unit
  * @param {number[]} values by tensor
- * @param {string} [why] such a value is shown: the beginning of the sentence
+ * @param {string} [rival] what they are compared with
  */
-export function ofMap(data, label, unit, values, why = "") {
-  const sizes = values.map((value) => (Number.isFinite(value) ? Math.abs(value) : -1));
-  const largest = sizes.reduce((most, size) => Math.max(most, size), -1);
-  if (largest < 0) return `${label}: not measured at this stage`;
-  const t = sizes.indexOf(largest);
+export function ofMap(data, label, unit, values, rival = "") {
+  const measured = [...values.keys()].filter((t) => Number.isFinite(values[t]));
+  if (!measured.length) return `${label}: not measured at this stage`;
+  const t = measured.reduce((a, b) => (Math.abs(values[b]) > Math.abs(values[a]) ? b : a));
   const { block, module } = data.tensors[t];
-  const verb = label.includes("|") ? "are most" : "is largest";
-  const subject = why + (why ? lower(label) : label);
-  return `${subject} ${verb} in block ${block}, ${shortName(module)}: ${number(values[t])}${unit}`;
+  const where = `block ${block}, ${shortName(module)}: ${number(values[t])}${unit}`;
+  if (!values[t]) return rival ? `${label}: as in ${rival}` : `${label}: 0${unit} in all layers`;
+  if (!rival) return `${label} ${label.includes("|") ? "are most" : "is largest"} in ${where}`;
+  const less = measured.filter((each) => values[each] < 0).length;
+  return `${label}: below ${rival} in ${less} of ${measured.length} layers; most in ${where}`;
+}
+
+/** @typedef {[name: string, value: string, reference: string]} Figure */
+
+/** @type {(one: Place, other: Place) => boolean} */
+const isSame = (one, other) => one.data === other.data && one.s === other.s;
+
+/** @type {(before: number, after: number) => string} */
+function verbOf(before, after) {
+  if (Math.abs(after / before - 1) <= STEADY) return "keeps";
+  return after < before ? "cuts" : "raises";
 }
 
 /**
- * Headline of the ridges: in which block a module is widest.
- * @param {string} module
- * @param {[block: number, width: number][]} widths magnitudes below which 99 % of what is drawn lie
+ * Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
+ * @param {Effect} effect
  */
-export function ofDepth(module, widths) {
-  if (widths.length < 2) return `${module}: one block`;
-  const ordered = [...widths].sort(([, a], [, b]) => a - b);
-  const [thinnest, thinWidth] = ordered[0];
-  const [widest, width] = ordered[ordered.length - 1];
-  if (width - thinWidth <= STEADY * width)
-    return `99 % of ${module} lie within ±${number(width, 2)} in all blocks`;
-  return `${module} is widest in block ${widest}: 99 % lie within ±${number(width, 2)}; narrowest in block ${thinnest}, ±${number(thinWidth, 2)}`;
+export function ofEffect({ before, after, rival }) {
+  const { data, t, s } = after;
+  const { label } = data.tensors[t];
+  const error = (/** @type {Place} */ place) =>
+    place.data.shown("relative_error", place.t, place.s);
+  const name = nameOf(after, data.run);
+  const [from, to] = [error(before), error(after)];
+  if (!data.has(t, s))
+    return `${label} is not recorded at stage ${data.stages[s].label}: choose a colored cell of the map`;
+  if (!(to > 0))
+    return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
+  if (!(from > 0) || isSame(before, after))
+    return `${label}: ${name} leaves an output error of ${number(to)} %`;
+  const reached = rival ? error(rival) : NaN;
+  const other = Number.isFinite(reached)
+    ? `; ${lower(nameOf(/** @type {Place} */ (rival), data.run))} reaches ${number(reached)} %`
+    : "";
+  return `${label}: ${name} ${verbOf(from, to)} the output error ${number(from)} → ${number(to)} %${other}`;
 }
-
-/** @typedef {[name: string, value: string, sentence: string]} Tile */
 
 /**
- * The four statistics of a tensor that say most.
- * @param {Histograms} data
- * @param {number} t
- * @param {number} s
+ * The same in all layers: "Better than first pruning in 208 of 210 layers, than adjustment alone in 190".
+ * @param {Effect} effect
+ * @param {(place: Place, t: number) => Place | null} at the same place of another tensor
  */
-export function tiles(data, t, s) {
-  const value = (/** @type {string} */ name, stage = s) => data.value(name, t, stage);
-  const [first] = data.main;
-  const base = data.stages[first].label;
-  const overlap = value("mask_overlap");
-  /** @type {(Tile | null)[]} */
-  const candidates = [
-    zerosTile(data, t, s),
-    spreadTile(data, t, s),
-    errorTile(data, t, s),
-    overlap < 1
-      ? [
-          "Mask kept",
-          share((2 * overlap) / (1 + overlap)),
-          `${data.stages[s].label} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`,
-        ]
-      : null,
-    ["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
-    ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`],
-  ];
-  return candidates.filter((tile) => tile !== null).slice(0, 4);
+export function ofAllLayers({ before, after, rival }, at) {
+  const { data } = after;
+  const error = (/** @type {Place | null} */ place) =>
+    place ? place.data.value("relative_error", place.t, place.s) : NaN;
+  const better = (/** @type {Place} */ other) => {
+    const pairs = data.tensors
+      .map((_, t) => [error(at(after, t)), error(at(other, t))])
+      .filter((pair) => pair.every(Number.isFinite));
+    return { of: pairs.length, less: pairs.filter(([own, theirs]) => own < theirs).length };
+  };
+  const { of, less } = better(before);
+  if (!of || isSame(before, after) || before.data.stages[before.s].name === "dense") return "";
+  const named = lower(nameOf(before, data.run));
+  const many = (/** @type {number} */ n) => (n === of ? `all ${of}` : `${n} of ${of}`);
+  const start = `lower error than ${named} in ${many(less)} layers`;
+  if (!rival) return start;
+  return `${start}, than ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
 }
 
-/** @type {(data: Histograms, t: number, s: number) => Tile} */
-function zerosTile(data, t, s) {
-  const [first] = data.main;
-  const bySize = data.value("by_size", t, s);
-  const zeros = ofZeros(data.tail(t, s).share).replace("no", "0 %");
-  const sentence =
-    data.stages[s].pruned && Number.isFinite(bySize)
-      ? `${share(bySize, 0)} were among the smallest dense weights`
-      : `${data.stages[first].label}: ${ofZeros(data.tail(t, first).share)}`;
-  return ["Exact zeros", zeros, sentence];
-}
-
-/** @type {(data: Histograms, t: number, s: number) => Tile} */
-function spreadTile(data, t, s) {
-  const [first] = data.main;
-  const std = data.value("std", t, s);
-  const wider = std / data.value("std", t, first) - 1;
-  const base = lower(data.stages[first].label);
-  let sentence = `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${base}`;
-  if (Math.abs(wider) < STEADY_SPREAD) sentence = `As wide as ${base}`;
-  if (s === first) sentence = "Standard deviation";
-  return ["Spread", number(std), sentence];
-}
-
-/** @type {(data: Histograms, t: number, s: number) => Tile | null} */
-function errorTile(data, t, s) {
-  const error = (/** @type {number} */ stage) => data.value("relative_error", t, stage);
-  if (!Number.isFinite(error(s))) return null;
-  const earlier = data.main.find((stage) => stage < s && Number.isFinite(error(stage)));
-  const sentence =
-    earlier === undefined
-      ? "Of the output of the layer, on calibration text"
-      : `${data.stages[earlier].label}: ${share(error(earlier), 2)}`;
-  return ["Relative output error", share(error(s), 2), sentence];
+/**
+ * The statistics of a tensor that say most, beside those of the reference.
+ * @param {Place} place
+ * @param {Place} reference
+ * @returns {Figure[]}
+ */
+export function figures(place, reference) {
+  const { data, t, s } = place;
+  const isOwn = isSame(place, reference);
+  const named = lower(nameOf(reference, data.run));
+  const perplexity = (/** @type {Place} */ at) => at.data.stages[at.s].perplexity;
+  const whole = perplexity(place)
+    ? [
+        /** @type {Figure} */ ([
+          "Model perplexity",
+          number(perplexity(place), 4),
+          isOwn || !perplexity(reference) ? "" : `${named} ${number(perplexity(reference), 4)}`,
+        ]),
+      ]
+    : [];
+  const own = FIGURES.flatMap(([name, label, unit]) => {
+    const text = (/** @type {Place} */ at) => number(at.data.shown(name, at.t, at.s)) + unit;
+    if (!Number.isFinite(data.value(name, t, s))) return [];
+    const other = reference.data.value(name, reference.t, reference.s);
+    const words = isOwn || !Number.isFinite(other) ? "" : `${named} ${text(reference)}`;
+    return [/** @type {Figure} */ ([label, text(place), words])];
+  });
+  return [...whole, ...own].slice(0, MAX_FIGURES);
 }

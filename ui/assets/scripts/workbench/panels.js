@@ -255,7 +255,6 @@ export class LayerPanel {
         s: form === view.known.dense ? 0 : 1,
         shown: [0],
         other: null,
-        curve: "histogram",
         log: false,
         brush: null,
       },

@@ -228,7 +228,7 @@ export function dense(model, name) {
 /** The data that the histogram of Weights draws: the dense weights, and what they are now.
     @param {DenseTensor} tensor @param {import("./predictions.js").Layer} layer
     @param {[Counts, Counts]} both
-    @param {import("../weights/histograms.js").Stage[]} stages of these counts */
+    @param {import("../weights/histograms.js").SentStage[]} stages of these counts */
 export function overlaid(tensor, layer, both, stages) {
   const counts = new Uint32Array(2 * tensor.bins);
   const tails = new Float64Array(8);
