@@ -30,7 +30,6 @@ QUERIES = {
     "quantization": "run=dlqat-0005",
     "sensitivity": "run=profile-0008",
     "trade-offs": "run=profile-0008",
-    "benchmark": "run=benchmark-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
     "report": "n=1",
 }

@@ -42,7 +42,6 @@ CONTROLS = (
 THERE = {
     "": ".hero-plot svg path",
     "weights": "#weights-overlay h2:not(:empty)",
-    "benchmark": "#benchmark-bars .main-svg .trace",
 }
 
 

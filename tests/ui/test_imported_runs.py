@@ -5,6 +5,7 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -142,7 +143,7 @@ def drawn_everywhere(job: Job) -> None:
     runs_text([summary(job) for job in queries.jobs()])
     for draw in (home.draw, runs.draw, queue.draw, playground.draw):
         draw(asked(run=name))
-    for draw in (run.draw, run.draw_measures, run.draw_curves):
+    for draw in (partial(run.draw, None), run.draw_curves):
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
     quantization.SHARED.open(asked(run=name))
@@ -252,7 +253,7 @@ VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
     "runs": lambda: runs.draw(asked()),
     "a run": lambda: run.draw(asked(id="sds-0001")),
     "a run that failed": lambda: run.draw(asked(id="sds-0004")),
-    "texts of a model": lambda: run.draw_measures(asked(id="evaluation-0006")),
+    "texts of a model": lambda: run.draw(None, asked(id="evaluation-0006")),
     "comparison": lambda: compare.draw(asked(ids="sds-0001,sds-0002")),
     "sweep": lambda: sweep_page.draw(None, asked(id="sds-0007")),
 }

@@ -66,7 +66,9 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     frame = pd.DataFrame(records, columns=columns, dtype=object)
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
-    headline = stages_headline([(names.get(r.stage, r.stage), r.value) for r in main_rows])
+    named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
+    control = named.get("control") if main_rows and main_rows[-1].stage == "sds" else None
+    headline = stages_headline([named[r.stage] for r in main_rows], control)
     figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 

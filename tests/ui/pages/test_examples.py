@@ -16,7 +16,6 @@ SHOWS = {  # page -> kinds of the runs it offers
     "quantization": {"dlqat"},
     "sensitivity": {"profile"},
     "trade-offs": {"profile"},
-    "benchmark": {"benchmark"},
 }
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
     "sensitivity-agreement",

@@ -59,7 +59,6 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
         asking = asked(id=name)
         found |= {
             f"{name} page": run.draw(asking),
-            f"{name} measures": run.draw_measures(asking),
             f"{name} curves": run.draw_curves(asking),
             f"{name} record": record(name),
             f"{name} points": frames.curves(name).to_csv(),
