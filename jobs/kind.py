@@ -135,11 +135,15 @@ class KeyFigure:
         value: number with its unit, such as "45 %".
         label: meaning of the number; continues the value.
         text: sentence with the underlying results.
+        title: the method and its rival, such as "SDS against its control"; empty without a rival.
+        rival: stage of the rival.
     """
 
     value: str
     label: str
     text: str
+    title: str = ""
+    rival: str = ""
 
 
 def rival_figure(
@@ -155,13 +159,15 @@ def rival_figure(
     figures = [value for value in measured if value]
     if len(figures) < len(measured):
         return None
-    own, other, dense = distinguishable(figures)
+    own, other, dense = distinguishable(figures, places=1 if min(figures) >= 10 else 2)
     subject = f"{names[kept][:1].upper()}{names[kept][1:]}"
     change = relative_change(figures[0], figures[1])
     return KeyFigure(
         f"{signed(100 * (figures[0] / figures[1] - 1), 1)} %",
         " ".join(filter(None, (f"perplexity against {names[rival]}", condition))),
         f"{subject} reaches perplexity {own}, {change} {names[rival]} at {other}; dense {dense}.",
+        f"{subject} against {names[rival]}",
+        rival,
     )
 
 

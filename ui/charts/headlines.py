@@ -14,22 +14,22 @@ NO_GAIN = "No decoder is measurably faster than plain decoding"
 
 
 def stages_headline(
-    values: Sequence[tuple[str, float]], control: tuple[str, float] | None = None
+    values: Sequence[tuple[str, float]], rival: tuple[str, float] | None = None
 ) -> str:
-    """Headline of perplexities by stage: the last stage against its control, or else against the
+    """Headline of perplexities by stage: the last stage against its rival, or else against the
     worst stage if that is another.
 
     Args:
         values: label and perplexity of each stage, beginning with the original model.
-        control: label and perplexity of the stage without the step that is judged.
+        rival: label and perplexity of the stage without the step that is judged.
     """
     if len(values) < 2:
         return ""
     (_, first), (last_label, last) = values[0], values[-1]
-    rival_label, rival = control or max(values[1:], key=lambda pair: pair[1])
-    if rival_label != last_label and (control or rival > last > first):
-        own, other = distinguishable([last, rival])
-        return f"{last_label} reaches perplexity {own}; {lower(rival_label)}: {other}"
+    label, value = rival or max(values[1:], key=lambda pair: pair[1])
+    if label != last_label and (rival or value > last > first):
+        own, other = distinguishable([last, value])
+        return f"{last_label} reaches perplexity {own}; {lower(label)}: {other}"
     change = last / first - 1
     if abs(change) < NEGLIGIBLE_CHANGE:
         return f"{last_label} keeps the perplexity of {number(first)}"

@@ -23,11 +23,14 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
-def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
+def perplexity_chart(
+    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = ""
+) -> Chart:
     """A dot and the value of each stage; a dashed line marks the dense model's perplexity.
 
     Args:
         names: labels by stage, in the order of the rows.
+        rival: stage that the headline compares the last one with; the worst one if empty.
     """
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
@@ -67,8 +70,7 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
     named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
-    control = named.get("control") if main_rows and main_rows[-1].stage == "sds" else None
-    headline = stages_headline([named[r.stage] for r in main_rows], control)
+    headline = stages_headline([named[r.stage] for r in main_rows], named.get(rival))
     figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 

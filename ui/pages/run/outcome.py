@@ -72,7 +72,9 @@ def stage_tables(results: RunResults) -> Markup:
     for stages in results.comparable_stages():
         names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
         names = [name for name in names if name not in own]
-        if SPEED_UP in results.metrics and results.of_models:  # the median of ratios is not the ratio of these medians
+        if (
+            SPEED_UP in results.metrics and results.of_models
+        ):  # the median of ratios is not the ratio of these medians
             names = [name for name in names if name != TOKENS_PER_SECOND]
         names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
         rows = [

@@ -222,7 +222,9 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
     if PERPLEXITY not in results.metrics:
         active = "Perplexity appears here as the stages are measured."
         return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
-    return perplexity_chart([*results.rows.values()], results.labels)
+    figure = results.key_figure
+    rival = figure.rival if figure else ""
+    return perplexity_chart([*results.rows.values()], results.labels, rival)
 
 
 def weights_chart(job: Job) -> Chart:
