@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from backend.budget import PREFIX
@@ -262,7 +263,11 @@ def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
     of SDS the control, which adjusts the weights of the first pruning without the re-dense step."""
     rivals = RIVALS.get(kept_stage or SDSStage.SDS, ())
     rival = next((stage for stage in rivals if (stage, PERPLEXITY) in values), None)
-    return rival_figure(values, kept_stage or SDSStage.SDS, rival, NAMES) if rival else None
+    figure = rival_figure(values, kept_stage or SDSStage.SDS, rival, NAMES) if rival else None
+    if figure is None or (kept_stage or SDSStage.SDS) != SDSStage.SDS or rival != SDSStage.FIRST:
+        return figure
+    caution = "Without a control, weight adjustment alone may explain it."
+    return replace(figure, text=f"{figure.text} {caution}")
 
 
 STYLES = {

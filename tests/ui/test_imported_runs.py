@@ -141,7 +141,7 @@ def drawn_everywhere(job: Job) -> None:
     name = job.run
     json.dumps(record(name), allow_nan=False)
     runs_text([summary(job) for job in queries.jobs()])
-    for draw in (home.draw, runs.draw, queue.draw, playground.draw):
+    for draw in (partial(home.draw, None), runs.draw, queue.draw, playground.draw):
         draw(asked(run=name))
     for draw in (partial(run.draw, None), run.draw_curves):
         draw(asked(id=name))
@@ -247,7 +247,7 @@ def test_a_damaged_row_is_shown_as_damaged(
 
 
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
-    "home": lambda: home.draw(asked()),
+    "home": lambda: home.draw(None, asked()),
     "queue, ended": lambda: queue.draw(asked(state="ended")),
     "queue, failed": lambda: queue.draw(asked(state="failed", id="sds-0004")),
     "runs": lambda: runs.draw(asked()),

@@ -42,7 +42,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
     time.time_ns = lambda: moment
     PostgreSQL.now_ms = lambda self, session: None  # the time of this machine
     found: dict[str, object] = {
-        "home": home.draw(asked()),
+        "home": home.draw(None, asked()),
         "playground": playground.draw(asked()),
         "compare": compare.draw(asked(runs="sds-0001,sds-0002")),
         **{f"queue {tab}": queue.draw(asked(state=tab)) for tab in ("active", "ended")},

@@ -65,12 +65,13 @@ def tree_sizes(
     """
     curves = {run: tree_curves(run) for run in drafters}
     charts = {}
-    for panel, series, value in (
-        (SIZES, "speed-up", "speed_up"),
-        (LENGTHS, "accepted", "accepted"),
-    ):
+    values = (
+        (SIZES, "speed-up", [d.speed_up for d in measured]),
+        (LENGTHS, "accepted", [d.accepted for d in measured]),
+    )
+    for panel, series, known in values:
         lines = {run: found[series] for run, found in curves.items() if series in found}
-        dots = [(d, float(getattr(d, value))) for d in measured]
+        dots = [*zip(measured, known, strict=True)]
         if lines or dots:
             charts[panel] = _sizes_chart(panel, drafters, lines, dots)
     return charts
