@@ -84,4 +84,6 @@ def keep_supervised() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit("app.py takes no options. Use: slimscope serve --host ADDRESS --port PORT")
     main()

@@ -25,7 +25,7 @@ from backend.registry import source_file
 from backend.settings import settings
 from jobs.estimates import Duration, PhaseWork
 from jobs.metrics import PERPLEXITY
-from jobs.wording import StageComparison
+from jobs.wording import StageComparison, distinguishable, relative_change, signed
 
 
 class JobConfig(Options):
@@ -139,11 +139,40 @@ class KeyFigure:
         value: number with its unit, such as "45 %".
         label: meaning of the number; continues the value.
         text: sentence with the underlying results.
+        title: the method and its rival, such as "SDS against its control"; empty without a rival.
+        rival: stage of the rival.
     """
 
     value: str
     label: str
     text: str
+    title: str = ""
+    rival: str = ""
+
+
+def rival_figure(
+    values: Values, kept: str, rival: str, names: Mapping[str, str], condition: str = ""
+) -> KeyFigure | None:
+    """Return the perplexity of the kept stage relative to that of a rival; None if unmeasured.
+
+    Args:
+        names: name of both stages in a sentence.
+        condition: clause that ends the label, such as "at 4 bits".
+    """
+    measured = [values.get((stage, PERPLEXITY)) for stage in (kept, rival, "dense")]
+    figures = [value for value in measured if value]
+    if len(figures) < len(measured):
+        return None
+    own, other, dense = distinguishable(figures, places=1 if min(figures) >= 10 else 2)
+    subject = f"{names[kept][:1].upper()}{names[kept][1:]}"
+    change = relative_change(figures[0], figures[1])
+    return KeyFigure(
+        f"{signed(100 * (figures[0] / figures[1] - 1), 1)} %",
+        " ".join(filter(None, (f"perplexity against {names[rival]}", condition))),
+        f"{subject} reaches perplexity {own}, {change} {names[rival]} at {other}; dense {dense}.",
+        f"{subject} against {names[rival]}",
+        rival,
+    )
 
 
 def capitalized(stage: str) -> str:

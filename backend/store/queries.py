@@ -286,6 +286,13 @@ def examples() -> set[int]:
     return {*fetched(select(Job.id).where(Job.id < 0))}
 
 
+def example_count() -> int:
+    """Number of examples that were not removed."""
+    with reading() as session:
+        query = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
+        return session.scalar(query) or 0
+
+
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
     """The jobs with these ids, in no particular order; unknown ids are omitted."""
     with reading() as session:

@@ -1,6 +1,6 @@
 """Films of what moves, as GIFs in docs/films: the weights of a layer through the stages of SDS
-(zip), a group that snaps to its grid (comb), two answers at their pace (race), and a sweep of
-sparsity, each frame measured (sweep).
+(zip), a group that snaps to its grid (comb), and a sweep of sparsity, each frame measured
+(sweep).
 
     make bench-screen.films
     make bench-screen.films ARGS="zip comb"
@@ -66,12 +66,6 @@ def comb(page: Page, url: str) -> Iterator[Frame]:
         yield from filmed(page, "#workbench-histogram", 4, SHOWN_MS)
 
 
-def race(page: Page, url: str) -> Iterator[Frame]:
-    opened(page, url, ".race-again")
-    page.locator(".race-again").click()
-    yield from filmed(page, "figure.race", 18, LAST_MS)
-
-
 def sweep(page: Page, url: str) -> Iterator[Frame]:
     page.goto(f"{url}/workbench?model=smollm2-135m&prompt=The capital of France is")
     page.wait_for_function("document.querySelector('#workbench-histogram h2')?.textContent")
@@ -91,7 +85,6 @@ def sweep(page: Page, url: str) -> Iterator[Frame]:
 MADE: dict[str, Callable[[Page, str], Iterator[Frame]]] = {
     "zip": zipped,
     "comb": comb,
-    "race": race,
     "sweep": sweep,
 }
 

@@ -101,7 +101,7 @@ SHOTS = (
     Shot("workbench-dark", ONE_LAYER, dark=True, tallest=900),
     Shot("workbench-phone", ONE_LAYER, phone=True),
     Shot("quantization-light", "weights?run={dlqat}&view=groups"),
-    Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
+    Shot("benchmark-light", "run?id={benchmark}", tallest=1010),
     Shot("playground-light", "playground?chat={chat}"),
 )
 

@@ -265,7 +265,9 @@ def table_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
     accepted_length = values.get((DRAFTER, ACCEPTED_LENGTH))
     if not accepted_length:
         return None
-    return KeyFigure(f"{fixed(accepted_length, 2)} tokens", "per pass, with all heads", "")
+    return KeyFigure(
+        f"{fixed(accepted_length, 2)} tokens", "per step, predicted on held-out answers", ""
+    )
 
 
 NOTES = {

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from backend.budget import PREFIX
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, Format, check_format, experts_of, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
@@ -45,7 +46,15 @@ from jobs.fields.text import (
     sampled_bytes,
 )
 from jobs.fields.types import CorpusName, ModelConfig
-from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
+from jobs.kind import (
+    JobConfig,
+    KeyFigure,
+    Kind,
+    Requirements,
+    StageStyle,
+    Values,
+    rival_figure,
+)
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix
@@ -434,25 +443,32 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
     )
 
 
+def headline(values: Mapping[str, Any]) -> list[str]:
+    """Return the settings that name a run: its budget if the layers differ, else bits and group
+    size; and the number of layers set by hand."""
+    allocation, by_hand = str(values.get("allocation", "")), str(values.get("overrides") or "")
+    budget = allocation.removeprefix(PREFIX)
+    uniform = [f"{values.get('bits')} bits", f"group size {values.get('group_size')}"]
+    named = [f"mixed, {budget}"] if budget != allocation else uniform
+    return [*named, *([f"{len(by_hand.split(','))} layers set by hand"] if by_hand else [])]
+
+
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
-    """Return bits per weight of the kept stage, and the perplexity of the best post-training
-    quantizer, of the trained stage and of the kept stage."""
-    dense = values.get((DLQATStage.DENSE, PERPLEXITY))
-    if (
-        dense is None
-        or not {(kept_stage, BITS_PER_WEIGHT), (kept_stage, PERPLEXITY)} <= values.keys()
-    ):
+    """Return the perplexity of a trained stage relative to the best post-training quantizer; of a
+    run that trained nothing, the bits per weight."""
+    bits = values.get((kept_stage, BITS_PER_WEIGHT))
+    if bits is None:
         return None
-    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept_stage)
+    size = f"{fixed(bits, 2)} bits"
     rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
-    stages = [*dict.fromkeys((rival or kept_stage, trained, kept_stage))]
-    figures = distinguishable([dense, *(values[s, PERPLEXITY] for s in stages)])
-    labels = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
-    return KeyFigure(
-        f"{fixed(values[kept_stage, BITS_PER_WEIGHT], 2)} bits",
-        "per weight, down from 16",
-        f"Perplexity {', '.join(map(' '.join, zip(figures, labels, strict=True)))}.",
-    )
+    if rival and kept_stage not in POST_TRAINING:
+        return rival_figure(values, kept_stage, rival, STAGE_LABELS, f"at {size} per weight")
+    own, dense = (values.get((stage, PERPLEXITY)) for stage in (kept_stage, DLQATStage.DENSE))
+    if own is None or dense is None:
+        return None
+    figures = distinguishable([own, dense])
+    text = f"{STAGE_LABELS[kept_stage]} reaches perplexity {figures[0]}; dense {figures[1]}."
+    return KeyFigure(size, "per weight, down from 16", text)
 
 
 STYLES = {
@@ -486,6 +502,8 @@ KIND = Kind(
     verdict=verdict,
     remedy="more bits, smaller groups, or longer training",
     key_figure=key_figure,
+    headline=headline,
+    headline_fields=frozenset({"bits", "group_size", "allocation", "overrides"}),
     recipes={
         "DL-QAT": {},
         "DL-QAT beside its rivals": {"stages": "rtn, gptq, dlqat, lora"},

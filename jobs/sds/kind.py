@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from math import log
+from dataclasses import replace
 from typing import Any, Literal
 
 from backend.budget import PREFIX
@@ -26,10 +26,19 @@ from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
-from jobs.kind import DiskSpace, JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
+from jobs.kind import (
+    DiskSpace,
+    JobConfig,
+    KeyFigure,
+    Kind,
+    Requirements,
+    StageStyle,
+    Values,
+    rival_figure,
+)
 from jobs.metrics import PERPLEXITY
 from jobs.profile.profiles import pruned_mix
-from jobs.wording import StageComparison, distinguishable, fixed
+from jobs.wording import StageComparison
 
 NAME = "sds"
 BLOCK_COPIES = 6  # copies of the current block: its stages, and a sorted copy for statistics
@@ -235,41 +244,30 @@ def _measured(stages: StageComparison, rivals: Mapping[SDSStage, str]) -> dict[s
     return {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
 
 
+NAMES: Mapping[str, str] = {
+    SDSStage.FIRST: "the first pruning",
+    SDSStage.CONTROL: "its control",
+    SDSStage.SDS: "SDS",
+    SDSStage.FIRST_BLOCKS: "block reconstruction",
+    SDSStage.SDS_BLOCKS: "SDS with block reconstruction",
+}
+RIVALS: Mapping[str, tuple[SDSStage, ...]] = {  # the first that was measured counts
+    SDSStage.SDS: (SDSStage.CONTROL, SDSStage.FIRST),
+    SDSStage.FIRST_BLOCKS: (SDSStage.FIRST,),
+    SDSStage.SDS_BLOCKS: (SDSStage.FIRST_BLOCKS, SDSStage.SDS),
+}
+
+
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
-    """Return the share of the perplexity lost to the first pruning that the kept stage recovers:
-
-        recovered = (first - final) / (first - dense)      final: perplexity of the kept stage
-
-    and the same share of the cross-entropy, the logarithm of the perplexity.
-    """
-    stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
-    dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
-    final = values.get((kept_stage, PERPLEXITY), sds)
-    if (
-        dense is None
-        or first is None
-        or final is None
-        or first <= dense
-        or kept_stage == SDSStage.FIRST
-    ):
-        return None
-    blocks = values.get((SDSStage.FIRST_BLOCKS, PERPLEXITY)) if blocks is None else blocks
-    perplexities = {
-        "dense": dense,
-        "pruned": first,
-        "only adjusted": control,
-        "after SDS": sds,
-        "blocks reconstructed": blocks,
-    }
-    measured = {name: value for name, value in perplexities.items() if value is not None}
-    texts = zip(distinguishable([*measured.values()]), measured, strict=True)
-    entropy = log(first / final) / log(first / dense)
-    return KeyFigure(
-        f"{fixed(100 * (first - final) / (first - dense), 0)} %",
-        "of the perplexity loss from pruning recovered",
-        f"Perplexity {', '.join(map(' '.join, texts))}. "
-        f"In cross-entropy, {fixed(100 * entropy, 0)} %.",
-    )
+    """Return the perplexity of the kept stage relative to the stage that did all but its last step:
+    of SDS the control, which adjusts the weights of the first pruning without the re-dense step."""
+    rivals = RIVALS.get(kept_stage or SDSStage.SDS, ())
+    rival = next((stage for stage in rivals if (stage, PERPLEXITY) in values), None)
+    figure = rival_figure(values, kept_stage or SDSStage.SDS, rival, NAMES) if rival else None
+    if figure is None or (kept_stage or SDSStage.SDS) != SDSStage.SDS or rival != SDSStage.FIRST:
+        return figure
+    caution = "Without a control, weight adjustment alone may explain it."
+    return replace(figure, text=f"{figure.text} {caution}")
 
 
 STYLES = {
@@ -302,8 +300,8 @@ KIND = Kind(
     styles=STYLES,
     default_stage=SDSStage.SDS,
     verdict=verdict,
-    remedy="a lower sparsity, an unstructured pattern (50% instead of 2:4), the pruner SparseGPT "
-    "or ALPS, or more calibration text",
+    remedy="a lower sparsity, an unstructured pattern (50% instead of 2:4), or more calibration "
+    "text",
     key_figure=key_figure,
     recipes={
         "SDS": {},

@@ -27,7 +27,6 @@ QUERIES = {
     "run": "id=sds-0001",
     "weights": "run=sds-0001",
     "workbench": "model=toy",
-    "benchmark": "run=benchmark-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
     "report": "n=1",
 }

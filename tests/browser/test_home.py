@@ -43,7 +43,6 @@ STAGE = "#weights-rail [aria-checked='true']"
 THERE = {
     "": ".hero-plot svg path",
     "weights": "#weights-overlay h2:not(:empty)",
-    "benchmark": "#benchmark-bars .main-svg .trace",
 }
 
 

@@ -113,18 +113,17 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
     values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
     key_figure = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
     assert key_figure is not None and key_figure.text == (
-        "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
-        "In cross-entropy, 38 %."
+        "SDS reaches perplexity 1.587, 0.3 % lower than its control at 1.592; dense 1.496."
     )
     worse = sds.key_figure(
-        {("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0, ("sds", PERPLEXITY): 2.001}, "sds"
+        {("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0, ("sds", PERPLEXITY): 2.1}, "sds"
     )
-    assert worse is not None and worse.value == "0 %"
+    assert worse is not None and worse.value == "+5.0 %" and "the first pruning" in worse.label
     figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
     held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
-    for kept_stage in ("gptq", "dlqat"):
+    for kept_stage, value, rival in (("gptq", "3.25 bits", False), ("dlqat", "−0.7 %", True)):
         bits = dlqat.key_figure(figures | held, kept_stage)
-        assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
+        assert bits.value == value and ("GPTQ at 1.53" in bits.text) == rival
     assert dlqat.key_figure(figures | held, "") is None
     sentence = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
     assert "rounding changes nothing measurable." in sentence

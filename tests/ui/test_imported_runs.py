@@ -5,6 +5,7 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -137,9 +138,9 @@ def drawn_everywhere(job: Job) -> None:
     name = job.run
     json.dumps(record(name), allow_nan=False)
     runs_text([summary(job) for job in queries.jobs()])
-    for draw in (home.draw, runs.draw, playground.draw):
+    for draw in (partial(home.draw, None), runs.draw, playground.draw):
         draw(asked(run=name))
-    for draw in (run.draw, run.draw_measures, run.draw_curves):
+    for draw in (partial(run.draw, None), run.draw_curves):
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
     histograms.packed_of(name)
@@ -243,11 +244,11 @@ def test_a_damaged_row_is_shown_as_damaged(
 
 
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
-    "home": lambda: home.draw(asked()),
+    "home": lambda: home.draw(None, asked()),
     "runs": lambda: runs.draw(asked()),
     "a run": lambda: run.draw(asked(id="sds-0001")),
     "a run that failed": lambda: run.draw(asked(id="sds-0004")),
-    "texts of a model": lambda: run.draw_measures(asked(id="evaluation-0006")),
+    "texts of a model": lambda: run.draw(None, asked(id="evaluation-0006")),
     "comparison": lambda: compare.draw(asked(ids="sds-0001,sds-0002")),
     "sweep": lambda: runs.draw(asked(q="sweep=sds-0007", open="sds-0007")),
 }

@@ -13,24 +13,23 @@ NEGLIGIBLE_CHANGE = 0.02  # relative changes below count as no change
 NO_GAIN = "No decoder is measurably faster than plain decoding"
 
 
-def stages_headline(values: Sequence[tuple[str, float]]) -> str:
-    """Headline of perplexities by stage: the share of the loss that the last stage recovers,
-
-        won_back = (worst - last) / (worst - first)
+def stages_headline(
+    values: Sequence[tuple[str, float]], rival: tuple[str, float] | None = None
+) -> str:
+    """Headline of perplexities by stage: the last stage against its rival, or else against the
+    worst stage if that is another.
 
     Args:
         values: label and perplexity of each stage, beginning with the original model.
+        rival: label and perplexity of the stage without the step that is judged.
     """
     if len(values) < 2:
         return ""
     (_, first), (last_label, last) = values[0], values[-1]
-    worst_label, worst = max(values[1:], key=lambda pair: pair[1])
-    if worst_label != last_label and worst > last > first:
-        back = share((worst - last) / (worst - first), 0)
-        if last_label.startswith(f"{worst_label}, "):  # a further step after the worst stage
-            step = last_label.removeprefix(f"{worst_label}, ")
-            return f"With {step}, {back} of the perplexity lost is won back"
-        return f"{last_label} wins back {back} of the perplexity lost to {lower(worst_label)}"
+    label, value = rival or max(values[1:], key=lambda pair: pair[1])
+    if label != last_label and (rival or value > last > first):
+        own, other = distinguishable([last, value])
+        return f"{last_label} reaches perplexity {own}; {lower(label)}: {other}"
     change = last / first - 1
     if abs(change) < NEGLIGIBLE_CHANGE:
         return f"{last_label} keeps the perplexity of {number(first)}"

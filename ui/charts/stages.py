@@ -23,11 +23,14 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
-def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
+def perplexity_chart(
+    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = ""
+) -> Chart:
     """A dot and the value of each stage; a dashed line marks the dense model's perplexity.
 
     Args:
         names: labels by stage, in the order of the rows.
+        rival: stage that the headline compares the last one with; the worst one if empty.
     """
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
@@ -66,7 +69,8 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     frame = pd.DataFrame(records, columns=columns, dtype=object)
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
-    headline = stages_headline([(names.get(r.stage, r.stage), r.value) for r in main_rows])
+    named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
+    headline = stages_headline([named[r.stage] for r in main_rows], named.get(rival))
     figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 

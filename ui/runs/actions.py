@@ -24,6 +24,7 @@ from jobs.fields import drafters
 from jobs.fields.models import has_saved
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import OPERATIONS, Button, Operation
+from jobs.profile import kind as profile
 from jobs.wording import as_text, run_names
 from ui.format import href, size
 from ui.frame import current_user
@@ -212,7 +213,11 @@ def next_links(job: Job) -> Markup:
             "Measure its speed",
         ),
         (succeeded and can_generate, href("playground", sides=job.run), "Generate with it"),
-        (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
+        (
+            succeeded and job.kind == profile.NAME,
+            href("workbench", model=base),
+            "Open the Workbench",
+        ),
         (job.kind == dlqat.NAME, href("weights", run=job.run, view="groups"), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]

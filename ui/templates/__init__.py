@@ -1,6 +1,6 @@
 """Jinja templates, the source of all HTML of the pages.
 
-    html = fragments("pages/benchmark/page.html")
+    html = fragments("pages/run/page.html")
     html.verdict(job, sentences)          # a macro of that file, as `Markup`
     page = render("templates/api.html", path=path)
 

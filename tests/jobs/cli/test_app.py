@@ -121,6 +121,13 @@ def test_dashboard_opens(data_dir: Path, monkeypatch: pytest.MonkeyPatch, words:
     assert port == ("8123" if words else None)
 
 
+def test_the_script_refuses_options_instead_of_ignoring_them(data_dir: Path) -> None:
+    script = [sys.executable, str(ROOT / "app.py"), "--port", "8123"]
+    completed = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 1 and "slimscope serve" in completed.stderr
+    assert not data_dir.exists()
+
+
 def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").touch()

@@ -201,11 +201,11 @@ def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
     [
         (
             [("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
-            "SDS wins back 50\u00a0% of the perplexity lost to pruned",
+            "SDS reaches perplexity 70.0; pruned: 120.0",
         ),
         (
             [("Dense", 30.0), ("Pruned", 50.0), ("Pruned, adjusted", 40.0)],
-            "With adjusted, 50\u00a0% of the perplexity lost is won back",
+            "Pruned, adjusted reaches perplexity 40.0; pruned: 50.0",
         ),
         ([("Dense", 20.0), ("SDS", 30.0)], "SDS raises perplexity from 20.00 to 30.00"),
         ([("Dense", 20.0), ("Trained", 10.0)], "Trained lowers perplexity from 20.00 to 10.00"),

@@ -13,7 +13,6 @@ from ui.pages.report.page import drawn, sources
 
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"},
-    "benchmark": {"benchmark"},
 }
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
     "compare-lines",

@@ -41,7 +41,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
     time.time_ns = lambda: moment
     PostgreSQL.now_ms = lambda self, session: None  # the time of this machine
     found: dict[str, object] = {
-        "home": home.draw(asked()),
+        "home": home.draw(None, asked()),
         "playground": playground.draw(asked()),
         "compare": compare.draw(asked(runs="sds-0001,sds-0002")),
         **{f"runs {by}": runs.draw(asked(sort=by, dir="asc")) for by in ("name", "run", "ppl")},
@@ -57,7 +57,6 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
         asking = asked(id=name)
         found |= {
             f"{name} page": run.draw(asking),
-            f"{name} measures": run.draw_measures(asking),
             f"{name} curves": run.draw_curves(asking),
             f"{name} record": record(name),
             f"{name} points": frames.curves(name).to_csv(),

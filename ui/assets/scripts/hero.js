@@ -50,7 +50,7 @@
     /** @param {HTMLElement} figure */
     constructor(figure) {
       this.figure = figure;
-      /** @type {{edge: number, stages: HeroStage[]}} */
+      /** @type {{edge: number, live: boolean, stages: HeroStage[]}} */
       const data = JSON.parse(figure.dataset.histogram ?? "");
       this.stages = data.stages;
       const [first] = this.stages;
@@ -71,7 +71,9 @@
       this.theme.observe(document.body, { attributeFilter: ["class"] });
       this.write();
       this.paint();
+      this.playing = this.playing && !data.live; // a run at work shows its newest stage
       this.play(this.playing);
+      if (data.live) this.go(this.stages.length - 1);
     }
 
     /** @type {(stage: HeroStage, i: number) => HTMLButtonElement} */
@@ -99,7 +101,7 @@
       const { label, zeros, said } = this.stages[this.place];
       find(this.figure, ".hero-stage").textContent = label;
       find(this.figure, ".hero-zeros i").textContent = `${Math.round(100 * zeros)}\u00a0% zeros`;
-      find(this.figure, ".hero-said").textContent = said.replaceAll(" %", "\u00a0%");
+      find(this.figure, ".hero-said span").textContent = said;
       this.buttons.forEach((button, i) =>
         button.setAttribute("aria-pressed", String(i === this.place)),
       );
@@ -110,7 +112,9 @@
       const from = this.shown;
       const to = this.stages[place];
       const begin = performance.now();
+      const last = this.stages[this.place].label;
       this.place = place;
+      if (last !== to.label) find(this.figure, ".hero-stage").textContent = `${last} → ${to.label}`;
       cancelAnimationFrame(this.frame);
       const step = (/** @type {number} */ time) => {
         const passed = Math.min(1, Math.max(0, (time - begin) / MOVE_MS));
@@ -121,7 +125,7 @@
           zeros: from.zeros + (to.zeros - from.zeros) * part,
         };
         this.paint();
-        if (part >= 0.5) this.write(); // not ahead of the picture
+        if (part === 1) this.write(); // the picture and its words agree
         if (part < 1 && this.figure.isConnected) this.frame = requestAnimationFrame(step);
       };
       step(begin);

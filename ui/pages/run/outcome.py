@@ -4,7 +4,6 @@ subject or which it is."""
 
 import re
 from collections.abc import Callable
-from functools import partial
 from itertools import takewhile
 from math import inf
 
@@ -24,14 +23,23 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, load_samples, size_and_speed
-from jobs.fields.models import has_saved, lacks_weights, parameters_of
-from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric, ordered
-from jobs.wording import fixed
-from ui.charts.headlines import lower
-from ui.format import NBSP, NONE, duration, href, number, of_unit, size
+from jobs.benchmark.report import decoder_reports
+from jobs.evaluation.kind import MODEL, NAME, evaluations, load_samples, size_and_speed
+from jobs.fields.models import has_saved, parameters_of
+from jobs.metrics import (
+    BYTES,
+    PERPLEXITY,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    TOP1_AGREEMENT,
+    metric,
+    ordered,
+)
+from jobs.wording import times as times_of
+from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.pages.help.page import explained
-from ui.runs.actions import next_links
+from ui.pages.run.decoding import drafting
+from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
 from ui.runs.profiles import perplexity_over_dense
 from ui.runs.results import (
@@ -42,7 +50,6 @@ from ui.runs.results import (
     format_value,
     kind_of,
     size_before,
-    size_saved,
     speed_conditions,
     stage_comparison,
     window_losses,
@@ -50,14 +57,13 @@ from ui.runs.results import (
 from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colors
-from ui.widgets.panel import Updates
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
+SAME_SIZE = 0.1  # relative difference of two files that hold the same values
 LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )
-TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 
 
 def stage_tables(results: RunResults) -> Markup:
@@ -66,6 +72,10 @@ def stage_tables(results: RunResults) -> Markup:
     for stages in results.comparable_stages():
         names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
         names = [name for name in names if name not in own]
+        if (
+            SPEED_UP in results.metrics and results.of_models
+        ):  # the median of ratios is not the ratio of these medians
+            names = [name for name in names if name != TOKENS_PER_SECOND]
         names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
         rows = [
             [
@@ -114,10 +124,28 @@ def _figure(row: StoredResult | None) -> str:
     if row is None:
         return NONE
     shown = metric(row.metric)
+    if nodes := row.details.get("nodes"):
+        value = format_value(shown, row.value)
+        return HTML.figure_of(value, f"predicted on held-out answers, {nodes} nodes")
     return HTML.figure(format_value(shown, row.value), format_stderr(shown, row.stderr))
 
 
+def finding(job: Job, results: RunResults) -> str:
+    """What the run found, in one sentence with its rival; empty before there are results."""
+    kind = kind_of(job)
+    values = {key: row.value for key, row in results.rows.items()}
+    if forecast := kind.forecast(values) if kind else "":
+        return f"{_measured(job)} {forecast}"
+    decoders = drafting(decoder_reports(job.run))
+    if decoders:
+        speeds = [f"{d.label} {times_of(d.speed_up)}" for d in decoders]
+        return f"Speed-up over plain decoding: {', '.join(speeds)}."
+    figure = results.key_figure
+    return figure.text or f"{figure.value} {figure.label}." if figure else ""
+
+
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
+    """Loss against the dense model, figures and costs."""
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
     if state := queued_state(job.environment or {}):
         ratios = {
@@ -127,24 +155,26 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         }
         figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in ratios.items() if ratio)
         pairs["Perplexity over dense"] = HTML.beside(state, ", ".join(figures))
-    conditions = speed_conditions(job, results.rows.values())
+    kind, kept, lost = kind_of(job), results.kept or "", ("", "")
+    measured = all(0 < results.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
+    if kind and kind.compresses and kept != DENSE and measured:
+        lost = stage_comparison(job, results.perplexity).lost(kept, DENSE, kind.remedy)
+    same = results.value(kept, TOP1_AGREEMENT)
+    agreement = f" Both models agree on {share(same, 0)} of next tokens." if same else ""
+    return HTML.outcome(lost, agreement, pairs, speed_conditions(job, results.rows.values()))
+
+
+def certainty(job: Job, results: RunResults) -> Markup:
+    """Why the stage was kept, and the comparison of the stages with its intervals."""
+    kind = kind_of(job)
     reason = LOWER.sub(
         r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
         job.kept_reason,
     )
     compared = stage_comparison(job, results.perplexity) if results.kept else None
-    kind, kept = kind_of(job), results.kept or ""
-    lost, verdict = ("", ""), ""
-    if kind and compared:
-        measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
-        if kind.compresses and kept != DENSE and measured:
-            lost = compared.lost(kept, DENSE, kind.remedy)
-        said = kind.verdict(compared)
-        verdict = f"On the evaluation text, {lower(said)}" if said else ""
-    elif kind:
-        said = kind.forecast({key: row.value for key, row in results.rows.items()})
-        verdict = f"{said} {_measured(job)}" if said else ""
-    return HTML.outcome(lost, pairs, MINUS.sub("−", reason), verdict, conditions)
+    verdict = kind.verdict(compared) if kind and compared else ""
+    table = paired_table(job, results)
+    return HTML.certainty(MINUS.sub("−", reason), verdict, table)
 
 
 def _figures(results: RunResults) -> dict[str, str]:
@@ -172,7 +202,11 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     counted = "Size after"
     if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
         counted = "Size after, with tokenizer"
-    write = partial(size_saved, parameters=parameters)
+
+    def write(after: float) -> str:
+        like_source = source and abs(after / source - 1) < SAME_SIZE
+        return f"{size(after)}, as its file before" if like_source else size(after)
+
     if not saved:
         return before | _beside_estimate(job, counted, "", write, predicted)
     expected = predicted if predicted and size(predicted) != size(saved) else None
@@ -203,10 +237,9 @@ def _beside_estimate(
 
 
 def _measured(job: Job) -> str:
-    for other in queries.runs_from(job.run, TIMED):
-        for row in queries.results([other.id]):
-            if (row.stage, row.metric) == (job.run, SPEED_UP):
-                return f"{other.run} measured {fixed(row.value, 2)}{NBSP}×."
+    for report in measurements(job.run):
+        if report.name == job.run:
+            return f"Measured: {times_of(report.speed_up)} the speed of plain decoding."
     return "Not measured yet."
 
 
@@ -224,25 +257,16 @@ def sentence_case(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def quality(job: Job | None) -> Updates:
+def findings(job: Job) -> tuple[Markup, Job]:
     """Findings of the job's newest evaluation, succeeded ones first, or of the job itself if it is
-    one; and samples."""
-    if job is None:
-        return {"findings": "", "samples": ""}
+    one, and the run with the samples; empty for a run without a model to measure."""
     found = [job] if job.kind == NAME else evaluations(job.run)
     succeeded = (each for each in found if each.state == State.SUCCEEDED)
     evaluation = next(succeeded, next(iter(found), None))
-    results = queries.results([evaluation.run]) if evaluation else []
-    rows = {(r.stage, r.metric): r for r in results}
-    return {
-        "findings": findings(job, evaluation, rows),
-        "samples": samples(evaluation if evaluation and rows else job),
-    }
-
-
-def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     if evaluation is None:
-        return HTML.findings([], False, _invitation(job), None, "")
+        launch = href("new-run", kind=NAME, model=job.run)
+        return HTML.not_evaluated(launch) if has_saved(job, "model") else Markup(), job
+    rows = {(r.stage, r.metric): r for r in queries.results([evaluation.run])}
     kind = kind_of(evaluation)
     perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
     verdicts = [kind.verdict(stage_comparison(evaluation, perplexity))] if kind else []
@@ -252,18 +276,8 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     conditions = " · ".join(filter(None, (processor, speed_conditions(evaluation, rows.values()))))
     other = evaluation if evaluation.id != job.id else None
     waiting = evaluation.state in ACTIVE
-    return HTML.findings(sentences, waiting, _invitation(job), other, conditions)
-
-
-def _invitation(job: Job) -> Markup:
-    kind = kind_of(job)
-    if kind and not kind.has_models:
-        return HTML.not_a_model(next_links(job))
-    if has_saved(job, "model"):
-        timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
-        launch = href("new-run", kind=NAME, model=job.run)
-        return HTML.not_evaluated(launch, bool(samples(job)), timed)
-    return HTML.no_model(href("new-run", kind=job.kind, **{"from": job.run}), lacks_weights(job))
+    html = HTML.findings(sentences, waiting, other, conditions)
+    return html, evaluation if rows else job
 
 
 def samples(job: Job) -> Markup:

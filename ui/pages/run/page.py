@@ -1,6 +1,6 @@
 """One run: its settings, its results, its curves, its log, and what it left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,19 +17,31 @@ from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.fields.models import NO_WEIGHTS, lacks_weights
+from jobs.benchmark.report import decoder_reports
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
+from jobs.metrics import TREE as TREE_FAMILY
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import blocks_headline, curves_headline, lower, usage_headline
 from ui.charts.lines import Line, curves_frame, line_chart, points_label, reduced_note
 from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
-from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
+from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.run import details
+from ui.pages.run.decoding import PANELS, decoding_charts
+from ui.pages.run.draft_trees import TREE, drawn_trees
 from ui.pages.run.job_log import build_log, chosen_job, history_html
-from ui.pages.run.outcome import outcome, paired_table, quality, sentence_case, stage_tables, times
+from ui.pages.run.outcome import (
+    certainty,
+    finding,
+    findings,
+    outcome,
+    samples,
+    sentence_case,
+    stage_tables,
+    times,
+)
 from ui.pages.run.pipeline import pipeline_card
 from ui.runs.actions import (
     act,
@@ -53,11 +65,12 @@ from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_description, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
+from ui.widgets.dropdown import dropdown
 from ui.widgets.html import (
+    LATEST,
     WIDGETS,
     Download,
     HtmlPanel,
-    empty,
     notice,
     plain,
     show_error,
@@ -67,12 +80,11 @@ from ui.widgets.html import (
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
-TABS = {
+TABS = {  # those without content are hidden
     "summary": "Summary",
-    "measures": "Quality",
     "curves": "Curves",
     "log": "Log",
-    "artifacts": "Artifacts",
+    "artifacts": "Files",
     "provenance": "Provenance",
 }
 STAGES = Panel(
@@ -85,6 +97,7 @@ WEIGHTS = Panel(
     "weights", "Weights before and after", "What did the run do to the weights of a layer?", 260
 )
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
+HTML_PARTS = ("results", "findings", "samples", "behind", "settings", "history", "disk", "files")
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_CURVES = "This run has recorded no curves."
 NO_WEIGHT_STATISTICS = "This run has stored no weight statistics of two stages."
@@ -95,23 +108,18 @@ def build() -> None:
     message = notice("run-said")
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
+    page = Outputs(head=head, tabs=tabs, **tab)
     with tab["summary"]:
-        page = Outputs(head=head, **_summary())
-    with tab["measures"]:
-        findings, samples = plain(elem_id="measures-said"), plain(elem_id="measures-samples")
-        measures = Outputs(findings=findings, samples=samples)
-    with tab["curves"]:
-        lines = Outputs(waiting=plain(elem_id="run-no-curves"))
-        with gr.Row(elem_classes="curve-wall"):
-            for panel in CURVES:  # those a run does not have stay hidden
-                with gr.Column(visible=False, min_width=320) as lines[panel.name]:
-                    lines |= panel.build("run")
+        page |= _summary()
+    lines = Outputs(curves=tab["curves"])
+    with tab["curves"], gr.Row(elem_classes="curve-wall"):
+        lines |= _hidden_panels(CURVES)
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
     with tab["artifacts"]:
         page["disk"] = disk = HtmlPanel(elem_id="run-disk")
-        page["artifacts"] = HtmlPanel(elem_id="run-artifacts", min_height=120)
-        page["artifacts"].act(download, None, [Download(), message], **SILENT_EVENT)
+        page["files"] = HtmlPanel(elem_id="run-artifacts", min_height=120)
+        page["files"].act(download, None, [Download(), message], **SILENT_EVENT)
     with tab["provenance"], gr.Row(equal_height=False):
         for part in ("settings", "history"):
             with gr.Column(min_width=320):
@@ -120,25 +128,35 @@ def build() -> None:
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
     on_load(on_open, None, tabs)
-    show = page.named(draw), None, page.components
+    show = page.named(draw), page["drafter"], page.components
     live(*show)
-    live(measures.named(draw_measures), None, measures.components)
     live(lines.named(draw_curves), None, lines.components)
+    url_sync(page["drafter"].input(*show, **LATEST), drafter=page["drafter"])
     head.on_action(act, message, show)
     page["results"].on_action(act, message, show)
     disk.on_action(act, message, show)
 
 
+def _hidden_panels(panels: Sequence[Panel], **controls: Any) -> dict[str, Any]:
+    """Panels that stay hidden until a run has data for them."""
+    parts: dict[str, Any] = {}
+    for panel in panels:
+        with gr.Column(visible=False, min_width=320) as parts[panel.name]:
+            parts |= panel.build("run", [[controls[panel.name]]] if panel.name in controls else ())
+    return parts
+
+
 def _summary() -> dict[str, Any]:
-    """What came out on the left, its pictures on the right."""
+    """Pictures first, then the two texts, then the figures."""
+    parts: dict[str, Any] = {"drafter": dropdown("Drafter", "run-drafter")}
+    with gr.Row(equal_height=True, elem_classes="curve-wall run-charts"):
+        parts |= _hidden_panels((STAGES, WEIGHTS, *PANELS), tree=parts["drafter"])
+    parts["samples"] = plain(elem_id="measures-samples")
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
-            parts: dict[str, Any] = {"results": HtmlPanel(elem_id="run-figures")}
-            with gr.Column() as parts["weights"]:
-                parts |= WEIGHTS.build("run")
+            parts["results"] = HtmlPanel(elem_id="run-figures")
         with gr.Column(scale=2, min_width=320):
-            with gr.Column() as parts["stages"]:
-                parts |= STAGES.build("run")
+            parts["findings"] = plain(elem_id="measures-said")
             parts["behind"] = plain(elem_id="run-behind")
     return parts
 
@@ -149,53 +167,66 @@ def on_open(request: gr.Request) -> Any:
     return gr.update(selected=tab, visible=chosen_job(request) is not None)
 
 
-def draw(request: gr.Request) -> Updates:
+def draw(drafter: str | None, request: gr.Request) -> Updates:
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
-        blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artifacts"), "")
-        head = {"head": not_found_html("Run", what), "timer": gr.update(active=False)}
-        return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
-    rows, user = queries.results([job.run]), current_user(request)
+        blank = dict.fromkeys(HTML_PARTS, "")
+        gone = {"tabs": gr.update(visible=False), "timer": gr.update(active=False)}
+        return updates({"head": not_found_html("Run", what)}, gone, blank)
+    user, now = current_user(request), now_ms()
+    rows = queries.results([job.run])
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
-    unsaved = (
-        "The run saves its model here when it succeeds."
-        if job.state in ACTIVE
-        else "This run saved no artifacts."
-    )
+    measured, sampled = findings(job)
+    disk, files = details.disk_card(job, user), queries.artifacts(job.run)
     html = {
-        "head": head_html(job, user),
+        "head": head_html(job, results, user),
         "timer": gr.update(active=job.state in LIVE),
         "results": WIDGETS.stack(results_html(job, results), pipeline_card(job, user)),
+        "findings": measured,
+        "samples": samples(sampled),
         "behind": WIDGETS.stack(
-            HTML.steps(times(results, elapsed(job, now_ms()))),
+            HTML.steps(times(results, elapsed(job, now))),
             details.lineage_card(job),
             details.reproduction_card(job),
         ),
-        "stages": gr.update(visible=results.of_models),
         "settings": WIDGETS.stack(
             details.config_card(job), details.plan_card(job), details.texts_card(job.environment)
         ),
         "history": WIDGETS.stack(
             details.environment_card(job),
-            details.attempts_card(queries.attempts(job.run), now_ms()),
+            details.attempts_card(queries.attempts(job.run), now),
             HTML.history(history_html(job)),
         ),
-        "disk": details.disk_card(job, user),
-        "artifacts": details.artifacts(job.run, queries.artifacts(job.run))
-        or empty(NO_WEIGHTS if lacks_weights(job) else unsaved),
+        "disk": disk,
+        "files": details.artifacts(job.run, files),
+        "log": gr.update(visible=job.attempts_made > 0),
+        "artifacts": gr.update(visible=bool(disk or files)),
     }
-    before_after = weights_chart(job)
-    html["weights"] = gr.update(visible=before_after.frame is not None)
-    drawn = STAGES.show(stages_chart(job, results), job.run)
-    return updates(html, drawn, WEIGHTS.show(before_after, job.run))
+    charts = {STAGES: stages_chart(job, results), WEIGHTS: weights_chart(job)}
+    charts |= decoding_charts(job, drafter or query(request, "drafter"))
+    trees = [d for d in drawn_trees(decoder_reports(job.run)) if TREE in charts]
+    chosen = next((d.name for d in trees if d.name == drafter), trees[0].name if trees else None)
+    choice = gr.update(
+        choices=[(d.label, d.name) for d in trees], value=chosen, visible=len(trees) > 1
+    )
+    return updates(html, {"drafter": choice}, _panels((STAGES, WEIGHTS, *PANELS), charts, job.run))
+
+
+def _panels(panels: Sequence[Panel], charts: Mapping[Panel, Chart], run: str) -> Updates:
+    """Updates that show the charts with data and hide the other panels."""
+    drawn = {panel: chart for panel, chart in charts.items() if chart.frame is not None}
+    shown = {panel.name: gr.update(visible=panel in drawn) for panel in panels}
+    return updates(shown, *(panel.show(chart, run) for panel, chart in drawn.items()))
 
 
 def stages_chart(job: Job, results: RunResults) -> Chart:
     if PERPLEXITY not in results.metrics:
         active = "Perplexity appears here as the stages are measured."
         return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
-    return perplexity_chart([*results.rows.values()], results.labels)
+    figure = results.key_figure
+    rival = figure.rival if figure else ""
+    return perplexity_chart([*results.rows.values()], results.labels, rival)
 
 
 def weights_chart(job: Job) -> Chart:
@@ -220,17 +251,14 @@ def weights_chart(job: Job) -> Chart:
     return replace(chart, question=question, headline=title)
 
 
-def draw_measures(request: gr.Request) -> Updates:
-    return quality(chosen_job(request))
-
-
-def head_html(job: Job, actor: Actor) -> Markup:
+def head_html(job: Job, results: RunResults, actor: Actor) -> Markup:
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     keeping = group_buttons(job, actor, "order")
     return HTML.head(
         job,
         now,
+        finding(job, results),
         actions,
         keeping,
         run_description(job),
@@ -251,7 +279,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
         active = "Results appear here as they are measured."
         waiting = active if job.state in ACTIVE else "No results recorded."
     figures = outcome(job, results, now_ms())
-    return HTML.results(waiting, figures, stages + paired_table(job, results))
+    return HTML.results(waiting, figures, stages, certainty(job, results))
 
 
 def draw_curves(request: gr.Request) -> Updates:
@@ -259,26 +287,31 @@ def draw_curves(request: gr.Request) -> Updates:
     the results."""
     job = chosen_job(request)
     cards = _cards(job) if job else {}
-    if job is None or not cards:
-        hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
-        return {"waiting": show_html(empty(NO_CURVES)), **hidden}
-    shown = [
-        {panel.name: gr.update(visible=any(len(points) > 1 for points in lines.values()))}
-        | panel.show(
+    shown = {
+        panel: (card, lines)
+        for panel, (card, lines) in zip(CURVES, cards.items(), strict=False)
+        if any(len(points) > 1 for points in lines.values())
+    }
+    panels = [
+        panel.show(
             curve_chart(job, card, lines),
             "-".join(filter(None, (job.run, card.family, card.stage))),
         )
-        for panel, (card, lines) in zip(CURVES, cards.items(), strict=False)
+        for panel, (card, lines) in shown.items()
+        if job
     ]
-    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(cards) :]}
-    return updates({"waiting": show_html()}, *shown, others)
+    visible = {panel.name: gr.update(visible=panel in shown) for panel in CURVES}
+    return updates({"curves": gr.update(visible=bool(shown))}, visible, *panels)
 
 
 def _cards(job: Job) -> dict[MetricKey, Lines]:
     """Curves that are drawn together: the stages of a family, or the series of a family at one
-    stage. The loss comes first, what the process took last. Reports name a card by its place."""
+    stage. The loss comes first, what the process took last. Reports name a card by its place. The
+    curves over the size of a draft tree stand on top of the page."""
     cards: dict[MetricKey, Lines] = {}
     for key, points in frames.by_key(display_units(frames.chart_curves(job.run))).items():
+        if key.family == TREE_FAMILY:
+            continue
         card = replace(key, series="") if key.series else replace(key, stage="")
         cards.setdefault(card, {})[key] = points
     last = (MEMORY, PROCESSOR)
@@ -335,12 +368,18 @@ def _curve(place: int) -> Callable[[Job], Chart]:
     return draw
 
 
+def _decoding(panel: Panel) -> Callable[[Job], Chart]:
+    return lambda job: decoding_charts(job).get(panel, Chart("This run has no such chart."))
+
+
 REPORTED = {
     STAGES: lambda job: stages_chart(
         job, RunResults(kind_of(job), queries.results([job.run]), job)
     ),
     WEIGHTS: weights_chart,
-} | {panel: _curve(place) for place, panel in enumerate(CURVES)}
+    **{panel: _decoding(panel) for panel in PANELS},
+    **{panel: _curve(place) for place, panel in enumerate(CURVES)},
+}
 PAGE = Page(
     "Run",
     "run",

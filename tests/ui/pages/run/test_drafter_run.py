@@ -7,11 +7,12 @@ import pytest
 
 from backend.settings import Settings
 from backend.store.states import State
-from backend.store.tables import StepTime
+from backend.store.tables import DecoderRow, StepTime
+from jobs.benchmark.report import DecoderReport
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, saved_folder, store
 from ui.pages.run import page as run
-from ui.pages.run.outcome import outcome, stage_tables, times
+from ui.pages.run.outcome import finding, outcome, stage_tables, times
 from ui.runs.actions import next_links
 from ui.runs.results import RunResults, display_units, kind_of, speed_conditions
 
@@ -34,19 +35,19 @@ def stored(tables: Settings) -> None:
 @pytest.mark.parametrize(("gain", "said"), [(1.6, ""), (1.02, " (no gain)")])
 def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, said: str) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
-    assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
+    assert "2.00 tokens" not in finding(row, RunResults(kind_of(row), DRAFTER, row))
     more = [
         result(2, "drafter", n, v) for n, v in (("predicted_speed_up", gain), ("draft_cost", 2.65))
     ]
     figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
-    html = outcome(row, figures, 0)
+    html = finding(row, figures)
     predicted = f"Predicted on this machine: {gain:.2f}\u00a0× the speed of plain decoding{said}."
     assert predicted in html
-    assert "One draft costs 2.65 forward passes of the base model. Not measured yet." in html
-    store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
-    store(result(3, "amphista-0002", "speed_up", 0.895))
-    measured = outcome(row, figures, 0)
-    assert "benchmark-0003 measured 0.90\u00a0×." in measured and "Not measured" not in measured
+    assert "One draft costs 2.65 forward passes" in html and "Not measured yet." in html
+    for name, speed_up in (("amphista-0002+lookup", 1.3), ("amphista-0002", 0.895)):
+        report = DecoderReport(name, "Hydra", speed_up=speed_up).record()
+        store(DecoderRow(job_id=3, decoder=name, report=report))
+    assert finding(row, figures).startswith("Measured: 0.90\u00a0×")
 
 
 def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> None:
@@ -82,13 +83,14 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     assert 'href="new-run?kind=benchmark&amp;model=toy&amp;drafters=amphista-0002"' in trained
     assert 'href="playground?sides=amphista-0002"' in trained and "weights" not in trained
     assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
-    assert 'href="benchmark?run=benchmark-0003"' in links(3, kind="benchmark", config=config)
+    profiled = links(5, kind="profile", config=config)
+    assert 'href="workbench?model=toy"' in profiled
 
 
 def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
-    assert run.draw(asked(id="sds-0001"))["stages"]["visible"] is True
+    assert run.draw(None, asked(id="sds-0001"))["stages"]["visible"] is True
 
 
 def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:

@@ -28,7 +28,7 @@ from ui.pages.run import job_log
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
 from ui.pages.run.job_log import log_part, without_overprint
-from ui.pages.run.outcome import outcome, stage_tables, times
+from ui.pages.run.outcome import certainty, finding, outcome, stage_tables, times
 from ui.runs import actions
 from ui.runs.results import RunResults, kind_of, size_before, size_saved
 from ui.runs.weights import grid_description
@@ -41,7 +41,7 @@ def download(name: str, file: str) -> Any:
 
 
 def draw(name: str) -> dict[str, Any]:
-    return run.draw(asked(id=name))
+    return run.draw(None, asked(id=name))
 
 
 def test_stages_are_compared_on_the_same_windows(seeded: Settings) -> None:
@@ -81,10 +81,10 @@ def test_a_run_shows_stages_in_order_and_the_kept_one_or_says_why_not(seeded: Se
     assert page["stages_chart"].data[0].x[0] == 4.9
     assert "appear here" in draw("sds-0003")["results"]
     assert "No results recorded." in draw("sds-0004")["results"]
-    assert draw("sds-0004")["stages_chart"] == "This run measured no perplexity."
+    assert not draw("sds-0004")["stages"]["visible"] and page["stages"]["visible"]
     assert "The model ran out of memory." in draw("sds-0004")["head"]
     shown = run.draw_curves(asked(id="sds-0003"))
-    assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
+    assert not shown["curves"]["visible"] and not shown["curve1"]["visible"]
 
 
 def test_the_address_names_a_run_and_a_tab(seeded: Settings) -> None:
@@ -135,7 +135,7 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "Kept: &lt;b&gt;−3\u00a0%&lt;/b&gt;, SDS-2." in html
+    assert "Kept: &lt;b&gt;−3\u00a0%&lt;/b&gt;, SDS-2." in certainty(job, figures)
     assert re.search("1.0\u00a0GB <span[^>]*>estimated 2.0\u00a0GB<", html)
     assert re.search("1\u00a0min\u00a030\u00a0s <span[^>]*>estimated 1\u00a0min<", html)
     waiting = Job(id=2, kind="sds", config={}, environment=known)
@@ -185,7 +185,6 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     assert heads == [
         "Stage",
         "Perplexity",
-        "Decoding speed, tokens/s",
         "Held-out loss, nats per token",
         "KL to dense, nats",
     ]
@@ -195,7 +194,10 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
         ("Bits per weight", "4.250"),
     ]
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
-    assert f"Kept: DL-QAT. {lower}" in html
+    assert f"Kept: DL-QAT. {lower}" in certainty(told, results)
+    assert finding(told, results).startswith(
+        "DL-QAT reaches perplexity 21.0, 16.0 % lower than GPTQ"
+    )
     assert "the median of the rounds" in html
     assert "<b>Small loss: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
     odd = [result(1, "dense", "perplexity", 0.0), result(1, "dlqat", "perplexity", 21.0)]
@@ -260,11 +262,11 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
 
 def test_a_deleted_run_says_so_and_offers_to_bring_it_back(seeded: Settings) -> None:
     removal.remove([1], HOST)
-    head = run.draw(asked(id="sds-0001"))["head"]
+    head = draw("sds-0001")["head"]
     assert "This run was deleted. It can be restored for a day." in head
     assert 'data-do="restore"' in head and 'data-do="retry"' not in head
     removal.purge([1], HOST)
-    assert "Its files and figures are gone." in run.draw(asked(id="sds-0001"))["head"]
+    assert "Its files and figures are gone." in draw("sds-0001")["head"]
 
 
 # log ----------------------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ def model(seeded: Settings) -> Path:
 def test_artifacts_tell_where_they_are_and_give_small_files_alone(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    html = draw("sds-0001")["artifacts"]
+    html = draw("sds-0001")["files"]
     assert str(model) in html and "ab" * 32 in html
     assert "from_pretrained" in html and "config.json" in html
     file, _ = download("sds-0001", "sds-0001/model/config.json")
@@ -383,7 +385,7 @@ def test_artifacts_tell_where_they_are_and_give_small_files_alone(
     assert "data" not in file and "at most" in said["value"]
     (model / "config.json").unlink()
     model.rmdir()
-    assert "deleted or moved" in draw("sds-0001")["artifacts"]
+    assert "deleted or moved" in draw("sds-0001")["files"]
 
 
 @pytest.mark.parametrize(

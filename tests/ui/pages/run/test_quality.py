@@ -10,7 +10,7 @@ from backend.store.tables import Result
 from jobs.evaluation.kind import DENSE, MODEL
 from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
-from ui.pages.run.outcome import quality
+from ui.pages.run.outcome import findings, samples
 
 
 def sample(text: str) -> list[dict[str, Any]]:
@@ -47,25 +47,19 @@ def evaluation(number: int, of: str, **values: Any) -> Any:
 def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), *measured(1, 5.0), evaluation(2, "sds-0001"), *evaluated(2))
     for run in (1, 2):  # the run, and the evaluation itself
-        shown = quality(queries.job(run))
-        words, texts = shown["findings"], shown["samples"]
+        words, sampled = findings(queries.job(run))
+        texts = samples(sampled)
         assert "Perplexity is 25.0 % higher than the dense model." in words
         assert "as 2:4, the linear layers take 56 % of dense" in words
         assert "no speed-up here" in words
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
-    assert "evaluation-0002" in quality(queries.job(1))["findings"]
+    assert "evaluation-0002" in findings(queries.job(1))[0]
 
 
 def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), job(2))
-    shown = quality(queries.job(1))
-    words, texts = shown["findings"], shown["samples"]
+    words, sampled = findings(queries.job(1))
     assert 'href="new-run?kind=evaluation&amp;model=sds-0001"' in words
-    assert texts == ""
-    assert "saved no model" in quality(queries.job(2))["findings"]
-    assert 'href="new-run' not in quality(queries.job(2))["findings"]
-    assert "Speed and generated text" in words
-    assert {*quality(None).values()} == {""}
+    assert samples(sampled) == "" == findings(queries.job(2))[0]
     store(evaluation(3, "sds-0001", state="running"))
-    measuring = quality(queries.job(1))
-    assert "as they are measured" in measuring["findings"]
+    assert "as they are measured" in findings(queries.job(1))[0]

@@ -1,4 +1,4 @@
-"""The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
+"""The charts of a benchmark and of a drafter on the page of their run."""
 
 from typing import Any
 
@@ -8,19 +8,17 @@ from backend.settings import Settings
 from backend.store.tables import DecoderRow
 from jobs.benchmark.report import (
     COMBINED,
-    LABELS,
     VANILLA,
     DecoderReport,
     decoder_label,
     decoder_reports,
 )
-from tests.ui.lab import asked, job, result, store
-from ui.pages.benchmark import charts, page
-from ui.pages.home.showcase import showcase
+from tests.ui.lab import asked, job, point, result, store
+from ui.pages.run import decoding as charts
+from ui.pages.run import page
 from ui.theme import LIGHT, ink
 
 HOSTILE = "<b>amphista</b>"
-CHARTS = [part for panel in page.PANELS for part in panel.parts]
 CONFIG = {
     "model": "toy",
     "drafters": "amphista-0002",
@@ -77,15 +75,13 @@ def measured(tables: Settings) -> str:
 
 def draw(**query: str) -> dict[str, Any]:
     """What is shown at an address."""
-    return page.draw(None, None, asked(**query))
+    return page.draw(None, asked(**{"id": "benchmark-0001"} | query))
 
 
 def test_everything_is_drawn_and_told(measured: str) -> None:
     shown = draw()
-    assert "faster than vanilla here: 1.50\u00a0×" in shown["head"]
-    assert "a processor" in shown["head"] and "float32" in shown["head"]
-    command = "slimscope submit benchmark --drafters amphista-0002 --nodes 8 --model toy"
-    assert command in shown["head"]
+    told = "Amphista (amphista-0002) 1.50\u00a0×, Prompt lookup 1.10\u00a0×."
+    assert f"Speed-up over plain decoding: {told}" in shown["head"]
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
     bars = shown["bars_chart"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
@@ -94,33 +90,34 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert list(predicted.x) != [None, 1.9, None]  # its run is not there
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
     assert len(shown["time_chart"].data) == 4 and " ms, 2.00 tokens" in str(shown["time_chart"])
-    for name in CHARTS:
-        assert shown[name], name
+    for panel in page.PANELS:
+        assert shown[panel.name]["visible"] and all(shown[part] for part in panel.parts)
     assert 'data-value="1.5"' in shown["bars_table"]
     assert shown["drafter"]["visible"] is False  # there is but one
 
 
 def test_decoders_have_one_color_on_every_page(measured: str) -> None:
-    found = decoder_reports(measured)
-    paint = charts.colors(found)
-    store(*(result(1, d.name, "speed_up", d.speed_up) for d in found))
-    speeds = {"run": 75.0, VANILLA: 50.0}
-    store(*(result(1, stage, "tokens_per_second", v) for stage, v in speeds.items()))
-    store(result(1, "run", "speed_up", 1.5))
-    (home,) = [shown for shown in showcase() if shown.kind.name == "benchmark"]
-    assert [color for _, color, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
-    assert [label for label, *_ in home.bars] == ["Vanilla", "Prompt lookup", "amphista-0002"]
+    paint = charts.colors(decoder_reports(measured))
     assert decoder_label(f"amphista-0002{COMBINED}") == "Prompt lookup + amphista-0002"
-    assert home.figure.text == "75 tokens per second with a drafter, 50 without."
     assert paint[VANILLA] == LIGHT.muted and len({*paint.values()}) == len(paint)
     assert ink(LIGHT.blue) == "var(--blue)" and ink(paint["lookup"]) == paint["lookup"]
 
 
-def home_order(reports: list[DecoderReport]) -> list[DecoderReport]:
-    """As Home lists them: those with a label first, then by name."""
-    by_name = {d.name: d for d in reports}
-    named = [name for name in LABELS if name in by_name]
-    return [by_name[name] for name in [*named, *sorted(by_name.keys() - LABELS.keys())]]
+def test_the_peak_over_tree_sizes_is_named_beside_what_was_measured(measured: str) -> None:
+    """A drafter's own page has the same two charts, and no other of them."""
+    sizes = {1: (1.0, 1.0), 4: (1.08, 1.6), 16: (0.6, 2.0)}
+    store(job(2, kind="amphista", config={"architecture": "eagle"}))
+    for nodes, values in sizes.items():
+        names = ("tree/speed-up", "tree/accepted")
+        store(*(point(2, n, nodes, v, "nodes") for n, v in zip(names, values, strict=True)))
+    benchmark, drafter = draw(), draw(id="amphista-0002")
+    for shown in (benchmark, drafter):
+        assert "peak 1.08\u00a0× with 4 nodes; measured 1.50\u00a0× with 8" in shown["sizes_title"]
+        assert "peak 2.00 tokens per step with 16 nodes" in shown["lengths_title"]
+    assert len(benchmark["sizes_chart"].data) == 3 and len(drafter["sizes_chart"].data) == 2
+    assert not drafter["bars"]["visible"] and "curve1_chart" not in page.draw_curves(
+        asked(id="amphista-0002")
+    )
 
 
 def test_decoders_stand_beside_each_other_in_each_task(measured: str) -> None:
@@ -162,29 +159,22 @@ def test_a_drafter_is_drawn_with_its_prediction(measured: str) -> None:
     for row in rows:
         row.job_id = 3
     store(*rows)
-    assert draw(run="benchmark-0003")["yield_chart"].data[2].x[1] == 1.9
+    assert draw(id="benchmark-0003")["yield_chart"].data[2].x[1] == 1.9
 
 
-def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(tables: Settings) -> None:
-    shown = draw(run="benchmark-0009")
-    assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
-    store(
-        job(
-            1, kind="benchmark", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"
-        )
-    )
+def test_a_benchmark_without_figures_shows_no_chart(tables: Settings) -> None:
+    store(job(1, kind="benchmark", state="running", config=CONFIG))
     shown = draw()
-    assert "25\u00a0%" in shown["head"] and shown["charts"]["visible"] is False
-    assert "appear here when the run has finished" in shown["head"]
+    assert not any(shown[panel.name]["visible"] for panel in page.PANELS)
+    assert "appear here" in shown["results"]
 
 
-def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
-    unknown = draw(run="benchmark-0009")
-    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
-    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
-    assert [run for _, run in unknown["run"]["choices"]] == [measured]
-    store(job(7, kind="sds"))
-    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
+def test_the_tree_in_the_address_is_one_of_the_run(measured: str) -> None:
+    store(figures("amphista-0003", 1.2, {1: 10, 2: 10}, "Medusa"))
+    assert page.draw("amphista-0003", asked(id=measured))["drafter"]["value"] == "amphista-0003"
+    for odd in ("<b>", "amphista-9999", "x" * 5000, None):
+        shown = page.draw(odd, asked(id=measured, drafter="sds-0001"))
+        assert shown["drafter"]["value"] == "amphista-0002"
 
 
 def test_decoders_keep_their_colors_and_tables_their_figures(measured: str) -> None:

@@ -1,9 +1,8 @@
-"""Decoders of a benchmark side by side: how fast they are, where the time of a decoding step goes,
-how many tokens a step yields, and the tree of draft tokens that a step verifies."""
+"""Charts of decoding with draft tokens: speed-up and accepted length over the size of the draft
+tree; and of the decoders of a benchmark their speed, the parts of a step, and the draft tree."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.benchmark.kind import NAME
-from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
+from jobs.benchmark.report import DecoderReport, decoder_reports
 from jobs.fields.drafters import DRAFTER_FOLDER, gains_by_path
 from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS
 from jobs.wording import times
@@ -27,11 +26,20 @@ from ui.charts.chart import (
 )
 from ui.charts.headlines import break_even_headline, parts_headline, speed_headline, tasks_headline
 from ui.format import esc
-from ui.format import share as share_of
-from ui.runs.results import find_job
+from ui.pages.run.draft_trees import (
+    LENGTHS,
+    SIZES,
+    TREE,
+    Path,
+    drawn_trees,
+    measurements,
+    tree_chart,
+    tree_curves,
+    tree_sizes,
+)
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colors
+from ui.widgets.panel import Panel
 
-Path = tuple[int, ...]
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
@@ -41,11 +49,21 @@ PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, co
     "accept": ("Accept", GREEN),
     "cache": ("Cache", PINK),
 }
-SMALL = 6  # pixels of a circle that was never accepted
-LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
-TREE_HEIGHT = 320  # of all rows
-WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
-ORDINALS = ("1st", "2nd", "3rd")
+SPEED = Panel(
+    "bars",
+    "Speed-up",
+    "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
+    300,
+)
+GAIN = Panel(
+    "yield",
+    "Tokens per step and break-even",
+    "Does a step yield more than it costs? A bar beyond its line is a gain; ring: predicted.",
+    300,
+)
+TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
+TIME = Panel("time", "Where is the time spent?", "Which part of a step is worth speeding up?")
+PANELS = (SIZES, LENGTHS, SPEED, GAIN, TASKS, TIME, TREE)  # those with data are shown
 
 
 @dataclass(frozen=True)
@@ -69,38 +87,34 @@ class DrafterInfo:
         return 1 + sum(self.hits.get(path, 0.0) for path in decoder.hits) if known else None
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """One benchmark: vanilla first, then the fastest decoders."""
+def decoding_charts(job: Job, wanted: str = "") -> dict[Panel, Chart]:
+    """Charts of a benchmark, or of a drafter with what benchmarks measured; empty for other runs
+    and for a benchmark that has not ended.
 
-    job: Job
-    decoders: Sequence[DecoderReport]
-    verdicts: Sequence[str]
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.decoders) and all(d.prompts for d in self.decoders)
-
-    @property
-    def trees(self) -> list[DecoderReport]:
-        return [d for d in self.decoders if len(d.hits) > 1] if self.complete else []
-
-    def tree(self, wanted: str) -> DecoderReport | None:
-        """Decoder whose tree is drawn: the wanted one, or the first."""
-        return next((d for d in self.trees if d.name == wanted), next(iter(self.trees), None))
-
-    @cached_property
-    def drafters(self) -> dict[str, DrafterInfo]:
-        return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}
-
-
-def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
-    """The benchmark of that name, or the newest without a name; None where there is none."""
-    chosen = find_job(name) if name else next(iter(runs), None)
-    if chosen is None or chosen.kind != NAME:
-        return None
-    reports = decoder_reports(chosen.run)
-    return Benchmark(chosen, reports, verdicts(reports))
+    Args:
+        wanted: decoder whose draft tree is drawn; the fastest with a tree if there is none.
+    """
+    if job.kind != NAME:
+        measured = [r for r in measurements(job.run) if r.name == job.run][:1]
+        drafters = {job.run: measured[0].label if measured else job.run}
+        return tree_sizes(drafters, measured) if tree_curves(job.run) else {}
+    decoders = decoder_reports(job.run)
+    if not decoders or not all(d.prompts for d in decoders):
+        return {}
+    drafters = {d.run: d.label for d in decoders if d.kind and not d.combined}
+    infos = {d.name: drafter_of(d.run) for d in decoders if d.kind}
+    prompts = decoders[0].prompts
+    timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
+    means = f"Means over {prompts} prompts."
+    charts = tree_sizes(drafters, drafting(decoders)) | {SPEED: speed_up(decoders, timed)}
+    charts[GAIN] = gain(decoders, infos, not job.config.get("nodes"), means)
+    if len(decoders) > 1 and len(decoders[0].tasks) > 1:
+        charts[TASKS] = by_task(decoders, timed)
+    charts[TIME] = step_time(decoders, means)
+    trees = drawn_trees(decoders)
+    if tree := next((d for d in trees if d.name == wanted), next(iter(trees), None)):
+        charts[TREE] = tree_chart(tree, infos[tree.name].hits)
+    return charts
 
 
 def drafter_of(run: str) -> DrafterInfo:
@@ -315,94 +329,3 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
     ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
     headline = tasks_headline(fastest.label, ups) if fastest else ""
     return Chart(figure.update_layout(looks), frame, note, headline=headline)
-
-
-def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
-    """Tree with the root at the left and a column a head. A node's circle has the area of its share
-    of steps; `expected` are shares on held-out answers."""
-    hits, places = decoder.hits, rows(decoder.hits)
-    shares = {(): 1.0, **hits}
-    row = TREE_HEIGHT / (1 + max(places.values()))
-    largest = min(LARGE, max(LEAST, 0.8 * row))
-    nodes = go.Scatter(
-        x=[len(path) for path in shares],
-        y=[places[path] for path in shares],
-        mode="markers+text" if len(hits) <= WRITTEN else "markers",
-        text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
-        textposition="top right",
-        textfont={"size": 12, "color": LIGHT.text},
-        marker={
-            "size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
-            "color": [LIGHT.muted, *[BLUE] * len(hits)],
-            "opacity": 1,
-            "line": {"width": 0},
-        },
-        customdata=[_hover(path, share, expected) for path, share in shares.items()],
-        hovertemplate="%{customdata}<extra></extra>",
-        cliponaxis=False,
-    )
-    deepest = max(map(len, shares))
-    columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
-    looks = layout(
-        view="tree",
-        xaxis=axis(
-            tickvals=[*range(deepest + 1)],
-            ticktext=columns,
-            showgrid=False,
-            range=[-0.3, deepest + 0.75],
-            side="top",
-        ),
-        yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
-    )
-    frame = pd.DataFrame(
-        [
-            (name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
-            for path, share in hits.items()
-        ],
-        columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
-    )
-    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
-    if decoder.tree:
-        note += " A chance is predicted at its step, a share is of all steps."
-    first = hits.get((0,))
-    headline = f"The first guess is accepted in {share_of(first, 0)} of steps" if first else ""
-    return Chart(go.Figure([_edges(places), nodes], looks), frame, note, headline=headline)
-
-
-def rows(paths: Iterable[Path]) -> dict[Path, int]:
-    """Row of every node: a first child beside its parent, others below."""
-    found: dict[Path, int] = {(): 0}
-    lowest, parents = 0, set[Path]()
-    for path in sorted(paths):  # depth first
-        parent = path[:-1]
-        lowest += parent in parents
-        found[path] = lowest if parent in parents else found[parent]
-        parents.add(parent)
-    return found
-
-
-def _edges(places: Mapping[Path, int]) -> go.Scatter:
-    x: list[int | None] = []
-    y: list[int | None] = []
-    for path in filter(None, places):
-        x += [len(path) - 1, len(path), None]
-        y += [places[path[:-1]], places[path], None]
-    line = {"color": LIGHT.edge, "width": 1}
-    return go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
-
-
-def _hover(path: Path, share: float, expected: Mapping[Path, float]) -> str:
-    if not path:
-        return "The token the target model chose last"
-    text = f"<b>{name_of(path)}</b><br>accepted in {100 * share:.1f} % of steps"
-    known = expected.get(path)
-    return text if known is None else f"{text}<br>on held-out answers {100 * known:.1f} %"
-
-
-def name_of(path: Path) -> str:
-    own, *before = (
-        ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
-    )
-    after = f" after {', '.join(before[::-1])}" if before else ""
-    return f"Head {len(path)}, {own} choice{after}"
