@@ -108,7 +108,8 @@ SHOTS = (
 
 def shown_runs() -> dict[str, str]:
     """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `runs` three that can be compared, `base` one of them, `chat` the recorded conversation of the examples."""
+    most tensors, `runs` three that can be compared, `base` one of them, `chat`
+    the recorded conversation of the examples."""
     ended = queries.jobs([State.SUCCEEDED])
     found = {job.kind: job.run for job in reversed(ended)}
     if turn := recorded_turn():

@@ -30,7 +30,7 @@ from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric,
 from jobs.wording import fixed
 from ui.charts.headlines import lower
 from ui.format import NBSP, NONE, duration, href, number, of_unit, size
-from ui.pages.help.page import explained
+from ui.help import explained
 from ui.runs.actions import next_links
 from ui.runs.html import took
 from ui.runs.profiles import perplexity_over_dense
