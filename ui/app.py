@@ -21,7 +21,6 @@ from backend.settings import Settings, settings
 from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH, invalid_request
 from ui.charts.chart import templates
-from ui.format import href, term_id
 from ui.frame import VERSION, Page, frame, navigation, pulse
 from ui.gradio_patches import (
     check_calls,
@@ -35,15 +34,14 @@ from ui.gradio_patches import (
     without_startup_check,
 )
 from ui.health import healthz, metrics
+from ui.help import help_drawer
 from ui.pages import pages
-from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.new_run.page import PATH as NEW_RUN_PATH
 from ui.pages.new_run.page import endpoint as new_run
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.pages.workbench import plans, profiles, tables
-from ui.runs.rows import all_rows
-from ui.runs.weights import find_tensors
+from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
 from ui.security.middleware import SecurityMiddleware
@@ -59,49 +57,9 @@ from ui.static import (
 from ui.templates import render
 from ui.theme import css, theme
 
-MAX_HITS, MAX_TERMS = 8, 3
-Hit = dict[str, str]  # keys: title, about, to (URL)
-
-
 NO_PAGE = Page("", "", lambda: None, 0)  # outside the navigation
 MAX_THREADS = 16  # for Gradio's event functions
 MAX_SESSIONS = 500  # page views in memory; a dropped one is redrawn at its next change
-
-
-def search_terms(text: str) -> list[Hit]:
-    """Find terms and Help questions. Matches at the start of a word in the title come first; if
-    there are none, entries whose definitions contain all words."""
-    prefix = text.strip().lower()
-    entries = [
-        {"title": term, "about": definition, "to": f"{href('help')}#{term_id(term)}"}
-        for term, definition in known_terms().items()
-    ] + [
-        {"title": question, "about": answer, "to": href(page.replace("home", ""))}
-        for question, (answer, page) in QUESTIONS.items()
-    ]
-    in_title = [hit for hit in entries if prefix and f" {prefix}" in f" {hit['title'].lower()}"]
-    words = prefix.split()
-    in_text = [hit for hit in entries if words and all(w in hit["about"].lower() for w in words)]
-    return sorted(in_title or in_text, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
-
-
-def search_runs(text: str) -> list[Hit]:
-    """Find the newest runs that contain every word. Runs whose id contains the first word lead."""
-    words = text.lower().split()
-    rows = all_rows() if words else []
-    matches = [row.head for row in rows if all(word in row.search_names for word in words)]
-    hits = []
-    for run in sorted(matches, key=lambda run: words[0] not in run.run)[:MAX_HITS]:
-        model, tags = str(run.config.get("model", "")), [f"#{tag}" for tag in run.tags or ()]
-        about = " · ".join(filter(None, (run.state, run.name, model, *tags)))
-        hits.append({"title": run.run, "about": about, "to": href("run", id=run.run)})
-    return hits
-
-
-def search(request: Request) -> Response:
-    text = request.query_params.get("q", "")[:100]
-    hits = [*search_runs(text), *find_tensors(text), *search_terms(text)]
-    return JSONResponse(hits, headers={"Cache-Control": "no-store"})
 
 
 def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
@@ -170,6 +128,7 @@ def routes() -> list[BaseRoute]:
         Route("/metrics", metrics),
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
+        Route("/slimscope/help", help_drawer),
         Route("/slimscope/answer", answer, methods=["POST"]),
         *openai_api.routes(),
         *live_api.routes(),

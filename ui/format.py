@@ -142,7 +142,7 @@ def href(path: str, **query: object) -> Markup:
 
 
 def term_id(term: str) -> str:
-    """Return the anchor of a term on the Help page."""
+    """Return the anchor of a term in the help drawer."""
     return "term-" + "".join(c if c.isalnum() else "-" for c in term.lower())
 
 

@@ -53,8 +53,8 @@ class Shortcut(NamedTuple):
 
 
 FIXED = (
-    Shortcut("/", "Search runs, pages and terms; Ctrl or ⌘ and K as well"),
-    Shortcut("?", "List keyboard shortcuts"),
+    Shortcut("/", "Search runs, tensors, pages, settings and terms; Ctrl or ⌘ and K as well"),
+    Shortcut("?", "Open help"),
     Shortcut("n", "New run", "new-run"),
     Shortcut("p", "Present this view on the full screen"),
     Shortcut("f", "Show the chart under the pointer, or in focus, on the full screen"),
@@ -189,6 +189,7 @@ def pulse(request: Request) -> Response:
         "cursor": snapshot.cursor if snapshot else "",
         "live": bool(problem or (status and (status.live or status.queued))),
         "runs": [job.run for job in status.live] if status else [],
+        "badge": HTML.badge(status) if status else "",
         "html": HTML.away(problem) if problem else HTML.status(status),
     }
     if (check := last_check()) and check.problems:

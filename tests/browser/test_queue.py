@@ -170,7 +170,7 @@ def test_a_curve_stays_zoomed_while_it_grows_and_two_browsers_and_a_reload_show_
         one.reload()
         for visitor in (one, other):
             expect(visitor.locator("#run-head")).to_contain_text("running")
-            expect(visitor.locator("#frame-status-line")).to_contain_text(run)
+            expect(visitor.locator("#frame-badge")).to_contain_text(run)
             expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
             visitor.wait_for_function(f"{RANGE}?.[1] > {queries.job(run).done / 2}")
         bars = [v.locator("#run-head progress").get_attribute("value") for v in (one, other)]

@@ -131,10 +131,12 @@ def test_a_saved_chart_opens_without_the_dashboard(
 def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, lab.url)
     visitor.keyboard.press("?")
-    sheet = visitor.get_by_role("dialog", name="Keyboard shortcuts")
-    expect(sheet).to_contain_text("Go to Runs")
+    drawer = visitor.get_by_role("dialog", name="Help")
+    expect(drawer).to_contain_text("Go to Runs")
+    visitor.keyboard.type("fisher information")  # the field has the focus
+    expect(drawer.locator("dt:visible")).to_have_text(["Fisher information"])
     visitor.keyboard.press("Escape")
-    expect(sheet).to_have_count(0)
+    expect(drawer).to_be_hidden()
     visitor.keyboard.press("g")
     visitor.keyboard.press("r")
     visitor.wait_for_url(f"{lab.url}/runs")

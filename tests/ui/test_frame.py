@@ -75,8 +75,8 @@ LOCAL = {"host": "localhost:7860"}
 
 def test_pulse_tells_what_runs_and_moves_only_with_the_database(client: TestClient) -> None:
     first = client.get("/slimscope/pulse", headers=LOCAL).json()
-    assert first["live"] and "61\u00a0%, 4–5\u00a0min left" in first["html"]
-    assert 'href="run?id=sds-0002"' in first["html"] and "1 queued" in first["html"]
+    assert first["live"] and "sds-0002 61\u00a0%, 4–5\u00a0min left" in first["badge"]
+    assert "1 running, 1 waiting" in first["badge"] and first["html"].strip() == ""
     READER._pending = None
     assert client.get("/slimscope/pulse", headers=LOCAL).json() == first
     with writing() as session:

@@ -8,7 +8,6 @@ from sqlalchemy.exc import OperationalError
 from tests.ui.visits import OTHER, TOKEN, Visit
 from ui import health
 from ui.health import READER, Snapshot
-from ui.pages.help.page import OPERATIONS
 
 
 @pytest.mark.parametrize("is_silent", [True, False])
@@ -63,7 +62,5 @@ def test_guests_get_no_more_metrics_than_pages_show(shared: Visit) -> None:
         "request_seconds_total",
     )
     assert of_host - of_guest == {f"slimscope_{name}" for name in of_all}
-    watched = {name for name in OPERATIONS if name.startswith("slimscope_")}
-    assert watched <= of_host  # what Help says to watch
     assert 'slimscope_runs{state="queued"} 1' in guest.text.splitlines()
     assert guest.text.count("# TYPE slimscope_runs gauge") == 1

@@ -5,8 +5,14 @@ import pytest
 from backend.settings import Settings
 from tests.ui.lab import job, store
 from tests.ui.visits import Visit
-from ui.app import MAX_HITS, MAX_TERMS, search_runs, search_terms
-from ui.pages.help.page import GLOSSARY, HTML
+from ui.search import (
+    MAX_HITS,
+    MAX_OTHERS,
+    search_runs,
+    search_settings,
+    search_tensors,
+    search_terms,
+)
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
@@ -60,13 +66,23 @@ def test_the_newest_come_first_and_not_too_many(lab: Settings) -> None:
 
 
 def test_terms_lead_to_their_place_in_help(visit: Visit) -> None:
-    found = visit().get("/slimscope/search", params={"q": "fisher"}).json()
-    assert [hit["to"] for hit in found] == ["help#term-fisher-information"]
-    assert 'id="term-fisher-information"' in HTML.terms(GLOSSARY)
-    assert len(search_terms("s")) == MAX_TERMS and search_terms(" ") == []
+    hits = visit().get("/slimscope/search", params={"q": "fisher"}).json()
+    assert [hit["to"] for hit in hits] == ["#term-fisher-information"]
+    assert 'id="term-fisher-information"' in visit().get("/slimscope/help").text
+    assert len(search_terms("s")) == MAX_OTHERS and search_terms(" ") == []
     told = search_terms("half-quadratic zero")  # of no title: of a definition
     assert [hit["title"] for hit in told] == ["HQQ"]
     assert [hit["title"] for hit in search_terms("smaller model")] == ["What does this do?"]
+
+
+def test_tensors_and_settings_are_found(seeded: Settings) -> None:
+    (hit,) = search_tensors("UP 0")
+    assert hit["title"] == "Block 0, up_proj" and hit["to"].startswith("weights?run=sds-0")
+    assert [each["title"] for each in search_tensors("block 1 up_proj")] == ["Block 1, up_proj"]
+    for text in ("", "up 99", "0 1", HOSTILE, "%"):
+        assert search_tensors(text) == []
+    assert search_settings("pattern")[0]["to"] == "new?kind=sds"
+    assert search_settings("new run: dl")[0]["to"] == "new?kind=dlqat" and search_settings("") == []
 
 
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:

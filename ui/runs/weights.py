@@ -15,11 +15,9 @@ from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model, saved_model
 from ui.charts.heatmap import in_order
-from ui.format import href
 from ui.runs.results import (
     find_job,
     kind_of,
-    real_models_first,
     setting_summary,
     stages_of,
 )
@@ -132,38 +130,6 @@ def run_choices(jobs: Sequence[Job], selected: str) -> Choices:
     """Runs for a dropdown; a selected run that is not among `jobs` (a deleted one) comes first."""
     missing = () if any(job.run == selected for job in jobs) else (find_job(selected),)
     return [run_choice(job) for job in (*missing, *jobs) if job]
-
-
-def find_tensors(text: str, most: int = 3) -> list[dict[str, str]]:
-    """Hits of the search for tensors of the newest run with statistics: "up 20" is `up_proj` of
-    block 20.
-
-    Args:
-        text: numbers are blocks; all other words begin the name of the module.
-        most: maximum number of hits.
-    """
-    words = text.lower().split()
-    names = [word for word in words if not word.isdecimal()]
-    newest = next(real_models_first(queries.runs_with_weights()), None) if names else None
-    weights = weights_of(newest.run) if newest else None
-    if weights is None:
-        return []
-    found = [
-        name
-        for name, (block, module) in weights.places.items()
-        if all(
-            word == str(block) if word.isdecimal() else module.rsplit(".")[-1].startswith(word)
-            for word in words
-        )
-    ]
-    return [
-        {
-            "title": weights.tensors[name],
-            "about": f"weights of {weights.job.run}",
-            "to": href("weights", run=weights.job.run, tensor=name).unescape(),
-        }
-        for name in sorted(found, key=[*weights.tensors].index)[:most]
-    ]
 
 
 def layer_label(block: int, module: str) -> str:

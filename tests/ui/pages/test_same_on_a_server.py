@@ -22,12 +22,12 @@ from jobs.record import record
 from tests.fork_server import elsewhere
 from tests.ui.conftest import move_to_now
 from tests.ui.lab import asked
-from ui.app import search_runs
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
+from ui.search import search_runs
 
 RUNS = ("sds-0001", "sds-0002", "sds-0003", "sds-0004", "sds-0005")
 FOLDER, URL = "SLIMSCOPE_DATA_DIR", "SLIMSCOPE_DATABASE_URL"

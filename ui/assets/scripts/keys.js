@@ -1,7 +1,7 @@
 /* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/frame.py and come
    as JSON in the header. */
 (() => {
-  const { closest, create, dialog, find } = window.slimscope;
+  const { closest, create, dialog, find, findAll } = window.slimscope;
   const CHORD_MS = 1500; // between the two keys of a shortcut such as "g w"
   const SEARCH_MS = 120; // after the last letter
 
@@ -28,31 +28,89 @@
     return button;
   }
 
-  /** Lists all shortcuts. @param {Shortcut[]} shortcuts */
-  function sheet(shortcuts) {
-    const box = dialog(
-      "keys",
-      '<h2>Keyboard shortcuts</h2><dl></dl><p><a href="help">Glossary and metrics</a><button autofocus>Close</button></p>',
-    );
-    box.ariaLabel = "Keyboard shortcuts";
-    for (const [keys, effect] of shortcuts) {
-      const name = create("dt");
-      name.append(...keys.split(" ").map((key) => create("kbd", { textContent: key })));
-      find(box, "dl").append(name, create("dd", { textContent: effect }));
+  /** The drawer of help: shortcuts, terms and metrics, and a field that filters them. */
+  class Help {
+    /** @type {HTMLDialogElement | null} */
+    drawer = null;
+
+    /** @param {Shortcut[]} shortcuts */
+    constructor(shortcuts) {
+      this.shortcuts = shortcuts;
+      document.addEventListener("click", (event) => {
+        const link = closest(event, "a[href^='#term-'], a[href='#help']", HTMLAnchorElement);
+        if (!link) return;
+        event.preventDefault();
+        this.open(link.hash);
+      });
+      if (/^#(help|term-)/.test(location.hash)) this.open(location.hash);
     }
-    const close = find(box, "p button");
-    close.onclick = () => box.close();
-    if (window.isSecureContext && window.Notification?.permission === "default")
-      close.before(notifyButton());
-    box.onclose = () => box.remove();
-    box.showModal();
+
+    /** @param {string} hash of a term, or "" */
+    async open(hash = "") {
+      const drawer = (this.drawer ??= await this.build());
+      if (!drawer.open) drawer.showModal();
+      const field = find(drawer, "input", HTMLInputElement);
+      field.value = "";
+      this.filter();
+      const term = document.getElementById(hash.slice(1));
+      term?.scrollIntoView({ block: "center" });
+      for (const entry of findAll(drawer, ".found")) entry.classList.remove("found");
+      if (term) term.classList.add("found");
+      else field.focus();
+    }
+
+    async build() {
+      const drawer = dialog(
+        "help",
+        '<header><h2>Help</h2><input type="search" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
+      );
+      drawer.ariaLabel = "Help";
+      find(drawer, "header button").onclick = () => drawer.close();
+      find(drawer, "input").oninput = () => this.filter();
+      drawer.onclick = (event) => {
+        if (event.target === drawer) drawer.close(); // beside it
+      };
+      const content = find(drawer, "div");
+      try {
+        content.innerHTML = await (await fetch("slimscope/help")).text();
+      } catch {
+        content.innerHTML =
+          '<section><h3>Keyboard shortcuts</h3><dl class="words" id="help-keys"></dl></section>';
+      }
+      for (const [keys, effect] of this.shortcuts) {
+        const name = create("dt");
+        name.append(...keys.split(" ").map((key) => create("kbd", { textContent: key })));
+        const entry = create("div");
+        entry.append(name, create("dd", { textContent: effect }));
+        find(content, "#help-keys").append(entry);
+      }
+      if (window.isSecureContext && window.Notification?.permission === "default")
+        content.prepend(notifyButton());
+      return drawer;
+    }
+
+    /** Hides what does not contain all words of the field. */
+    filter() {
+      if (!this.drawer) return;
+      const words = find(this.drawer, "input", HTMLInputElement).value.toLowerCase().split(/\s+/);
+      for (const section of findAll(this.drawer, "section")) {
+        const title = section.querySelector("h3")?.textContent ?? "";
+        const entries = findAll(section, ".words > div");
+        for (const entry of entries) {
+          const text = `${title} ${entry.textContent}`.toLowerCase();
+          entry.hidden = !words.every((word) => text.includes(word));
+        }
+        section.hidden = entries.every((entry) => entry.hidden) && words[0] !== "";
+      }
+    }
   }
 
   /**
    * @param {Shortcut[]} shortcuts
    * @param {() => void} focusSearch
+   * @param {Help} help
    */
-  function listen(shortcuts, focusSearch) {
+  function listen(shortcuts, focusSearch, help) {
     const addresses = new Map(shortcuts.map(([keys, , address]) => [keys, address]));
     const chords = [...addresses.keys()].filter((keys) => keys.includes(" "));
     let first = "";
@@ -66,7 +124,7 @@
       clearTimeout(timer);
       if (address) window.location.href = address;
       else if (key === "/") focusSearch();
-      else if (key === "?") sheet(shortcuts);
+      else if (key === "?") help.open();
       else if (pressed === "p") window.slimscope.present();
       else if (pressed === "f") window.slimscope.fullScreen(chartCard());
       else return false;
@@ -103,9 +161,11 @@
     /**
      * @param {HTMLElement} box
      * @param {[name: string, address: string][]} pages
+     * @param {Help} help
      */
-    constructor(box, pages) {
+    constructor(box, pages, help) {
       this.pages = pages;
+      this.help = help;
       this.input = find(box, "input", HTMLInputElement);
       this.list = find(box, "ul");
       if (matchMedia("(max-width: 640px)").matches)
@@ -120,6 +180,17 @@
       };
       this.input.onblur = () => this.close();
       this.input.onkeydown = (event) => this.keyPressed(event);
+    }
+
+    /** What the browser does itself. @type {SearchHit[]} */
+    get actions() {
+      const press = (/** @type {string} */ id) => () => document.getElementById(id)?.click();
+      return [
+        { title: "Open help", about: "action", to: () => this.help.open() },
+        { title: "Dark or light mode", about: "action", to: press("frame-theme") },
+        { title: "Share this view", about: "action", to: press("frame-share") },
+        { title: "Present this view", about: "action", to: () => window.slimscope.present() },
+      ];
     }
 
     focus() {
@@ -168,7 +239,12 @@
 
     /** @param {number} place */
     open(place) {
-      if (this.hits[place]) window.location.href = this.hits[place].to;
+      const hit = this.hits[place];
+      if (!hit) return;
+      this.close();
+      if (typeof hit.to !== "string") hit.to();
+      else if (hit.to.startsWith("#")) this.help.open(hit.to);
+      else window.location.href = hit.to;
     }
 
     async look() {
@@ -184,11 +260,14 @@
         /* the status line says that the server is away */
       }
       if (request !== this.asked || document.activeElement !== this.input) return;
+      const starts = (/** @type {string} */ name) =>
+        ` ${name.toLowerCase()}`.includes(` ${words.toLowerCase()}`);
       const pages = this.pages
-        .filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
+        .filter(([name]) => starts(name))
         .map(([name, to]) => ({ title: name, about: "page", to }));
+      const actions = this.actions.filter(({ title }) => starts(title));
       const filter = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${query}` };
-      this.show([...pages, ...hits, filter]);
+      this.show([...pages, ...actions, ...hits, filter]);
     }
 
     /** @param {KeyboardEvent} event */
@@ -211,12 +290,13 @@
   /** Called once a page, with the header. @param {HTMLElement} element */
   function keyboard(element) {
     const { pages, keys } = find(element, "header").dataset;
-    const search = new SearchBox(find(element, ".search"), JSON.parse(pages ?? "[]"));
     /** @type {Shortcut[]} */
     const shortcuts = JSON.parse(keys ?? "[]");
-    find(element, "#frame-keys").onclick = () => sheet(shortcuts);
+    const help = new Help(shortcuts);
+    const search = new SearchBox(find(element, ".search"), JSON.parse(pages ?? "[]"), help);
+    find(element, "#frame-keys").onclick = () => help.open();
     find(element, "#frame-share").onclick = () => window.slimscope.share();
-    listen(shortcuts, () => search.focus());
+    listen(shortcuts, () => search.focus(), help);
   }
 
   Object.assign(window.slimscope, { keyboard });

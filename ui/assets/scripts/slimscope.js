@@ -141,6 +141,8 @@ window.slimscope = (() => {
     function take(answer) {
       const html = answer.html.trim();
       if (line.innerHTML !== html) line.innerHTML = html;
+      const badge = document.getElementById("frame-badge");
+      if (badge && badge.innerHTML !== answer.badge) badge.innerHTML = answer.badge;
       if (before && before.cursor !== answer.cursor) changed();
       const ended = (before?.runs ?? []).filter((run) => !answer.runs.includes(run));
       if (mayNotify()) ended.forEach(notify);

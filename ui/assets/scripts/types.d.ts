@@ -77,6 +77,8 @@ interface Pulse {
   pages: string;
   cursor: string;
   live: boolean;
+  /** Numbers of running and waiting runs. */
+  badge: string;
   html: string;
   runs: string[];
 }
@@ -87,7 +89,8 @@ type Shortcut = [keys: string, effect: string, address: string];
 interface SearchHit {
   title: string;
   about: string;
-  to: string;
+  /** An address, the hash of a term, or an action of the browser. */
+  to: string | (() => void);
 }
 
 /** A part of a log (`ui/pages/run/job_log.py`), or the cursor that asks for the next one. */

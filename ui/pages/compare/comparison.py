@@ -32,7 +32,7 @@ from jobs.metrics import (
 )
 from ui.charts.chart import Chart
 from ui.format import NONE, number, share
-from ui.pages.help.page import explained
+from ui.help import explained
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (

@@ -37,7 +37,7 @@ from jobs.metrics import (
 )
 from jobs.wording import times as times_of
 from ui.format import NONE, duration, href, number, of_unit, share, size
-from ui.pages.help.page import explained
+from ui.help import explained
 from ui.pages.run.decoding import drafting
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took

@@ -15,7 +15,7 @@ from ui.charts.chart import Chart
 from ui.pages.weights import page
 from ui.pages.weights.charts import WeightsSelection, WeightsView, main_stages, map_chart
 from ui.pages.weights.page import PAGE
-from ui.runs.weights import find_tensors, weights_of
+from ui.runs.weights import weights_of
 
 TENSOR = "model.layers.2.mlp.up_proj.weight"
 
@@ -107,26 +107,6 @@ def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
     view = WeightsView.at(WeightsSelection("sds-0001"))
     assert view is not None and isinstance(map_chart(view).figure, go.Figure)
     weights_of.clear()
-
-
-@pytest.mark.parametrize(
-    ("text", "labels"),
-    [
-        ("up 2", ["Block 2, up_proj"]),
-        ("2 UP_PROJ", ["Block 2, up_proj"]),
-        ("q", ["Block 0, q_proj", "Block 1, q_proj", "Block 2, q_proj"]),
-        ("up 9", []),
-        ("2", []),
-        ("", []),
-        ("<img src=x>", []),
-        ("u" * 5000, []),
-        ("up " + "9" * 5000, []),
-    ],
-)
-def test_search_finds_tensors(seeded: Settings, text: str, labels: list[str]) -> None:
-    hits = find_tensors(text)
-    assert [hit["title"] for hit in hits] == labels
-    assert all("weights?run=sds-0002&tensor=model.layers." in hit["to"] for hit in hits)
 
 
 # a model without a run ----------------------------------------------------------------------------

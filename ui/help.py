@@ -1,21 +1,18 @@
-"""Help: metrics, the terms of the field as they are used here, a sentence each, keyboard shortcuts,
-and how to use the same from a shell or program."""
+"""The help drawer: questions, filters, metrics, terms of the field, licenses."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import gradio as gr
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from backend.models.sources import catalog
 from backend.text import corpora
 from backend.text.files import PREFIX
 from jobs.metrics import METRICS
-from ui.api_errors import API_PATH
-from ui.frame import Page, shortcuts
-from ui.pages import pages
 from ui.templates import fragments
-from ui.widgets.html import WIDGETS, HtmlPanel
+from ui.widgets.html import WIDGETS
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Runs": {
@@ -142,60 +139,7 @@ FILTERS = {
     "age<2d took>5min size<500MB": "durations and sizes have units",
 }
 
-COMMANDS = {
-    "slimscope submit sds --model toy --pattern 2:4 --base wanda --wait": "Submit a run and wait "
-    "for it",
-    "slimscope submit sds --model toy --sweep pattern=2:4,50% --sweep seed=0..2": "Submit a sweep "
-    "of six runs",
-    "slimscope list --state failed": "List runs, newest first",
-    "slimscope show sds-0001 --json": "Show the full record of a run",
-    "slimscope logs sds-0001 --follow": "Follow the log of a run",
-    "slimscope next sds-0001": "Move a queued run to the front of the queue",
-    "slimscope cancel sds-0001": "Cancel a run; a second call kills it",
-    "slimscope resume sds-0001": "Continue from the last checkpoint",
-    "slimscope submit benchmark --drafters amphista-0001": "Measure decoding speed with and "
-    "without a drafter",
-    "slimscope models": "List models that can be compressed",
-    "slimscope doctor": "Check the installation",
-}
-
-REQUESTS = {
-    "GET /runs?state=succeeded&limit=20": "List runs, newest first",
-    "GET /runs/sds-0001": "Full record of a run",
-    "GET /runs/sds-0001/curves": "Points of its curves",
-    "POST /submit/sds": 'Submit a run; the body holds non-default settings: {"model": "toy"}',
-    "POST /runs/sds-0001/cancel": "Cancel a run",
-}
-
-OPERATIONS = {
-    "/healthz": "200, or 503 and a sentence: whether to send people here",
-    "slimscope_database_up": "0: the database does not answer. Runs go on for half an hour",
-    "slimscope_supervisor_up": "0 while runs wait: nobody starts them. See "
-    ".slimscope/supervisor.log in the data folder",
-    "slimscope_engine_up": "0: the cluster does not answer. Nothing starts, and states stay",
-    "slimscope_runs_failed_or_lost": "Rises: filter Runs by state:failed and state:lost",
-    "slimscope_disk_free_bytes": "Below 10 GB: slimscope disk says what takes space, slimscope "
-    "free RUN deletes checkpoints",
-    "slimscope_request_seconds_total": "Divided by slimscope_requests_total: seconds until an "
-    "answer begins",
-    "slimscope_answers": "Texts that are being written",
-    "Logs": "JSON, one object a line: the dashboard's on standard error, others' in .slimscope/",
-    "Restart": "Runs go on. After an upgrade all pages ask for one, and no run starts before it",
-    "Backup": "slimscope backup FILE; with PostgreSQL pg_dump, then the folder artifacts",
-}
-
-PYTHON = """\
-from backend.store import frames, queries
-
-for job in queries.jobs(kind="sds", limit=5):
-    print(job.run, job.state, job.config["model"])
-    for row in queries.results([job.id]):
-        print("  ", row.stage, row.metric, row.value)
-curves = frames.curves(1)  # pandas: family, stage, series, axis, step, value, at
-weights = frames.tensor_table(1)  # one row per tensor and stage
-"""
-HTML = fragments("pages/help/page.html")
-TO_TERM = "document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: 'center' })"
+HTML = fragments("templates/help.html")
 Source = catalog.CatalogEntry | corpora.CorpusInfo
 
 
@@ -211,23 +155,13 @@ def explained(word: str, meaning: str = "") -> Markup:
     return WIDGETS.term(word, known or meaning, bool(known))
 
 
-def build() -> None:
-    keys = shortcuts((page.key, page.name, page.path) for page in pages())
-    words = HTML.words(QUESTIONS, keys, FILTERS, GLOSSARY, sources())
-    figures = HTML.figures([m for m in METRICS.values() if m.definition])
-    use = HTML.use(COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS)
-    with gr.Row(elem_classes="help"):
-        with gr.Column(scale=1, min_width=320):
-            gr.HTML(words, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-words")
-        with gr.Column(scale=1, min_width=320):
-            gr.HTML(figures, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-figures")
-            HtmlPanel(use, elem_id="help-use")
+def help_drawer(_: Request) -> Response:
+    """The content of the drawer; the browser asks for it when the drawer is first opened."""
+    metrics = [m for m in METRICS.values() if m.definition]
+    return HTMLResponse(HTML.drawer(QUESTIONS, FILTERS, metrics, GLOSSARY, sources()))
 
 
 def sources() -> list[Source]:
     models = [each for each in catalog.entries() if not Path(each.name).is_absolute()]
     datasets = [each for each in corpora.corpora() if not each.name.startswith(PREFIX)]
     return [*models, *datasets]
-
-
-PAGE = Page("Help", "help", build, order=90, section="", listed=False)
