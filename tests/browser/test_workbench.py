@@ -212,11 +212,10 @@ def test_the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(
     visitor.get_by_role("button", name="Table").click()
     table = visitor.get_by_role("dialog").locator("table")
     expect(table.locator("tbody tr")).to_have_count(22)
-    expect(table.locator("thead")).to_contain_text("Loss at 50%, nats")
     with visitor.expect_download() as saved:
         visitor.get_by_role("button", name="Download CSV").click()
     lines = Path(saved.value.path()).read_text().splitlines()
-    assert len(lines) == 23 and lines[0].startswith('"Layer"') | lines[0].startswith("Layer")
+    assert len(lines) == 23 and "Loss at 50%, nats" in lines[0]
 
 
 BACK = """state => {
@@ -416,7 +415,6 @@ def test_every_way_to_run_a_state_has_its_formats(visitor: Page, lab: Dashboard,
         assert in_address(link.get_attribute("href")) == [
             (kind, {"model": "toy", **config}) for kind, config in planned
         ]
-    assert any("overrides" in config for _, config in planned) or name == "both"
 
 
 def in_address(href: str) -> list[tuple[str, dict[str, Any]]]:

@@ -81,8 +81,11 @@ def test_tensors_and_settings_are_found(seeded: Settings) -> None:
     assert [each["title"] for each in search_tensors("block 1 up_proj")] == ["Block 1, up_proj"]
     for text in ("", "up 99", "0 1", HOSTILE, "%"):
         assert search_tensors(text) == []
-    assert search_settings("pattern")[0]["to"] == "new?kind=sds"
-    assert search_settings("new run: dl")[0]["to"] == "new?kind=dlqat" and search_settings("") == []
+    assert search_settings("pattern")[0]["to"] == "new-run?kind=sds"
+    assert (
+        search_settings("new run: dl")[0]["to"] == "new-run?kind=dlqat"
+        and search_settings("") == []
+    )
 
 
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:

@@ -30,7 +30,7 @@ from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
-from ui.pages.workbench.profiles import knowledge, landmarks, new_profile, profiles_of
+from ui.pages.workbench.profiles import AUTOMATIC, knowledge, landmarks, new_profile, profiles_of
 from ui.runs.choices import models
 from ui.runs.profiles import measured_runs, queued_runs
 from ui.runs.weights import DENSE, layer_label
@@ -45,7 +45,7 @@ ELSEWHERE = ("The files of this model are not here yet.", "", "They come with it
 
 def start(request: Request) -> Response:
     """Answer to `?model=smollm2-135m&state=~magnitude~rtn~50p_dense~0x210_1`; without a model, of
-    the one that was profiled last, without a state, of none."""
+    the one that was profiled last, the toy only if there is no other."""
     try:
         actor, query = current_user(request), request.query_params
         if actor.role != "host":
@@ -56,12 +56,12 @@ def start(request: Request) -> Response:
 
 
 def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
+    profiled = [str(job.config["model"]) for job in profiles_of("")]
+    model = model or next((x for x in profiled if x != AUTOMATIC), models()[0][1])
     found = profiles_of(model)
-    model = model or (str(found[0].config["model"]) if found else models()[0][1])
     facts = resolve_model(model, reads=False).facts
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
-    profiled = {str(job.config["model"]) for job in profiles_of("")}
     return {
         "model": model,
         "title": facts.title,

@@ -40,6 +40,8 @@ class FrontChart {
   #points = [];
   /** @type {Drawn[]} */
   #mixes = [];
+  /** @type {[left: number, right: number, y: number][]} */
+  #names = []; // of uniform formats
 
   /** @param {HTMLCanvasElement} canvas
       @param {{hover: (words: string) => void, pick: (place: number) => void, mix: (mix: import("./predictions.js").Mix) => void}} on
@@ -101,6 +103,7 @@ class FrontChart {
       ...shown.kept.map((each, kept) => ({ ...each, kept })),
       { ...shown.now, own: true },
     ]);
+    this.#names = [];
     for (const point of this.#points) {
       if (point.predicted) this.#became(area, ink, point, y(point.predicted));
       if (point.interval) this.#file(area, ink, point, point.interval.map(y));
@@ -185,18 +188,20 @@ class FrontChart {
     bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
   }
 
-  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point */
-  #landmark({ pen, width }, ink, { x, y, color: hue = "", short = "" }) {
+  /** A dot with its name, unless that would lie over another name.
+      @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point */
+  #landmark({ pen, width, line }, ink, { x, y, color: hue = "", short = "" }) {
     pen.beginPath();
     Object.assign(pen, { fillStyle: hue, textAlign: "left" });
     pen.arc(x, y, 3.5, 0, 7);
     pen.fill();
-    if (width > 300)
-      Object.assign(pen, { fillStyle: ink.muted }).fillText(
-        short.replace(" bits", ""),
-        x + 6,
-        y - 7,
-      );
+    const words = short.replace(" bits", "");
+    const right = x + 10 + pen.measureText(words).width;
+    const covers = (/** @type {number[]} */ [from, to, at]) =>
+      from < right && x < to && Math.abs(at - y) < line;
+    if (width < 300 || this.#names.some(covers)) return;
+    this.#names.push([x, right, y]);
+    Object.assign(pen, { fillStyle: ink.muted }).fillText(words, x + 6, y - 7);
   }
 
   /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point
@@ -302,6 +307,7 @@ export class FrontPanel {
       })),
     });
     need(this.card, ".workbench-legend", HTMLElement).hidden = !predictions.fronts.size;
+    need(this.card, ".workbench-diamond", HTMLElement).hidden = !model.landmarks.length;
     const key = JSON.stringify([view.kept, model.queued]);
     if (this.box.dataset.key === key) return;
     this.box.dataset.key = key;

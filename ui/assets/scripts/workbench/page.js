@@ -167,6 +167,7 @@ export class Page {
     const view = new View(model, tables, settings);
     this.#view = view;
     this.notice.replaceChildren();
+    this.#settle();
     this.#take(model.state);
     this.#offerModels(model, model.model);
     this.knobs.fill(view);
@@ -290,6 +291,7 @@ export class Page {
       ? await begin(view.model.model, query.state).catch(refused)
       : { state: null };
     if (view !== this.#view || wish !== this.#wishes) return; // a newer address is asked for
+    this.#settle();
     this.#take(state);
     this.#read(query);
     this.look();

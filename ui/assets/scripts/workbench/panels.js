@@ -317,8 +317,8 @@ function loss({ predictions, formats, known }, t) {
 
 /* --- the table of all layers ---------------------------------------------------------------- */
 
-/** One row per layer, the largest loss first. @param {View} view @returns {import("../weights/tables.js").Figures} */
-function layerFigures({ layers, formats, predictions }) {
+/** One row per layer, the largest loss first, in the format that the map is of. @param {View} view @returns {import("../weights/tables.js").Figures} */
+function layerFigures({ layers, formats, predictions, figuresAt }) {
   const profiled = predictions.formats;
   const losses = profiled.map(({ text }) => `Loss at ${text}, nats`);
   const errors = profiled.map(({ text }) => `Output error at ${text}, %`);
@@ -331,7 +331,7 @@ function layerFigures({ layers, formats, predictions }) {
     const state = [name, block < 0 ? "" : block, module, height * columns, form.text];
     const sizes = [bitsPerWeight(form, columns), predictions.nbytes(i, form) / 1e6];
     return {
-      loss: at(form) || 0,
+      loss: at(figuresAt ?? form) || 0,
       row: [...state, ...sizes, at(form), error(form), ...profiled.map(at), ...profiled.map(error)],
     };
   });

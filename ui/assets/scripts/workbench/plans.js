@@ -46,10 +46,13 @@ export async function queueProfile(model, asked, queued) {
   }
 }
 
+let filled = 0; // times that the menu of runs was opened
+
 /** Fills the menu of runs that make the state: for each effort its cost, and two ways on.
     @param {HTMLElement} menu @param {Page} page */
 export async function fillRuns(menu, page) {
   const { view } = page;
+  const now = ++filled;
   const asked = { model: view.model.model, state: view.address };
   const rows = [...menu.querySelectorAll("[data-effort]")];
   const tell = (/** @type {Element} */ row, /** @type {(string | Node)[]} */ words) =>
@@ -58,6 +61,7 @@ export async function fillRuns(menu, page) {
   try {
     /** @type {Record<string, Plan>} */
     const plans = await json(`workbench/runs?${new URLSearchParams(asked)}`);
+    if (now !== filled) return;
     for (const row of rows) {
       const effort = row.getAttribute("data-effort") ?? "";
       tell(row, offered(plans[effort], { ...asked, effort }, page));
