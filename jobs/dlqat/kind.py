@@ -48,7 +48,7 @@ from jobs.fields.types import CorpusName, ModelConfig
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
-from jobs.profile.profiles import quantized_mix
+from jobs.profile.profiles import quantized_mix, replaced_fields
 from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME, SAME = "dlqat", "same"
@@ -135,7 +135,10 @@ def requirements(config: DLQATJob) -> Requirements:
         notes=notes,
         open_ended=bool(config.harness_tasks),
         sizes=(*sizes, facts.parameters),
-        field_warnings=size_warning(config, plan, facts, sizes),
+        field_warnings={
+            **replaced_fields(config.allocation, "bits", "group_size"),
+            **size_warning(config, plan, facts, sizes),
+        },
     )
 
 

@@ -28,7 +28,7 @@ from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
 from jobs.kind import DiskSpace, JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.metrics import PERPLEXITY
-from jobs.profile.profiles import pruned_mix
+from jobs.profile.profiles import pruned_mix, replaced_fields
 from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME = "sds"
@@ -66,6 +66,7 @@ def requirements(config: SDSJob) -> Requirements:
         disk=disk_space(config, plan, facts),
         warnings=warnings,
         sizes=(facts.bytes, dense_bytes(facts), facts.parameters),
+        field_warnings=replaced_fields(config.allocation, "pattern"),
     )
 
 
@@ -291,7 +292,7 @@ KIND = Kind(
     run="jobs.sds.run:run",
     plan=PruningPlan,
     order=10,
-    main_fields=("pattern", "base"),
+    main_fields=("pattern", "base", "reconstruct"),
     headline=headline,
     headline_fields=frozenset({"pattern", "base"}),
     compresses=True,
