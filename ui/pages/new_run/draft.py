@@ -234,13 +234,10 @@ class _Reader:
         return [step]
 
     def _step(self, text: str) -> DraftStep | None:
-        """A step such as {"sds": {"pattern": "2:4"}}, or {"kind": "sds", "config": {...}}."""
+        """A step such as {"sds": {"pattern": "2:4"}}."""
         try:
-            document = json.loads(text)
-            if "kind" in document:
-                document = {document["kind"]: document["config"]}
-            return self.of_step(pipeline.read_step(1, document))
-        except (SlimscopeError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self.of_step(pipeline.read_step(1, json.loads(text)))
+        except (SlimscopeError, ValueError, TypeError, AttributeError, RecursionError):
             self._refuse(f"step={text}", 'It is not a step such as {"sds":{"pattern":"2:4"}}.')
             return None
 
