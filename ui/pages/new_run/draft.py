@@ -337,6 +337,8 @@ def change(draft: Draft, action: str, value: str) -> Draft:
     value."""
     steps, at, shown = list(draft.steps), draft.at, draft.shown
     model = {MODEL: draft.model} if draft.model else {}
+    owner = steps[0] if value == MODEL else shown
+    fields = owner.spec.config.model_fields
     match action:
         case "step":
             at = min(int(value) if value.isdecimal() else 0, len(steps) - 1)
@@ -352,12 +354,12 @@ def change(draft: Draft, action: str, value: str) -> Draft:
             steps[at] = with_option(shown, shown.spec.recipes, value)
         case "preset":
             steps[at] = with_option(shown, shown.spec.presets, value)
-        case "several" if value in shown.spec.config.model_fields:
-            shown.several[value] = values_text([shown.values.pop(value, shown.default(value))])
-        case "single" if value in shown.several:
-            shown.set({value: next(iter(_items(shown.several[value])), "")})
-        case "reset" if value in shown.spec.config.model_fields:
-            shown.set({value: shown.default(value)})
+        case "several" if value in fields:
+            owner.several[value] = values_text([owner.values.pop(value, owner.default(value))])
+        case "single" if value in owner.several:
+            owner.set({value: next(iter(_items(owner.several[value])), "")})
+        case "reset" if value in fields:
+            owner.set({value: owner.default(value)})
         case "pipeline":
             text = pipeline.preset(value, draft.model)
             return of_pipeline(pipeline.read(text))
