@@ -335,7 +335,8 @@ def with_option(step: DraftStep, options: Options, name: str) -> DraftStep:
 def change(draft: Draft, action: str, value: str) -> Draft:
     """The draft after a button of the form was pressed. Raises `SlimscopeError` for an unknown
     value."""
-    steps, at, shown = list(draft.steps), draft.at, draft.shown
+    steps, at = [step.model_copy(deep=True) for step in draft.steps], draft.at
+    shown = steps[at]
     model = {MODEL: draft.model} if draft.model else {}
     owner = steps[0] if value == MODEL else shown
     fields = owner.spec.config.model_fields
