@@ -181,7 +181,7 @@ def of_document(document: Any) -> Pipeline:
         first = error.errors()[0]
         location = ".".join(map(str, first["loc"])) or "the file"
         raise _invalid_file(f"{location}: {first['msg']}.") from error
-    steps = [_step(n, x) for n, x in enumerate(file.steps, 1)]
+    steps = [read_step(n, x) for n, x in enumerate(file.steps, 1)]
     comparison_steps: list[Step] = []
     if file.alone:  # repeat steps after the first saved model on the first model, with a benchmark
         benchmark = next((step for step in reversed(steps) if step.kind == BENCHMARK), None)
@@ -195,7 +195,9 @@ def of_document(document: Any) -> Pipeline:
     return Pipeline(file.name, file.model, [*steps, *comparison_steps])
 
 
-def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
+def read_step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
+    """Return a step of a file. Raises `SlimscopeError` for an unknown kind or preset, or too many
+    values."""
     if len(item) != 1:
         raise _invalid_file(f"Step {number} has {len(item)} kinds.", "Give one kind: - sds: {...}")
     ((name, settings),) = item.items()

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from jobs.kind import kinds
 from jobs.metrics import METRICS
+from ui.pages import pages
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("backend", "jobs", "ui")
@@ -243,3 +244,15 @@ def late_imports(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
             for node in ast.walk(function):
                 if isinstance(node, (ast.Import, ast.ImportFrom)):
                     yield node
+
+
+LINK = re.compile(r"""href\(["']([a-z-]*)["']|["'(]([a-z-]+)\?[a-z]+=""")
+
+
+def test_links_lead_to_pages() -> None:
+    paths = {page.path for page in pages()}
+    for path in files("ui"):
+        if path.suffix in (".py", ".html"):
+            text = path.read_text(encoding="utf-8")
+            found = {first or second for first, second in LINK.findall(text)}
+            assert found <= paths, path

@@ -57,7 +57,7 @@ from jobs.kind import (
 )
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
-from jobs.profile.profiles import quantized_mix
+from jobs.profile.profiles import quantized_mix, replaced_fields
 from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME, SAME = "dlqat", "same"
@@ -144,7 +144,10 @@ def requirements(config: DLQATJob) -> Requirements:
         notes=notes,
         open_ended=bool(config.harness_tasks),
         sizes=(*sizes, facts.parameters),
-        field_warnings=size_warning(config, plan, facts, sizes),
+        field_warnings={
+            **replaced_fields(config.allocation, "bits", "group_size"),
+            **size_warning(config, plan, facts, sizes),
+        },
     )
 
 

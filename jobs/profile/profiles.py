@@ -181,6 +181,13 @@ def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[
     return {name: form.width for name, form in formats.items() if form.width}
 
 
+def replaced_fields(allocation: str, *fields: str) -> dict[str, str]:
+    """Return a warning for each of the fields that a budget replaces; empty without a budget."""
+    if budget_of(allocation) is None:
+        return {}
+    return dict.fromkeys(fields, f"Not used: {allocation} sets the format of each layer.")
+
+
 def _mix(
     config: Allocated,
     overrides: str,

@@ -37,7 +37,7 @@ from jobs.kind import (
     rival_figure,
 )
 from jobs.metrics import PERPLEXITY
-from jobs.profile.profiles import pruned_mix
+from jobs.profile.profiles import pruned_mix, replaced_fields
 from jobs.wording import StageComparison
 
 NAME = "sds"
@@ -75,6 +75,7 @@ def requirements(config: SDSJob) -> Requirements:
         disk=disk_space(config, plan, facts),
         warnings=warnings,
         sizes=(facts.bytes, dense_bytes(facts), facts.parameters),
+        field_warnings=replaced_fields(config.allocation, "pattern"),
     )
 
 
@@ -291,7 +292,7 @@ KIND = Kind(
     run="jobs.sds.run:run",
     plan=PruningPlan,
     order=10,
-    main_fields=("pattern", "base"),
+    main_fields=("pattern", "base", "reconstruct"),
     headline=headline,
     headline_fields=frozenset({"pattern", "base"}),
     compresses=True,

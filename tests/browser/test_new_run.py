@@ -13,6 +13,7 @@ def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) 
     expect(visitor.locator("#new-said")).to_contain_text("bogus")
     the_command_names_all_that_a_preset_sets(visitor)
     what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(visitor)
+    a_model_that_is_not_in_the_list_is_typed(visitor)
     visitor.get_by_label("Method").select_option("sds")
     several_values_are_counted_and_refused_beside_their_field(visitor)
     steps_are_added_by_keyboard_and_kept_in_the_address(visitor)
@@ -40,6 +41,16 @@ def what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(page: Page) ->
     expect(page.locator("#new-said")).to_be_empty()
     expect(messages[0]).to_be_empty()
     expect(messages[1]).not_to_be_empty()
+
+
+def a_model_that_is_not_in_the_list_is_typed(page: Page) -> None:
+    model = page.get_by_label("Model", exact=True)
+    model.select_option("Other …")
+    expect(model).to_be_focused()
+    model.fill("nothing")
+    expect(page.locator("#message-model")).not_to_be_empty()
+    model.fill("toy")
+    expect(page.locator("#message-model")).to_be_empty()
 
 
 def several_values_are_counted_and_refused_beside_their_field(page: Page) -> None:

@@ -225,6 +225,9 @@ def test_buttons_change_the_draft() -> None:
     assert draft.shown.several == {"bits": "3"}
     draft.shown.several["bits"] = "4, 5"
     assert change(draft, "single", "bits").shown.values == {"bits": "4"}
+    swept = change(draft, "several", "model")
+    assert swept.steps[0].several == {"model": "toy"}
+    assert change(swept, "single", "model") == draft
     assert change(draft, "step", "0").shown.kind == "sds"
     draft = change(change(draft, "step", "0"), "remove", "")
     assert (draft.shown.kind, draft.model) == ("dlqat", "toy")

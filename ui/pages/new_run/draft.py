@@ -12,7 +12,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -168,19 +168,13 @@ def _listed(kind: Kind, name: str, text: str) -> list[Any]:
 # addresses ----------------------------------------------------------------------------------------
 
 
-class Unfilled(NamedTuple):
-    """A part of an address that the form cannot take, and the reason."""
-
-    part: str
-    why: str
+Unfilled = tuple[str, str]  # a part of an address that the form cannot take, and the reason
 
 
 def read_address(query: str) -> tuple[Draft, list[Unfilled]]:
     """The draft of an address, and the parts of the address that it does not contain."""
     reader = _Reader()
-    draft = reader.draft(query)
-    unfilled = [Unfilled(part[:MAX_SHOWN], why) for part, why in reader.unfilled]
-    return draft, unfilled
+    return reader.draft(query), reader.unfilled
 
 
 class _Reader:
@@ -240,26 +234,18 @@ class _Reader:
         return [step]
 
     def _step(self, text: str) -> DraftStep | None:
-        """A step such as {"sds": {"pattern": "2:4"}}, or {"kind": "sds", "config": {...}}."""
+        """A step such as {"sds": {"pattern": "2:4"}}."""
         try:
-            document = json.loads(text)
-            if "kind" in document:
-                document = {document["kind"]: document["config"]}
-            ((kind, settings),) = document.items()
-            settings = dict(settings or {})
-            step = DraftStep(kind=kind)
-            preset = step.spec.preset(str(settings.pop(pipeline.PRESET, "")))
-        except (SlimscopeError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self.of_step(pipeline.read_step(1, json.loads(text)))
+        except (SlimscopeError, ValueError, TypeError, AttributeError, RecursionError):
             self._refuse(f"step={text}", 'It is not a step such as {"sds":{"pattern":"2:4"}}.')
             return None
-        step.set(preset)
-        fields = step.spec.config.model_fields
-        for name, value in settings.items():
-            is_swept = isinstance(value, list) and (
-                not (name in fields and holds_list(fields[name]))
-                or (value and all(isinstance(item, list) for item in value))
-            )
-            self._fill(step, {name: value if is_swept else [value]})
+
+    def of_step(self, read: pipeline.Step) -> DraftStep:
+        """The step of a pipeline file."""
+        step = DraftStep(kind=read.kind)
+        step.set(step.spec.preset(read.preset))
+        self._fill(step, {**{name: [value] for name, value in read.settings.items()}, **read.sweep})
         return step
 
     def _fill(self, step: DraftStep, given: Mapping[str, Sequence[Any]]) -> None:
@@ -282,7 +268,7 @@ class _Reader:
         step.drop_defaults()
 
     def _refuse(self, part: str, why: str) -> None:
-        self.unfilled.append(Unfilled(part, why))
+        self.unfilled.append((part[:MAX_SHOWN], why))
 
 
 def _parsed(value: Any) -> Any:
@@ -349,8 +335,11 @@ def with_option(step: DraftStep, options: Options, name: str) -> DraftStep:
 def change(draft: Draft, action: str, value: str) -> Draft:
     """The draft after a button of the form was pressed. Raises `SlimscopeError` for an unknown
     value."""
-    steps, at, shown = list(draft.steps), draft.at, draft.shown
+    steps, at = [step.model_copy(deep=True) for step in draft.steps], draft.at
+    shown = steps[at]
     model = {MODEL: draft.model} if draft.model else {}
+    owner = steps[0] if value == MODEL else shown
+    fields = owner.spec.config.model_fields
     match action:
         case "step":
             at = min(int(value) if value.isdecimal() else 0, len(steps) - 1)
@@ -366,12 +355,12 @@ def change(draft: Draft, action: str, value: str) -> Draft:
             steps[at] = with_option(shown, shown.spec.recipes, value)
         case "preset":
             steps[at] = with_option(shown, shown.spec.presets, value)
-        case "several" if value in shown.spec.config.model_fields:
-            shown.several[value] = values_text([shown.values.pop(value, shown.default(value))])
-        case "single" if value in shown.several:
-            shown.set({value: next(iter(_items(shown.several[value])), "")})
-        case "reset" if value in shown.spec.config.model_fields:
-            shown.set({value: shown.default(value)})
+        case "several" if value in fields:
+            owner.several[value] = values_text([owner.values.pop(value, owner.default(value))])
+        case "single" if value in owner.several:
+            owner.set({value: next(iter(_items(owner.several[value])), "")})
+        case "reset" if value in fields:
+            owner.set({value: owner.default(value)})
         case "pipeline":
             text = pipeline.preset(value, draft.model)
             return of_pipeline(pipeline.read(text))
@@ -386,10 +375,6 @@ def _of_kind(name: str, values: Mapping[str, str]) -> DraftStep:
 
 def of_pipeline(read: pipeline.Pipeline) -> Draft:
     """The draft of a pipeline file."""
-    steps = []
-    for each in read.steps:
-        steps.append(DraftStep(kind=each.kind))
-        steps[-1].set({**steps[-1].spec.preset(each.preset), **each.settings})
-        steps[-1].several = {name: values_text(x) for name, x in each.sweep.items()}
+    steps = [_Reader().of_step(step) for step in read.steps]
     steps[0].set({MODEL: read.model})
     return Draft(name=read.name, steps=steps)

@@ -46,7 +46,7 @@ HTML = fragments("pages/new_run/page.html")
 ADDRESS, PATH = "new-run", "/slimscope/new-run"
 START = "slimscope.module('new_run/page').then((page) => page.start(element))"
 QUEUE = "queue"  # the action that adds the runs
-MAX_KEPT = 8000  # characters of an address; a longer one is not shown in the browser
+MAX_KEPT = 30_000  # characters of an address; the browser shows a longer one without its query
 Parts = dict[str, Markup]  # element id -> its HTML
 
 
@@ -110,7 +110,7 @@ def reply(user: Actor, body: Any) -> dict[str, Any]:
     query = draft.address()
     return {
         "draft": draft.model_dump(),
-        "address": f"{ADDRESS}?{query}" if len(query) <= MAX_KEPT else "",
+        "address": f"{ADDRESS}?{query}" if len(query) <= MAX_KEPT else ADDRESS,
         "parts": parts,
     }
 

@@ -37,7 +37,7 @@ class Form {
 
   /** @param {Event} event */
   #changed({ target }) {
-    if (!(target instanceof HTMLElement) || target.dataset.action) return;
+    if (!(target instanceof HTMLElement) || target.dataset.action || isOther(target)) return;
     this.said.replaceChildren(); // it was about the draft before
     if (this.#isDue) return;
     this.#isDue = true;
@@ -49,8 +49,7 @@ class Form {
 
   /** @param {Event} event */
   #chosen({ target }) {
-    if (target instanceof HTMLSelectElement && target.selectedOptions[0]?.dataset.other)
-      typed(target);
+    if (isOther(target)) typed(target);
     else if (target instanceof HTMLSelectElement || target instanceof HTMLInputElement)
       this.#press(target.dataset.action, target.value);
   }
@@ -149,7 +148,7 @@ class Form {
     if (activeElement?.id && !activeElement.isConnected)
       document.getElementById(activeElement.id)?.focus();
     if (parts["new-form"]) find(this.root, "#new-name", HTMLInputElement).value = draft.name;
-    if (address) history.replaceState(history.state, "", address);
+    history.replaceState(history.state, "", address);
   }
 
   #hidesProblem() {
@@ -163,6 +162,10 @@ function changes({ steps, at }, now) {
     ([name, text]) => steps[at].values[name] !== text,
   );
 }
+
+/** @param {EventTarget | null} target @returns {target is HTMLSelectElement} */
+const isOther = (target) =>
+  target instanceof HTMLSelectElement && Boolean(target.selectedOptions[0]?.dataset.other);
 
 /** A text box in place of a list, for another value. @param {HTMLSelectElement} list */
 function typed(list) {
