@@ -52,6 +52,7 @@ const PEAK_WIDTH = 0.06; // of the axis: a narrow peak at zero
 const PEAK_RATIO = 1.6; // to all else: a peak that is cut off
 const ROOM = 1.25; // above all else
 const MIN_DRAG = 0.01; // of the axis
+const SWATCH = 12; // pixels of a curve's color before its name
 const LABELED = 0.01; // share of the weights that is worth a label
 
 /**
@@ -387,13 +388,16 @@ export class HistogramChart {
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
       const level = free(y(Math.min(top, heights[i])));
-      write(`  ${short}`, x(Math.min(weight, 0.7 * reach)), level, ink.stage(color), "left");
+      const left = x(Math.min(weight, 0.7 * reach)) + 8;
+      write(short, left + SWATCH + 4, level, ink.text, "left");
+      pen.fillStyle = ink.stage(color);
+      pen.fillRect(left, level - 2, SWATCH, 3);
     }
-    for (const { short, color, heights } of curves) {
+    for (const { short, heights } of curves) {
       const peak = Math.max(...heights);
       const at = x(range[0] + ((heights.indexOf(peak) + 0.5) * (range[1] - range[0])) / bins);
       const text = `${short}: up to ${number(peak, 2)} % ↑ `;
-      if (peak > top) write(text, at - line, free(TOP + 5), ink.stage(color), "right");
+      if (peak > top) write(text, at - line, free(TOP + 5), ink.text, "right");
     }
     const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
     if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
