@@ -369,9 +369,10 @@ export class HistogramChart {
     if (cutoff > 0)
       write(` magnitude threshold ${number(cutoff, 2)}`, x(cutoff), TOP + 5, ink.muted, "left");
     const taken = [TOP + 5];
-    const free = (/** @type {number} */ level) => {
-      let place = Math.max(TOP + line, level);
-      while (taken.some((each) => Math.abs(each - place) < line)) place += line;
+    /** The nearest free level, upwards or downwards. @type {(level: number, step: number) => number} */
+    const free = (level, step) => {
+      let place = level;
+      while (taken.some((each) => Math.abs(each - place) < line)) place += step;
       taken.push(place);
       return place;
     };
@@ -387,7 +388,7 @@ export class HistogramChart {
           outer.findLastIndex((height) => height >= 0.7 * high),
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
-      const level = free(y(Math.min(top, heights[i])));
+      const level = free(y(Math.min(top, heights[i])), -line);
       const left = x(Math.min(weight, 0.7 * reach)) + 8;
       write(short, left + SWATCH + 4, level, ink.text, "left");
       pen.fillStyle = ink.stage(color);
@@ -397,7 +398,7 @@ export class HistogramChart {
       const peak = Math.max(...heights);
       const at = x(range[0] + ((heights.indexOf(peak) + 0.5) * (range[1] - range[0])) / bins);
       const text = `${short}: up to ${number(peak, 2)} % ↑ `;
-      if (peak > top) write(text, at - line, free(TOP + 5), ink.text, "right");
+      if (peak > top) write(text, at - line, free(TOP + 5, line), ink.text, "right");
     }
     const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
     if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
