@@ -51,7 +51,7 @@ ME = Actor("benchmark", "host")
 HOME = ("", ".hero-now")
 WEIGHTS = ("weights?run=sds-0001", "#weights-overlay h2:not(:empty)")
 TABLE = ("runs", "#runs-board tbody tr[data-testid]")
-TITLE = "() => document.querySelector('#weights-overlay h2').textContent"
+TITLE = "() => document.querySelector('#weights-effect').textContent"
 REDRAWN = f"old => ({TITLE})() !== old"
 LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the cells in the canvas of the map, pixels
 DRAWN = "selector => document.querySelector(selector) && performance.now()"

@@ -58,6 +58,8 @@ FIXED = (
     Shortcut("n", "New run", "new-run"),
     Shortcut("p", "Present this view on the full screen"),
     Shortcut("f", "Show the chart under the pointer, or in focus, on the full screen"),
+    Shortcut("Space", "Show the dense model while held, on Weights"),
+    Shortcut("1–9", "Choose a stage, on Weights"),
     Shortcut("Esc", "Close the open dialog or list"),
 )
 

@@ -144,6 +144,7 @@ def test_everything_is_compared_to_one_choice(visitor: Page, lab: Dashboard) -> 
         ("vs=statistics-0007", "has another model"),
         ("vs=no-run", "no weights of no-run"),
         ("tensor=" + "x" * 3000, "no tensor xxx"),
+        ("view=<i>&show=<b>&brush=x~y&step=9e9&group=-1&y=up&cells=no&spot=a,b", ""),
     ],
 )
 def test_what_an_address_asks_for_in_vain_is_told_in_place(

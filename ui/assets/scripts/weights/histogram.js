@@ -52,6 +52,7 @@ const PEAK_WIDTH = 0.06; // of the axis: a narrow peak at zero
 const PEAK_RATIO = 1.6; // to all else: a peak that is cut off
 const ROOM = 1.25; // above all else
 const MIN_DRAG = 0.01; // of the axis
+const SWATCH = 12; // pixels of a curve's color before its name
 const LABELED = 0.01; // share of the weights that is worth a label
 
 /**
@@ -368,9 +369,10 @@ export class HistogramChart {
     if (cutoff > 0)
       write(` magnitude threshold ${number(cutoff, 2)}`, x(cutoff), TOP + 5, ink.muted, "left");
     const taken = [TOP + 5];
-    const free = (/** @type {number} */ level) => {
-      let place = Math.max(TOP + line, level);
-      while (taken.some((each) => Math.abs(each - place) < line)) place += line;
+    /** The nearest free level, upwards or downwards. @type {(level: number, step: number) => number} */
+    const free = (level, step) => {
+      let place = level;
+      while (taken.some((each) => Math.abs(each - place) < line)) place += step;
       taken.push(place);
       return place;
     };
@@ -386,14 +388,17 @@ export class HistogramChart {
           outer.findLastIndex((height) => height >= 0.7 * high),
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
-      const level = free(y(Math.min(top, heights[i])));
-      write(`  ${short}`, x(Math.min(weight, 0.7 * reach)), level, ink.stage(color), "left");
+      const level = free(y(Math.min(top, heights[i])), -line);
+      const left = x(Math.min(weight, 0.7 * reach)) + 8;
+      write(short, left + SWATCH + 4, level, ink.text, "left");
+      pen.fillStyle = ink.stage(color);
+      pen.fillRect(left, level - 2, SWATCH, 3);
     }
-    for (const { short, color, heights } of curves) {
+    for (const { short, heights } of curves) {
       const peak = Math.max(...heights);
       const at = x(range[0] + ((heights.indexOf(peak) + 0.5) * (range[1] - range[0])) / bins);
       const text = `${short}: up to ${number(peak, 2)} % ↑ `;
-      if (peak > top) write(text, at - line, free(TOP + 5), ink.stage(color), "right");
+      if (peak > top) write(text, at - line, free(TOP + 5, line), ink.text, "right");
     }
     const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
     if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");

@@ -271,7 +271,8 @@ export class LayerMap {
       const [red, green, blue] = channels(pen);
       pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < DARK ? "#fff" : "#14181F";
       if (!colors && (scaled[t] < low || scaled[t] > high)) dot(pen, left, top, width, height);
-      if (!isPinned && !isPrinted && !named.includes(t)) return;
+      const isNamed = named.includes(t) && Math.min(width, height) > 0.7 * line;
+      if (!isPinned && !isPrinted && !isNamed) return;
       const text = isPinned ? "◆" : number(values[t]);
       pen.save();
       pen.translate(left + width / 2, top + height / 2);

@@ -1,5 +1,5 @@
 /* The Weights page: the toolbar and the panels, all of which draw one state. */
-import { lower, measureAgain, number, picture, stageInk, still, tween } from "./canvas.js";
+import { lower, measureAgain, number, picture, stageInk, still, tween, widthOf } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { Comparison } from "./comparison.js";
 import { mapFigure } from "./figure.js";
@@ -367,6 +367,8 @@ class Page {
     const { data, t, s, drawnStage } = this;
     if (!this.isPlaying) this.stop();
     this.#controls();
+    // at once: each drawing makes the next measurement lay out the page again
+    findAll(this.element, "canvas", HTMLCanvasElement).forEach(widthOf);
     this.#sayMap();
     if (moves && drawnStage >= 0 && drawnStage !== s)
       this.stop = tween((part) => this.#between(drawnStage, s, part), MOVE_MS);

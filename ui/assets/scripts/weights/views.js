@@ -45,7 +45,6 @@ import { shortName } from "./words.js";
 
 const FENCE = 3; // Tukey's outer fence, in interquartile ranges
 const MAX_NAMED = 8; // outliers in a note
-const MAX_POINTS = 1000;
 const STEADY = 0.02; // relative changes below it are none
 /** @type {Record<string, string>} */
 const CELL_FIGURES = {
@@ -306,20 +305,6 @@ function outliersOf(values) {
     .sort((a, b) => distances[b] - distances[a]);
 }
 
-/** Indices to draw: all, or the lowest and the highest of each stretch. @param {number[]} values */
-function envelope(values) {
-  const stretch = Math.ceil((2 * values.length) / MAX_POINTS);
-  if (stretch <= 2) return [...values.keys()];
-  const places = [];
-  for (let from = 0; from < values.length; from += stretch) {
-    const part = values.slice(from, from + stretch);
-    const low = from + part.indexOf(Math.min(...part));
-    const high = from + part.indexOf(Math.max(...part));
-    places.push(...new Set([Math.min(low, high), Math.max(low, high)]));
-  }
-  return places;
-}
-
 /** @type {DrawView} */
 async function channels(input) {
   const { now, data, t } = input;
@@ -341,7 +326,6 @@ async function channels(input) {
   const across =
     now.order === "size" ? "Rank, each stage from its largest channel on" : "Number of the channel";
   const kind = now.side === "row" ? "output channel" : "input channel";
-  const drawn = values.length > MAX_POINTS ? ", the lowest and highest of each stretch drawn" : "";
   const yLog = now.y === "log";
   return {
     title: `${recorded[front].label}: ${channelTitle(values, kind, outliers.length)}`,
@@ -349,7 +333,7 @@ async function channels(input) {
       lines(canvas, { series, yLog, names: [CHANNEL_FIGURES[now.measure], across], height }),
     legend: series,
     file: `${data.tensors[t].name}-${name}`,
-    note: `n = ${count(values.length)} channels${drawn}. ${outlierNote(recorded, `${now.side}_zeros`, outliers)}`,
+    note: `n = ${count(values.length)} channels. ${outlierNote(recorded, `${now.side}_zeros`, outliers)}`,
     table: [
       ["Channel", ...recorded.map(({ label }) => label)],
       orders[0].map((i) => [String(i), ...figures.map((figure) => figure[i])]),
@@ -359,16 +343,14 @@ async function channels(input) {
 
 /** @type {(stage: RecordedStage, figure: number[], order: number[], outliers: number[]) => Line} */
 function channelLine({ label, color, dash }, figure, order, outliers) {
-  const x = envelope(order.map((i) => figure[i]));
-  const names = x.map((place) => order[place]);
   return {
     label,
     color,
     dash,
-    x,
-    y: names.map((i) => figure[i]),
-    names,
-    marks: [...names.keys()].filter((at) => outliers.includes(names[at])),
+    x: [...order.keys()],
+    y: order.map((i) => figure[i]),
+    names: order,
+    marks: [...order.keys()].filter((at) => outliers.includes(order[at])),
   };
 }
 

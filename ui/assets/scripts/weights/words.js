@@ -84,6 +84,8 @@ export function ofEffect({ before, after, rival }) {
     return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
   if (!(from > 0) || isSame(before, after))
     return `${label}: ${name} leaves an output error of ${number(to)} %`;
+  if (before.data !== data || before.s !== data.stage(data.effect.before))
+    return `${label}: ${name} has an output error of ${number(to)} %, ${lower(nameOf(before, data.run))} ${number(from)} %`;
   const reached = rival ? error(rival) : NaN;
   const other = Number.isFinite(reached)
     ? `; ${lower(nameOf(/** @type {Place} */ (rival), data.run))} reaches ${number(reached)} %`
