@@ -128,8 +128,8 @@ def everywhere(instructions: Kernels, monkeypatch: pytest.MonkeyPatch) -> Kernel
 def test_gram_matrices(everywhere: Kernels, tokens: int, inputs: int) -> None:
     torch.manual_seed(0)
     x, H = torch.randn(tokens, inputs).bfloat16(), torch.zeros(inputs, inputs)
-    assert gram.is_fast(x) == bool(everywhere.bfloat16)
-    if not gram.is_fast(x):
+    assert gram.is_supported(x) == bool(everywhere.bfloat16)
+    if not gram.is_supported(x):
         return
     gram.add_gram(H, x)
     exact = x.double().T @ x.double()
@@ -146,7 +146,7 @@ def test_descents(everywhere: Kernels, kind: int) -> None:
     start = 64.0 * (torch.rand(70, 64) < 0.5)
     inputs = redense.InputStatistics(64, torch.ones(64), torch.eye(64), torch.bfloat16)
     inputs.__dict__["largest_eigenvalue"] = 1.0
-    assert redense.usable(inputs, kind) == bool(everywhere.bfloat16)
+    assert redense.is_supported(inputs, kind) == bool(everywhere.bfloat16)
     if not everywhere.bfloat16:
         return
     W, errors = redense.descend(start, dense, inputs, 1, kind, 0 if kind == 0 else 1)

@@ -7,7 +7,8 @@ from backend.calibration.second_moments import StatisticsLevel, _Sums
 from backend.linalg import gram
 
 pytestmark = pytest.mark.skipif(
-    not gram.is_fast(torch.zeros(1, 1, dtype=torch.bfloat16)), reason="no AVX-512 with bfloat16"
+    not gram.is_supported(torch.zeros(1, 1, dtype=torch.bfloat16)),
+    reason="no AVX-512 with bfloat16",
 )
 
 
