@@ -27,7 +27,6 @@ from backend.errors import ComputeError
 from backend.linalg.gram import (
     add_gram,
     add_gram_in_pytorch,
-    gram_dot,
     inverse_root,
     is_fast,
     is_supported,
@@ -124,8 +123,6 @@ def output_energy(D: Tensor, inputs: InputStatistics) -> float:
         inputs: statistics with H.
     """
     rounded = D.bfloat16() if inputs.dtype == torch.bfloat16 else D
-    if is_fast(rounded):
-        return gram_dot(inputs.gram.contiguous(), rounded)
     H = inputs.rounded_gram
     return torch.linalg.vecdot((rounded @ H).to(D.dtype), D).sum().item()
 

@@ -100,12 +100,11 @@ FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> result type, argu
     "top_k": (None, (c_void_p, *_INTS, *(c_void_p,) * 3)),
     "keep": (None, (POINTER(Model), POINTER(Cache), c_int32, POINTER(c_int32), c_int32)),
     "add_gram": (c_int32, (c_void_p, c_void_p, *_INTS)),
-    "gram_dot": (c_int32, (*(c_void_p,) * 3, *_INTS)),
     "descend": (c_int32, (POINTER(Descent), c_int32)),
     "values": (c_int32, (_ROWS, c_void_p, c_int32, c_int32)),
     "backward": (c_int32, (_ROWS, *(c_void_p,) * 3, c_int32, c_int32)),
     "levels": (c_int32, (_ROWS, c_void_p, c_void_p, c_int32)),
-    "figures": (None, (_ROWS, *(c_void_p,) * 5)),
+    "snapshot_statistics": (None, (_ROWS, *(c_void_p,) * 5)),
     "gptq_columns": (
         None,
         (
@@ -119,7 +118,7 @@ FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> result type, argu
 }
 
 
-FLAGS = "bfloat16 sparse two_of_four block panel"
+FLAGS = "bfloat16 two_of_four block panel"
 
 
 class _Table(Structure):
@@ -190,8 +189,7 @@ class Kernels(SimpleNamespace):
 
     Attributes:
         title: display name of the instruction set.
-        bfloat16: 1 if there are instructions for bfloat16 products.
-        sparse: 1 if sparse bfloat16 matrices are supported.
+        bfloat16: 1 if there are bfloat16 products and sparse bfloat16 matrices are supported.
         two_of_four: 1 if 2:4 matrices of codes are supported.
         panel: the right factor of a descent is padded to a multiple of this number of outputs.
 

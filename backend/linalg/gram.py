@@ -1,11 +1,9 @@
 """Gram matrices: products, Cholesky factors, inverse roots, the largest eigenvalue.
 
-Two products of bfloat16 inputs X run in C++ kernels that accumulate in float32, since PyTorch would
-round the results to bfloat16: the update H += X^T X of the upper triangle, and tr(X H X^T), the sum
-of the entries of X^T X times those of H, computed from the upper triangle of H."""
+The update H += X^T X of the upper triangle, for X in bfloat16, runs in C++ kernels that accumulate
+in float32, since PyTorch would round the result to bfloat16."""
 
 from collections.abc import Callable
-from ctypes import addressof, c_double
 from functools import lru_cache
 from threading import Lock
 from typing import TypeVar
@@ -28,7 +26,7 @@ _matmul_precision_lock = Lock()  # the precision is a setting of the process
 
 
 def is_supported(x: Tensor) -> bool:
-    """Return True if `add_gram` and `gram_dot` support inputs with the dtype and device of `x`."""
+    """Return True if `add_gram` supports inputs with the dtype and device of `x`."""
     library = kernels_or_none() if x.dtype == torch.bfloat16 and x.is_cpu else None
     return library is not None and bool(library.add_gram)
 
@@ -76,19 +74,6 @@ def add_gram(H: Tensor, x: Tensor) -> None:
     rows = _contiguous_rows(H, x)
     shape = *rows.shape, torch.get_num_threads()
     check(kernels().add_gram(rows.data_ptr(), H.data_ptr(), *shape))
-
-
-def gram_dot(H: Tensor, x: Tensor) -> float:
-    """Compute tr(x H x^T).
-
-    Args:
-        H: symmetric [in, in], float32; only its upper triangle is read.
-        x: inputs [tokens, in] that satisfy `is_supported`.
-    """
-    rows, total = _contiguous_rows(H, x), c_double()
-    pointers = rows.data_ptr(), H.data_ptr(), addressof(total)
-    check(kernels().gram_dot(*pointers, *rows.shape, torch.get_num_threads()))
-    return total.value
 
 
 def _contiguous_rows(H: Tensor, x: Tensor) -> Tensor:

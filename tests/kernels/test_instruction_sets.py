@@ -109,7 +109,7 @@ def test_zeros_that_are_left_out_change_no_bit(instructions: Kernels) -> None:
     linear = nn.Linear(INPUTS, OUTPUTS, dtype=torch.bfloat16)
     linear.weight.data *= torch.rand(OUTPUTS, INPUTS) < torch.rand(OUTPUTS, 1) ** 2
     sparse, dense = (NativeLinear(linear, instructions, sparse=x) for x in (True, False))
-    assert sparse.sparse == bool(instructions.sparse) and not dense.sparse
+    assert sparse.sparse == bool(instructions.bfloat16) and not dense.sparse
     for rows in ROWS:
         x = torch.randn(rows, INPUTS)
         assert torch.equal(sparse(x), dense(x))
@@ -134,8 +134,6 @@ def test_gram_matrices(everywhere: Kernels, tokens: int, inputs: int) -> None:
     gram.add_gram(H, x)
     exact = x.double().T @ x.double()
     torch.testing.assert_close(H.triu().double(), exact.triu(), rtol=1e-5, atol=1e-4)
-    total = gram.gram_dot(torch.ones_like(H), x)
-    assert total == pytest.approx(exact.sum().item(), rel=1e-4, abs=1e-2)
 
 
 @pytest.mark.parametrize("kind", redense.KINDS)

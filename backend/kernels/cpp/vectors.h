@@ -18,7 +18,7 @@
 #else
 #define HAVE_TILES 0
 #endif
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)
 #define HAVE_BF16 1
 #else
 #define HAVE_BF16 0
@@ -27,11 +27,6 @@
 #define HAVE_VNNI 1
 #else
 #define HAVE_VNNI 0
-#endif
-#if defined(__AVX512VBMI2__)
-#define HAVE_EXPAND 1
-#else
-#define HAVE_EXPAND 0
 #endif
 
 namespace {
@@ -233,8 +228,8 @@ inline Ints nearest(Floats v) { return bits<Ints>(v + ROUNDING) - bits<Ints>(all
 inline Floats exponential(Floats exponent) {
   const Floats x = -larger(all(-88.0f), -larger(all(-87.0f), exponent));
   Ints n = nearest(x * 1.44269504f);
-  Floats whole = convert<Floats>(n);
-  Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  const Floats N = convert<Floats>(n);
+  const Floats r = x - N * 0.693359375f + N * 2.12194440e-4f;  // ln 2 in two parts
   Floats p = all(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
     p = p * r + c;
