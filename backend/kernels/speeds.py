@@ -5,22 +5,16 @@ PyTorch uses depend on how it was built. Callers choose the implementation of Gr
 (`linalg.gram`), descents (`pruning.redense`) and forward passes over texts
 (`evaluation.native_text`), and the precision of calibration and training (`models.blocks`)."""
 
-import hashlib
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from backend.compiler import kernel_version
-from backend.kernels.library import processor_flags
-from backend.settings import settings
+from backend.kernels.library import machine_file
 
 TOKENS, WIDTH = 256, 1024  # of a text, and width of a typical layer
 MEASUREMENT_S = 0.04  # of both implementations
@@ -64,7 +58,7 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
         work: name of the work.
         implementations: name -> function that does a small part of the work.
     """
-    path, choice = _file(work), None
+    path, choice = machine_file(work), None
     with suppress(OSError, ValueError):
         choice = SpeedComparison.model_validate_json(path.read_bytes())
     if choice is None or [*choice.seconds] != [*implementations]:
@@ -75,14 +69,6 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
             part.replace(path)
     log.info("Fastest on this machine: %s.", choice)
     return choice
-
-
-def _file(work: str) -> Path:
-    """Path of the file of a choice. Its name depends on machine and versions, since machines may
-    share the folder."""
-    parts = work, platform.node(), kernel_version(), version("torch"), *sorted(processor_flags())
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return settings().cache_dir / "native" / f"speeds-{key}.json"
 
 
 def shortest_s(runs: Mapping[str, Run], duration_s: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 
 from backend.compiler import CompilerError
 from backend.evaluation import native_text
+from backend.kernels import library
 from backend.kernels import speeds as room
 from backend.kernels.library import kernels_or_none
 from backend.kernels.speeds import SpeedComparison, choose
@@ -29,7 +30,7 @@ CHOICES = (
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a machine on which nothing has been measured."""
-    monkeypatch.setattr(room, "_file", lambda work: tmp_path / "speeds.json")
+    monkeypatch.setattr(room, "machine_file", lambda work: tmp_path / "speeds.json")
     return tmp_path / "speeds.json"
 
 
@@ -65,8 +66,8 @@ def unmeasured() -> Iterator[None]:
 def test_every_choice_takes_a_moment_and_leaves_no_trace(
     file: Path, choice: Callable[[], SpeedComparison]
 ) -> None:
-    library = kernels_or_none()
-    if library is None or (choice in CHOICES[2:] and not library.bfloat16):
+    functions = kernels_or_none()
+    if functions is None or (choice in CHOICES[2:] and not functions.bfloat16):
         pytest.skip("the kernels do not support this work here")
     torch.manual_seed(0)
     first, threads, began = torch.rand(1), torch.get_num_threads(), time.process_time()
@@ -105,24 +106,24 @@ def test_a_damaged_file_is_measured_anew(
 def test_a_folder_that_cannot_be_written_is_no_obstacle(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_file", lambda work: file / "no" / "folder.json")
+    monkeypatch.setattr(room, "machine_file", lambda work: file / "no" / "folder.json")
     assert choose("work", RUNS).fastest == "kernels"
 
 
 def test_other_work_machines_and_versions_have_files_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = {room._file("work"), room._file("other work")}
+    names = {library.machine_file("work"), library.machine_file("other work")}
     for name, value in (
         ("processor_flags", lambda: frozenset({"none"})),
         ("kernel_version", lambda: "another"),
         ("version", lambda _: "0.0"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(room, name, value)
-            names.add(room._file("work"))
-    monkeypatch.setattr(room.platform, "node", lambda: "another")
-    assert len(names | {room._file("work")}) == 6
+            patch.setattr(library, name, value)
+            names.add(library.machine_file("work"))
+    monkeypatch.setattr(library.platform, "node", lambda: "another")
+    assert len(names | {library.machine_file("work")}) == 6
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -150,8 +151,8 @@ def test_gram_matrices_and_descents_use_the_faster_implementation(
     choice = SpeedComparison(work="work", seconds=seconds)
     monkeypatch.setattr(gram, "gram_choice", lambda: choice)
     monkeypatch.setattr(redense, "descent_choice", lambda: choice)
-    library = kernels_or_none()
-    supported = library is not None and bool(library.bfloat16)
+    functions = kernels_or_none()
+    supported = functions is not None and bool(functions.bfloat16)
     x = torch.ones(2, 2, dtype=torch.bfloat16)
     assert gram.is_fast(x) == (supported and fastest == "kernels")
     inputs = redense.InputStatistics(2, torch.ones(2), torch.eye(2), torch.bfloat16)
