@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any
 
 import torch
@@ -27,17 +26,16 @@ from transformers import PreTrainedModel
 from backend.errors import ComputeError
 from backend.linalg.gram import (
     add_gram,
-    gram_dot,
+    add_gram_in_pytorch,
     inverse_root,
     is_fast,
+    is_supported,
     largest_eigenvalue,
     packed,
 )
 from backend.models.block_forward import BlockStream, HiddenStates, run_block
 from backend.models.blocks import LinearWeight
 from backend.models.threads import part_index
-
-PANEL = 256  # columns of H per product; the lower triangle is mirrored
 
 
 class StatisticsLevel(IntEnum):
@@ -48,7 +46,6 @@ class StatisticsLevel(IntEnum):
     GRAM = 2  # H
 
 
-_matmul_precision_lock = Lock()  # the precision is a setting of the process
 _empty = partial(torch.empty, 0)
 
 
@@ -112,7 +109,7 @@ class InputStatistics:
     def packed_gram(self) -> Tensor | None:
         """`rounded_gram` in the layout of the C++ kernels (`gram.packed`); None if they do not run
         here."""
-        return packed(self.rounded_gram) if is_fast(self.rounded_gram) else None
+        return packed(self.rounded_gram) if is_supported(self.rounded_gram) else None
 
 
 def output_energy(D: Tensor, inputs: InputStatistics) -> float:
@@ -126,8 +123,6 @@ def output_energy(D: Tensor, inputs: InputStatistics) -> float:
         inputs: statistics with H.
     """
     rounded = D.bfloat16() if inputs.dtype == torch.bfloat16 else D
-    if is_fast(rounded):
-        return gram_dot(inputs.gram.contiguous(), rounded)
     H = inputs.rounded_gram
     return torch.linalg.vecdot((rounded @ H).to(D.dtype), D).sum().item()
 
@@ -173,16 +168,8 @@ class _Sums:
             self.moments = X.new_zeros(X.shape[1], X.shape[1])
         if is_fast(rows):
             add_gram(self.moments, rows)
-            return
-        # Use the fastest products that are exact for values of this dtype.
-        with _matmul_precision_lock:
-            previous = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("medium" if x.dtype == torch.bfloat16 else "highest")
-            try:
-                for a in range(0, len(self.moments), PANEL):  # on and above the diagonal
-                    self.moments[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
-            finally:
-                torch.set_float32_matmul_precision(previous)
+        else:
+            add_gram_in_pytorch(self.moments, X, x.dtype)
 
     def merge(self, other: "_Sums") -> None:
         """Add the sums of other batches."""

@@ -12,13 +12,19 @@ text. With few prompts it is an illustration, not a basis for ranking models."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice, takewhile
 from statistics import fmean
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from backend.compiler import CompilerError
 from backend.decoding.benchmark import same_start
@@ -27,7 +33,7 @@ from backend.decoding.native.model import NativeModel
 from backend.decoding.serving.loop import answers
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
-from backend.kernels.speeds import reading_speeds
+from backend.kernels.speeds import KERNELS, PYTORCH, TOKENS, SpeedComparison, choose
 from backend.models.block_forward import NewBatches, after_blocks, logit_batches
 from backend.models.block_offload import is_streamed
 from backend.models.kv_cache import greedy
@@ -37,6 +43,14 @@ from backend.text.chat_template import end_ids, prompt_ids
 from backend.text.prompts import Prompt
 
 WEIGHT_BYTES = 2
+MEASURED_MODEL: dict[str, Any] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 1,
+    "vocab_size": 1536,
+}
 CHUNK_TOKENS = 256  # tokens per pass; with fewer, the weights are read more often
 
 
@@ -111,13 +125,35 @@ def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[Tex
     try:
         if why := _obstacle(model, length):
             raise ValueError(why)
-        faster, words = reading_speeds().compared(str(model.dtype).removeprefix("torch."))
-        if not faster:
-            return model, f"{in_pytorch}; {words} here"
+        choice = reading_choice(model.dtype)
+        if choice.fastest == PYTORCH:
+            return model, f"{in_pytorch}; fastest here: {choice}"
         native = NativeText(model, length)
-        return native, f"native, bfloat16 ({native.instructions}); {words} here"
+        return native, f"native, bfloat16 ({native.instructions}); fastest here: {choice}"
     except (CompilerError, ValueError, MemoryError) as error:
         return model, f"{in_pytorch}; the native decoder cannot run: {error}"
+
+
+@lru_cache
+def reading_choice(dtype: torch.dtype = torch.bfloat16) -> SpeedComparison:
+    """Choose between the native decoder and PyTorch in `dtype`, by the time of a block and a head
+    with the dimensions of SmolLM2-135M.
+
+    Raises:
+        CompilerError: the decoder cannot be compiled on this machine.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model: Any = LlamaForCausalLM(LlamaConfig(**MEASURED_MODEL))
+    native, ids = NativeText(model, TOKENS), torch.zeros(TOKENS, dtype=torch.long)
+
+    model = model.to(dtype)
+
+    @torch.no_grad()
+    def in_pytorch() -> None:
+        model(input_ids=ids[None])
+
+    runs = {KERNELS: lambda: native.logits(ids), PYTORCH: in_pytorch}
+    return choose(f"texts in {str(dtype).removeprefix('torch.')}", runs)
 
 
 def forward_passes(

@@ -5,22 +5,28 @@ instruction set into a single library, which machines with different processors 
 instruction set is used that the processor, its operating system and the compiler support."""
 
 import ctypes
+import hashlib
 import logging
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import CDLL, CFUNCTYPE, POINTER, Structure, c_float, c_int32, c_int64, c_void_p, sizeof
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from backend.compiler import CompilerError, Unit, load
+from backend.compiler import CompilerError, Unit, kernel_version, load
+from backend.settings import settings
 
 SOURCES = Path(__file__).with_name("cpp")
 ROTARIES = 2  # maximum number of rotary tables of a model
 BLOCK = 16  # tokens per cache block
 PROCESSOR = Path("/proc/cpuinfo")
+TRIAL_TIMEOUT_S = 60.0
 TILE_PERMISSION = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, tile data)
 
 log = logging.getLogger("slimscope.kernels")
@@ -100,12 +106,11 @@ FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> result type, argu
     "top_k": (None, (c_void_p, *_INTS, *(c_void_p,) * 3)),
     "keep": (None, (POINTER(Model), POINTER(Cache), c_int32, POINTER(c_int32), c_int32)),
     "add_gram": (c_int32, (c_void_p, c_void_p, *_INTS)),
-    "gram_dot": (c_int32, (*(c_void_p,) * 3, *_INTS)),
     "descend": (c_int32, (POINTER(Descent), c_int32)),
     "values": (c_int32, (_ROWS, c_void_p, c_int32, c_int32)),
     "backward": (c_int32, (_ROWS, *(c_void_p,) * 3, c_int32, c_int32)),
     "levels": (c_int32, (_ROWS, c_void_p, c_void_p, c_int32)),
-    "figures": (None, (_ROWS, *(c_void_p,) * 5)),
+    "snapshot_statistics": (None, (_ROWS, *(c_void_p,) * 5)),
     "gptq_columns": (
         None,
         (
@@ -119,7 +124,7 @@ FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> result type, argu
 }
 
 
-FLAGS = "bfloat16 sparse two_of_four block panel"
+FLAGS = "bfloat16 two_of_four block panel"
 
 
 class _Table(Structure):
@@ -190,8 +195,7 @@ class Kernels(SimpleNamespace):
 
     Attributes:
         title: display name of the instruction set.
-        bfloat16: 1 if there are instructions for bfloat16 products.
-        sparse: 1 if sparse bfloat16 matrices are supported.
+        bfloat16: 1 if there are bfloat16 products and sparse bfloat16 matrices are supported.
         two_of_four: 1 if 2:4 matrices of codes are supported.
         panel: the right factor of a descent is padded to a multiple of this number of outputs.
 
@@ -261,7 +265,35 @@ def obstacle(name: str) -> str:
         return "the system does not permit tile registers"
     if not hasattr(library(), f"slimscope_{name}"):
         return "the compiler does not know the instructions"
+    if not _passes_trial(name):
+        return "the processor fails at the instructions that it claims to have"
     return ""
+
+
+@lru_cache
+def _passes_trial(name: str) -> bool:
+    """Try an instruction set in a child process, once per machine: virtual machines may announce
+    instructions that they do not execute."""
+    passed = machine_file(f"trial of {name}")
+    if name == "plain" or passed.exists():
+        return True
+    command = (sys.executable, "-m", "backend.kernels.trial", name)
+    try:
+        failed = subprocess.run(command, capture_output=True, timeout=TRIAL_TIMEOUT_S).returncode
+    except (OSError, subprocess.TimeoutExpired):  # of a busy machine, and says nothing
+        return True
+    with suppress(OSError):
+        if not failed:
+            passed.touch(mode=0o600)
+    return not failed
+
+
+def machine_file(content: str) -> Path:
+    """Path of a file in the cache about this machine. Its name depends on machine and versions,
+    since machines may share the folder."""
+    parts = content, platform.node(), kernel_version(), version("torch"), *sorted(processor_flags())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return settings().cache_dir / "native" / f"machine-{key}.json"
 
 
 @lru_cache
@@ -279,8 +311,7 @@ def kernels(name: str = "") -> Kernels:
             advice = "Choose another instruction set."
             raise CompilerError(f"No kernels for {name}.", f"{why.capitalize()}.", advice)
         return Kernels(library(), name, instruction_sets()[name].title)
-    obstacles = {name: obstacle(name) for name in instruction_sets()}
-    best = next(name for name, why in obstacles.items() if not why)
+    best = next(name for name in instruction_sets() if not obstacle(name))
     log.info("Kernels use %s.", described(best))
     return Kernels(library(), best, instruction_sets()[best].title)
 

@@ -145,7 +145,7 @@ class RoundedRows:
         check(kernels().levels(self._rows, *pointers, self._threads))
         return level, inside
 
-    def figures(self, dense: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
+    def snapshot_statistics(self, dense: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
         """Compute the statistics of a training snapshot on the calling thread.
 
         Args:
@@ -159,7 +159,7 @@ class RoundedRows:
         counts, changed = torch.zeros(self._top + 1, dtype=torch.long), torch.zeros(1).long()
         error, inside = torch.empty(self._shape[:2]), torch.empty(self._shape[:2])
         pointers = map(Tensor.data_ptr, (dense, counts, changed, error, inside))
-        kernels().figures(self._rows, *pointers)
+        kernels().snapshot_statistics(self._rows, *pointers)
         return int(changed), counts, error, inside
 
     def values(self, out: Tensor) -> None:

@@ -1,11 +1,11 @@
 """Gram matrices: products, Cholesky factors, inverse roots, the largest eigenvalue.
 
-Two products of bfloat16 inputs X run in C++ kernels that accumulate in float32, since PyTorch would
-round the results to bfloat16: the update H += X^T X of the upper triangle, and tr(X H X^T), the sum
-of the entries of X^T X times those of H, computed from the upper triangle of H."""
+The update H += X^T X of the upper triangle, for X in bfloat16, runs in C++ kernels that accumulate
+in float32, since PyTorch would round the result to bfloat16."""
 
 from collections.abc import Callable
-from ctypes import addressof, c_double
+from functools import lru_cache
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -14,18 +14,54 @@ from torch.nn.functional import pad
 
 from backend.errors import ComputeError
 from backend.kernels.library import check, kernels, kernels_or_none
+from backend.kernels.speeds import KERNELS, PYTORCH, TOKENS, WIDTH, SpeedComparison, choose
 
+PANEL = 256  # columns of a Gram matrix per product of PyTorch
 LEAF_SIZE = 128  # largest matrix that LAPACK inverts without recursion
 LANCZOS_STEPS, MARGIN = 16, 1.05
 DEPENDENT = 1e-5  # relative norm below which a new Lanczos vector is only rounding error
 TRIES, FACTOR = 4, 10.0  # attempts to solve, and growth of the damping
 Solved = TypeVar("Solved")
+_matmul_precision_lock = Lock()  # the precision is a setting of the process
+
+
+def is_supported(x: Tensor) -> bool:
+    """Return True if `add_gram` supports inputs with the dtype and device of `x`."""
+    library = kernels_or_none() if x.dtype == torch.bfloat16 and x.is_cpu else None
+    return library is not None and bool(library.add_gram)
 
 
 def is_fast(x: Tensor) -> bool:
-    """Return True if `add_gram` and `gram_dot` support inputs with the dtype and device of `x`."""
-    library = kernels_or_none() if x.dtype == torch.bfloat16 and x.is_cpu else None
-    return library is not None and bool(library.add_gram)
+    """Return True if the kernels support `x` and are faster than PyTorch on this machine."""
+    return is_supported(x) and gram_choice().fastest == KERNELS
+
+
+@lru_cache
+def gram_choice() -> SpeedComparison:
+    """Choose between the kernels, which must support bfloat16, and PyTorch for Gram matrices."""
+    x = torch.ones(TOKENS, WIDTH, dtype=torch.bfloat16)
+    H, X = torch.zeros(WIDTH, WIDTH), x.float()
+    runs = {KERNELS: lambda: add_gram(H, x), PYTORCH: lambda: add_gram_in_pytorch(H, X, x.dtype)}
+    return choose("Gram matrices", runs)
+
+
+def add_gram_in_pytorch(H: Tensor, X: Tensor, dtype: torch.dtype) -> None:
+    """Add X^T X to the upper triangle of H, including the diagonal, with the fastest products that
+    are exact for values of `dtype`.
+
+    Args:
+        H: [in, in], float32; modified in place.
+        X: inputs [tokens, in] in float32, with values that `dtype` represents.
+        dtype: original dtype of the inputs.
+    """
+    with _matmul_precision_lock:
+        previous = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+        try:
+            for a in range(0, len(H), PANEL):
+                H[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+        finally:
+            torch.set_float32_matmul_precision(previous)
 
 
 def add_gram(H: Tensor, x: Tensor) -> None:
@@ -33,24 +69,11 @@ def add_gram(H: Tensor, x: Tensor) -> None:
 
     Args:
         H: [in, in], float32; modified in place.
-        x: inputs [tokens, in] that satisfy `is_fast`.
+        x: inputs [tokens, in] that satisfy `is_supported`.
     """
     rows = _contiguous_rows(H, x)
     shape = *rows.shape, torch.get_num_threads()
     check(kernels().add_gram(rows.data_ptr(), H.data_ptr(), *shape))
-
-
-def gram_dot(H: Tensor, x: Tensor) -> float:
-    """Compute tr(x H x^T).
-
-    Args:
-        H: symmetric [in, in], float32; only its upper triangle is read.
-        x: inputs [tokens, in] that satisfy `is_fast`.
-    """
-    rows, total = _contiguous_rows(H, x), c_double()
-    pointers = rows.data_ptr(), H.data_ptr(), addressof(total)
-    check(kernels().gram_dot(*pointers, *rows.shape, torch.get_num_threads()))
-    return total.value
 
 
 def _contiguous_rows(H: Tensor, x: Tensor) -> Tensor:
@@ -61,7 +84,7 @@ def _contiguous_rows(H: Tensor, x: Tensor) -> Tensor:
     """
     inputs = x.shape[-1]
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
-    if not fits or H.dtype != torch.float32 or not is_fast(x):
+    if not fits or H.dtype != torch.float32 or not is_supported(x):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
     return x.contiguous()
 
@@ -73,9 +96,9 @@ def packed(H: Tensor) -> Tensor:
         [outputs / 16, pairs of inputs, 16, 2], with the outputs padded to whole panels.
 
     Raises:
-        ValueError: H is not a matrix that satisfies `is_fast`.
+        ValueError: H is not a matrix that satisfies `is_supported`.
     """
-    if not is_fast(H) or H.dim() != 2:
+    if not is_supported(H) or H.dim() != 2:
         raise ValueError(f"{H.dtype} {[*H.shape]} cannot be packed")
     inputs, panel = len(H), kernels().panel
     outputs, pairs = -(-inputs // panel) * panel, -(-inputs // 2)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from backend.errors import ModelError
+from backend.kernels.speeds import SpeedComparison, choose, pytorch_product
 from backend.models.families.stored import compressed
 
 
@@ -122,11 +124,17 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Return True if the device computes bfloat16 in hardware, faster than float32."""
+    """Return True if the device computes bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+    return device.type == "cpu" and precision_choice().fastest == "bfloat16"
+
+
+@lru_cache
+def precision_choice() -> SpeedComparison:
+    """Choose between float32 and bfloat16 for products of PyTorch on this CPU."""
+    runs = {name: pytorch_product(name) for name in ("float32", "bfloat16")}
+    return choose("forward precision", runs)
 
 
 def to_bfloat16(model: nn.Module) -> None:

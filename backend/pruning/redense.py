@@ -36,6 +36,7 @@ does not round the entries of D H."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
 from backend.kernels.library import Descent, check, kernels, kernels_or_none
+from backend.kernels.speeds import KERNELS, PYTORCH, TOKENS, WIDTH, SpeedComparison, choose
 from backend.models.threads import parallel_map
 
 # Operations after a gradient step; see `descend`.
@@ -53,9 +55,29 @@ CHUNK_ROWS = 256  # maximum rows per chunk on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
-def usable(inputs: InputStatistics, kind: int) -> bool:
+def is_supported(inputs: InputStatistics, kind: int) -> bool:
     """Return True if `descend` supports this operation and a layer with these inputs."""
     return kind in KINDS and kernels_or_none() is not None and inputs.packed_gram is not None
+
+
+def is_fast(inputs: InputStatistics, kind: int) -> bool:
+    """Return True if `descend` supports the descent and is faster than PyTorch on this machine."""
+    return is_supported(inputs, kind) and descent_choice().fastest == KERNELS
+
+
+@lru_cache
+def descent_choice() -> SpeedComparison:
+    """Choose between `descend`, which must be supported, and PyTorch for descents."""
+    start, dense = torch.ones(TOKENS, WIDTH), torch.zeros(TOKENS, WIDTH)
+    inputs = InputStatistics(1, torch.ones(WIDTH), torch.eye(WIDTH), torch.bfloat16)
+    inputs.__dict__["largest_eigenvalue"] = 1.0  # known, and not part of a step
+
+    def in_pytorch() -> None:
+        H = inputs.rounded_gram
+        deque(proximal_descent(start, dense, H, 1.0, 1, lambda V, _: V), maxlen=0)
+
+    runs = {KERNELS: lambda: descend(start, dense, inputs, 1, SHRINK), PYTORCH: in_pytorch}
+    return choose("descents", runs)
 
 
 def descend(
@@ -78,10 +100,10 @@ def descend(
         iterate; otherwise each row of W is the iterate with its lowest error.
 
     Raises:
-        ValueError: `usable` is False, or a shape, dtype or the number of steps is not supported.
+        ValueError: the operation, a shape, a dtype or the number of steps is not supported.
     """
     rows, columns = len(start), len(inputs.gram)
-    if not usable(inputs, kind) or not 0 <= steps < 2**31 - 1:
+    if not is_supported(inputs, kind) or not 0 <= steps < 2**31 - 1:
         raise ValueError(f"{steps} steps of kind {kind} are not computed here")
     shapes_match = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (
         columns,
@@ -93,7 +115,7 @@ def descend(
     if not shapes_match or not supported or (kind in GROUPS and columns % kind):
         raise ValueError(f"{[*start.shape]} {start.dtype} and {[*dense.shape]} do not fit")
     H, W, errors = inputs.packed_gram, torch.empty_like(start), torch.empty(3, rows)
-    assert H is not None  # guaranteed by `usable`
+    assert H is not None  # guaranteed by `is_supported`
     step_size = 1 / inputs.largest_eigenvalue if inputs.largest_eigenvalue > 0 else 0.0
     keep = 0 if kind == SHRINK else int(amount)
     pointers = map(Tensor.data_ptr, (start, dense, H, W, errors))
@@ -174,7 +196,7 @@ def redense(
     """
     a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
-    if usable(inputs, SHRINK):
+    if is_fast(inputs, SHRINK):
         return descend(sparse.contiguous(), dense.contiguous(), inputs, steps, SHRINK, a1)[0]
 
     def soft_threshold(point: Tensor, step_size: float) -> Tensor:

@@ -44,7 +44,7 @@ def adjust(
     """
     H, largest_eigenvalue = inputs.rounded_gram, inputs.largest_eigenvalue
     kind = (pattern.group or redense.ROWS) if soft else redense.FIXED
-    native = redense.usable(inputs, kind)
+    native = redense.is_fast(inputs, kind)
     group = pattern.group if soft and not native and pattern.group <= SMALL_GROUP else 0
     if group:
         H = _to_planes(_to_planes(H, group).T, group)

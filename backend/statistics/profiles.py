@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
-from backend.linalg.gram import add_gram, is_fast
+from backend.linalg.gram import add_gram, add_gram_in_pytorch, is_fast
 from backend.statistics.tensors import (
     JOINT_BINS,
     MAP_CELLS,
@@ -52,7 +52,6 @@ MAX_SIDE = 2048  # limit of the smaller side of a matrix; time grows with its cu
 NULL_THRESHOLD = 1e-6  # relative to the largest eigenvalue; smaller ones are zero up to rounding
 ROUNDING_TOLERANCE = 1e-5  # relative difference that rounding can cause
 TAILS = 32  # tails to fit at a time
-PANEL = 192  # rows of W W^T per product; entries below the diagonal are not needed
 MIN_EIGENVALUES = 10  # minimum number of eigenvalues for the fit of a power law
 
 
@@ -169,8 +168,7 @@ def singular_values(weight: Tensor) -> Tensor | None:
     if is_fast(half) and torch.equal(half.float(), W):  # bfloat16 is exact for these weights
         add_gram(gram, half.T)
     else:
-        for a in range(0, len(W), PANEL):
-            gram[a : a + PANEL, a:].addmm_(W[a : a + PANEL], W[a:].T)
+        add_gram_in_pytorch(gram, W.T, W.dtype)
     eigenvalues = torch.linalg.eigvalsh(gram, UPLO="U")
     return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
 

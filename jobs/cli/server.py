@@ -41,6 +41,7 @@ CHECKS = (
     machine.threads,
     machine.device,
     machine.native_decoder,
+    machine.speeds,
     machine.clock,
     machine.models,
     machine.cached_models,

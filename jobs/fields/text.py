@@ -46,8 +46,9 @@ class EvaluationText(ContextLength):
     evaluation_precision: Literal["auto", "float32"] = option(
         "auto", "Evaluation precision", advanced=True
     )
-    """auto: bfloat16 in the native decoder if it supports the model and is faster on this machine,
-    at all stages. float32: in PyTorch, on a GPU in the precision of the model."""
+    """auto: bfloat16 in the native decoder if it supports the model and is faster on this machine
+    than PyTorch; otherwise like float32. Applies to all stages; the log gives the choice and its
+    reason. float32: in PyTorch, on a GPU in the precision of the model."""
 
 
 class CalibrationText(ContextLength):

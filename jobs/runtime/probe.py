@@ -8,13 +8,12 @@ from contextlib import suppress
 import torch
 from filelock import FileLock, Timeout
 
-from backend.kernels.speeds import best_rate
+from backend.kernels.speeds import TOKENS, WIDTH, pytorch_product, shortest_s
 from backend.settings import available_threads, settings
 from jobs.estimates import BUSY, REFERENCE_RATES, Rates, rates_file, rates_here
 
-TOKENS, WIDTH = 512, 1024  # of a typical layer
 COPIED_BYTES, WRITTEN_BYTES = 2**26, 2**25
-MEASUREMENT_S = 0.2
+MEASUREMENT_S = 0.3
 
 
 def measure_once() -> None:
@@ -35,25 +34,17 @@ def measure_once() -> None:
 def measure(load: float) -> Rates:
     """Return the best of several measurements of each rate, since other processes only slow it
     down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several threads wait for the slowest
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     copy = torch.empty_like(source)
-    try:
-        return Rates(
-            float32=_products(torch.float32),
-            bfloat16=_products(torch.bfloat16),
-            memory=best_rate(COPIED_BYTES, lambda: copy.copy_(source), MEASUREMENT_S),
-            disk=best_rate(WRITTEN_BYTES, _write, MEASUREMENT_S),
-            load=load,
-        )
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _products(dtype: torch.dtype) -> float:
-    tokens, weights = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-    return best_rate(TOKENS * WIDTH * WIDTH, lambda: tokens @ weights, MEASUREMENT_S)
+    float32, bfloat16 = pytorch_product("float32"), pytorch_product("bfloat16")
+    seconds = shortest_s(
+        {"float32": float32, "bfloat16": bfloat16, "memory": lambda: copy.copy_(source)},
+        MEASUREMENT_S,
+    ) | shortest_s({"disk": _write}, MEASUREMENT_S)
+    products = TOKENS * WIDTH * WIDTH
+    amounts = {"memory": COPIED_BYTES, "disk": WRITTEN_BYTES}
+    rates = {name: amounts.get(name, products) / time_s for name, time_s in seconds.items()}
+    return Rates(**rates, load=load)
 
 
 def _write() -> None:

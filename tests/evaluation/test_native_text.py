@@ -13,7 +13,7 @@ from backend.evaluation import native_text as room
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver
 from backend.evaluation.native_text import NativeText, greedy_tokens, text_model
 from backend.evaluation.perplexity import perplexity, window_nlls
-from backend.kernels.speeds import ReadingSpeeds
+from backend.kernels.speeds import SpeedComparison
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import CONFIGS, Impatient, text_of
@@ -104,21 +104,18 @@ def test_pytorch_reads_unsupported_models_and_names_the_reason(family: str) -> N
 @pytest.fixture(autouse=True)
 def kernels_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds that do not depend on the load of this machine."""
-    speeds = ReadingSpeeds(kernels=3, float32=1, bfloat16=2)
-    monkeypatch.setattr(room, "reading_speeds", lambda: speeds)
+    choice = SpeedComparison(work="texts", seconds={"kernels": 1, "PyTorch": 3})
+    monkeypatch.setattr(room, "reading_choice", lambda _: choice)
 
 
 def test_the_faster_decoder_reads_and_the_log_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built("llama")
-    assert (
-        "the kernels take 0.33 of the time of PyTorch in float32"
-        in text_model(model, "auto", 40)[1]
-    )
-    slower = ReadingSpeeds(kernels=1, float32=2, bfloat16=0.5)
-    monkeypatch.setattr(room, "reading_speeds", lambda: slower)
     actual, how = text_model(model, "auto", 40)
-    assert actual is model and "the kernels take 2.00 of the time" in how
-    assert isinstance(text_model(model.bfloat16(), "auto", 40)[0], NativeText)
+    assert isinstance(actual, NativeText) and "kernels (PyTorch: 3.00 × the time)" in how
+    slower = SpeedComparison(work="texts", seconds={"kernels": 2, "PyTorch": 1})
+    monkeypatch.setattr(room, "reading_choice", lambda _: slower)
+    actual, how = text_model(model, "auto", 40)
+    assert actual is model and "PyTorch (kernels: 2.00 × the time)" in how
 
 
 def test_pytorch_reads_if_the_decoder_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from backend import compiler
 from backend.compiler import CompilerError, Unit
 from backend.kernels import library as room
 from backend.kernels.library import described, instruction_sets, kernels, obstacle
+from tests.kernels.sets import in_hardware
 
 AMX = "amx"
 x86 = pytest.mark.skipif(AMX not in instruction_sets(), reason="this processor is no x86-64")
@@ -23,6 +24,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         needs = frozenset(instruction_sets()[name].needs)
         monkeypatch.setattr(room, "processor_flags", lambda: needs)
         monkeypatch.setattr(room, "_tiles_permitted", lambda: permitted)
+        monkeypatch.setattr(room, "_passes_trial", lambda name: True)
         tables = {f"slimscope_{each}": None for each in built or instruction_sets()}
         monkeypatch.setattr(room, "library", lambda: SimpleNamespace(**tables))
 
@@ -48,6 +50,50 @@ def test_a_system_that_permits_no_tiles_gets_the_next_best(
     assert "(not AMX with BF16 and INT8: the system does not permit tile registers)" in described(
         "bf16"
     )
+
+
+@x86
+@pytest.mark.parametrize("name", instruction_sets())
+def test_instructions_that_a_processor_only_claims_to_have_are_not_used(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set runs in a child process first, which dies where the instructions are missing."""
+    has_instructions = in_hardware(name)
+    monkeypatch.setattr(room, "processor_flags", lambda: frozenset(_needs(name)))
+    monkeypatch.setattr(room, "_tiles_permitted", lambda: True)
+    room._passes_trial.cache_clear()
+    expected = "the processor fails at the instructions that it claims to have"
+    assert obstacle(name) == ("" if has_instructions else expected)
+    assert room.machine_file(f"trial of {name}").exists() == (has_instructions and name != "plain")
+    room._passes_trial.cache_clear()
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    return instruction_sets()[name].needs
+
+
+def test_a_trial_that_cannot_start_says_nothing_about_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "machine_file", lambda content: tmp_path / "none")
+    monkeypatch.setattr(room.sys, "executable", str(tmp_path / "no-python"))
+    room._passes_trial.cache_clear()
+    assert room._passes_trial(next(iter(instruction_sets())))
+    assert not (tmp_path / "none").exists()
+    room._passes_trial.cache_clear()
+
+
+def test_machines_with_other_processors_share_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library in a shared folder has all sets, and each machine tries and chooses its own."""
+    path, trial = room.library()._name, room.machine_file("trial")
+    monkeypatch.setattr(room, "processor_flags", lambda: frozenset())
+    monkeypatch.setattr(room.platform, "node", lambda: "another")
+    for cached in (room.library, kernels):
+        cached.cache_clear()
+    assert room.library()._name == path and room.machine_file("trial") != trial
+    assert kernels().name == "plain"
+    for cached in (room.library, kernels):
+        cached.cache_clear()
 
 
 @x86

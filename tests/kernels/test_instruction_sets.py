@@ -109,7 +109,7 @@ def test_zeros_that_are_left_out_change_no_bit(instructions: Kernels) -> None:
     linear = nn.Linear(INPUTS, OUTPUTS, dtype=torch.bfloat16)
     linear.weight.data *= torch.rand(OUTPUTS, INPUTS) < torch.rand(OUTPUTS, 1) ** 2
     sparse, dense = (NativeLinear(linear, instructions, sparse=x) for x in (True, False))
-    assert sparse.sparse == bool(instructions.sparse) and not dense.sparse
+    assert sparse.sparse == bool(instructions.bfloat16) and not dense.sparse
     for rows in ROWS:
         x = torch.randn(rows, INPUTS)
         assert torch.equal(sparse(x), dense(x))
@@ -128,14 +128,12 @@ def everywhere(instructions: Kernels, monkeypatch: pytest.MonkeyPatch) -> Kernel
 def test_gram_matrices(everywhere: Kernels, tokens: int, inputs: int) -> None:
     torch.manual_seed(0)
     x, H = torch.randn(tokens, inputs).bfloat16(), torch.zeros(inputs, inputs)
-    assert gram.is_fast(x) == bool(everywhere.bfloat16)
-    if not gram.is_fast(x):
+    assert gram.is_supported(x) == bool(everywhere.bfloat16)
+    if not gram.is_supported(x):
         return
     gram.add_gram(H, x)
     exact = x.double().T @ x.double()
     torch.testing.assert_close(H.triu().double(), exact.triu(), rtol=1e-5, atol=1e-4)
-    total = gram.gram_dot(torch.ones_like(H), x)
-    assert total == pytest.approx(exact.sum().item(), rel=1e-4, abs=1e-2)
 
 
 @pytest.mark.parametrize("kind", redense.KINDS)
@@ -146,7 +144,7 @@ def test_descents(everywhere: Kernels, kind: int) -> None:
     start = 64.0 * (torch.rand(70, 64) < 0.5)
     inputs = redense.InputStatistics(64, torch.ones(64), torch.eye(64), torch.bfloat16)
     inputs.__dict__["largest_eigenvalue"] = 1.0
-    assert redense.usable(inputs, kind) == bool(everywhere.bfloat16)
+    assert redense.is_supported(inputs, kind) == bool(everywhere.bfloat16)
     if not everywhere.bfloat16:
         return
     W, errors = redense.descend(start, dense, inputs, 1, kind, 0 if kind == 0 else 1)

@@ -1,35 +1,80 @@
-"""Speeds of the kernels and of PyTorch, and what reads texts by them."""
+"""The choice between implementations by their measured speed."""
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.compiler import CompilerError
+from backend.evaluation import native_text
+from backend.kernels import library
 from backend.kernels import speeds as room
 from backend.kernels.library import kernels_or_none
-from backend.kernels.speeds import ReadingSpeeds, reading_speeds
+from backend.kernels.speeds import SpeedComparison, choose
+from backend.linalg import gram
+from backend.models import blocks
+from backend.pruning import redense
+
+RUNS = {"kernels": lambda: None, "PyTorch": lambda: time.sleep(0.001)}
+CHOICES = (
+    blocks.precision_choice,
+    native_text.reading_choice,
+    gram.gram_choice,
+    redense.descent_choice,
+)
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a machine on which nothing has been measured."""
-    if kernels_or_none() is None:
-        pytest.skip("no kernels can be built here")
-    monkeypatch.setattr(room, "_file", lambda: tmp_path / "speeds.json")
-    reading_speeds.cache_clear()
-    yield tmp_path / "speeds.json"
-    reading_speeds.cache_clear()
+    monkeypatch.setattr(room, "machine_file", lambda work: tmp_path / "speeds.json")
+    return tmp_path / "speeds.json"
 
 
-def test_they_are_measured_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began = time.process_time()
-    found = reading_speeds()
-    assert time.process_time() - began < 5  # some 20 ms where nothing else computes
-    reading_speeds.cache_clear()
-    monkeypatch.setattr(room, "_measured", lambda: pytest.fail("they are known"))
-    assert reading_speeds() == found
+def test_the_choice_is_measured_once_and_logged(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "slimscope.kernels")
+    choice = choose("work", RUNS)
+    assert choice.fastest == "kernels"
+    assert f"Fastest on this machine: {choice}." in caplog.text
+    monkeypatch.setattr(room, "shortest_s", lambda *_: pytest.fail("they are known"))
+    assert choose("work", RUNS) == choice
+
+
+def test_a_choice_says_by_how_much() -> None:
+    choice = SpeedComparison(work="texts", seconds={"kernels": 0.02, "PyTorch": 0.05})
+    assert str(choice) == "texts: kernels (PyTorch: 2.50 × the time)"
+    choice = SpeedComparison(work="texts", seconds={"kernels": 0.02, "PyTorch": 0.01})
+    assert str(choice) == "texts: PyTorch (kernels: 2.00 × the time)"
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    for choice in CHOICES:
+        choice.cache_clear()
+    yield
+    for choice in CHOICES:
+        choice.cache_clear()
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_takes_a_moment_and_leaves_no_trace(
+    file: Path, choice: Callable[[], SpeedComparison]
+) -> None:
+    functions = kernels_or_none()
+    if functions is None or (choice in CHOICES[2:] and not functions.bfloat16):
+        pytest.skip("the kernels do not support this work here")
+    torch.manual_seed(0)
+    first, threads, began = torch.rand(1), torch.get_num_threads(), time.process_time()
+    torch.manual_seed(0)
+    assert len(choice().seconds) == 2 and file.exists()
+    assert time.process_time() - began < 5  # some 0.1 s where nothing else computes
+    assert torch.equal(torch.rand(1), first) and torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -38,11 +83,13 @@ def test_they_are_measured_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "",
         "nonsense",
         "[]",
-        '{"kernels": 0, "float32": 1, "bfloat16": 1}',
-        '{"kernels": -1, "float32": 1, "bfloat16": 1}',
-        '{"kernels": NaN, "float32": 1, "bfloat16": 1}',
-        '{"kernels": Infinity, "float32": 1, "bfloat16": 1}',
-        '{"kernels": "fast", "float32": 1, "bfloat16": 1}',
+        '{"work": "work", "seconds": {}}',
+        '{"work": "work", "seconds": {"kernels": 1, "another": 1}}',
+        '{"work": "work", "seconds": {"kernels": 0, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": -1, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": NaN, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": Infinity, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": "fast", "PyTorch": 1}}',
         "[" * 10_000,
     ],
 )
@@ -50,49 +97,76 @@ def test_a_damaged_file_is_measured_anew(
     file: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     file.write_text(text)
-    right = ReadingSpeeds(kernels=4, float32=1, bfloat16=2)
-    monkeypatch.setattr(room, "_measured", lambda: right)
-    assert reading_speeds() == right
-    assert ReadingSpeeds.model_validate_json(file.read_bytes()) == right
+    monkeypatch.setattr(room, "shortest_s", lambda *_: {"kernels": 4, "PyTorch": 1})
+    right = choose("work", RUNS)
+    assert right.fastest == "PyTorch"
+    assert SpeedComparison.model_validate_json(file.read_bytes()) == right
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_file", lambda: file / "no" / "folder.json")
-    assert reading_speeds().kernels > 0
+    monkeypatch.setattr(room, "machine_file", lambda work: file / "no" / "folder.json")
+    assert choose("work", RUNS).fastest == "kernels"
 
 
-def test_other_machines_and_versions_have_files_of_their_own(
+def test_other_work_machines_and_versions_have_files_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = {room._file()}
+    names = {library.machine_file("work"), library.machine_file("other work")}
     for name, value in (
         ("processor_flags", lambda: frozenset({"none"})),
         ("kernel_version", lambda: "another"),
         ("version", lambda _: "0.0"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(room, name, value)
-            names.add(room._file())
-    monkeypatch.setattr(room.platform, "node", lambda: "another")
-    assert len(names | {room._file()}) == 5
+            patch.setattr(library, name, value)
+            names.add(library.machine_file("work"))
+    monkeypatch.setattr(library.platform, "node", lambda: "another")
+    assert len(names | {library.machine_file("work")}) == 6
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_without_kernels_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+    def missing(*_: object, **__: object) -> None:
         raise CompilerError("No kernels.", "No compiler.", "Install one.")
 
-    monkeypatch.setattr(room, "kernels", missing)
-    reading_speeds.cache_clear()
+    monkeypatch.setattr(native_text, "NativeModel", missing)
+    monkeypatch.setattr(native_text, "choose", lambda *_: pytest.fail("there is no choice"))
     with pytest.raises(CompilerError):
-        reading_speeds()
+        native_text.reading_choice()
+    for module, supported in ((gram, "kernels_or_none"), (redense, "kernels_or_none")):
+        monkeypatch.setattr(module, supported, lambda: None)
+        monkeypatch.setattr(module, "choose", lambda *_: pytest.fail("there is no choice"))
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    inputs = redense.InputStatistics(2, torch.ones(2), torch.eye(2), torch.bfloat16)
+    assert not gram.is_fast(x) and not redense.is_fast(inputs, redense.SHRINK)
 
 
-def test_the_faster_one_is_named() -> None:
-    speeds = ReadingSpeeds(kernels=400, float32=100, bfloat16=800)
-    assert speeds.compared("float32") == (
-        True,
-        "the kernels take 0.25 of the time of PyTorch in float32",
+@pytest.mark.parametrize("fastest", ["kernels", "PyTorch"])
+def test_gram_matrices_and_descents_use_the_faster_implementation(
+    monkeypatch: pytest.MonkeyPatch, fastest: str
+) -> None:
+    seconds = {"kernels": 1.0, "PyTorch": 1.0} | {fastest: 0.5}
+    choice = SpeedComparison(work="work", seconds=seconds)
+    monkeypatch.setattr(gram, "gram_choice", lambda: choice)
+    monkeypatch.setattr(redense, "descent_choice", lambda: choice)
+    functions = kernels_or_none()
+    supported = functions is not None and bool(functions.bfloat16)
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    assert gram.is_fast(x) == (supported and fastest == "kernels")
+    inputs = redense.InputStatistics(2, torch.ones(2), torch.eye(2), torch.bfloat16)
+    assert redense.is_fast(inputs, redense.SHRINK) == (supported and fastest == "kernels")
+
+
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+def test_the_forward_precision_is_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, fastest: str
+) -> None:
+    seconds = {"float32": 1.0, "bfloat16": 1.0} | {fastest: 0.5}
+    monkeypatch.setattr(
+        blocks, "precision_choice", lambda: SpeedComparison(work="", seconds=seconds)
     )
-    assert not speeds.compared("bfloat16")[0]
+    assert blocks.resolve_dtype("auto", torch.device("cpu")) == fastest
+    assert blocks.resolve_dtype("float32", torch.device("cpu")) == "float32"
+    assert blocks.resolve_dtype("auto", torch.device("meta")) == "float32"

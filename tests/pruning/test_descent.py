@@ -22,7 +22,7 @@ def inputs_of(H: Tensor) -> InputStatistics:
 
 
 pytestmark = pytest.mark.skipif(
-    not room.usable(inputs_of(torch.eye(2)), room.SHRINK),
+    not room.is_supported(inputs_of(torch.eye(2)), room.SHRINK),
     reason="no AVX-512 with bfloat16",
 )
 
@@ -44,7 +44,7 @@ def errors(W: Tensor, dense: Tensor, inputs: InputStatistics) -> Tensor:
 def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], Tensor]:
     def compute(call: Callable[[], Tensor]) -> Tensor:
         with monkeypatch.context() as patch:
-            patch.setattr(room, "usable", lambda *_: False)
+            patch.setattr(room, "is_fast", lambda *_: False)
             return call()
 
     return compute
@@ -191,9 +191,9 @@ def test_noncontiguous_weights_are_copied() -> None:
 
 def test_pytorch_replaces_a_library_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, inputs = layer_of(4, 16)
-    assert not room.usable(replace(inputs, dtype=torch.float32), room.SHRINK)
-    assert not room.usable(inputs, 5)
+    assert not room.is_supported(replace(inputs, dtype=torch.float32), room.SHRINK)
+    assert not room.is_supported(inputs, 5)
     monkeypatch.setattr(room, "kernels_or_none", lambda: None)
-    assert not room.usable(inputs, room.SHRINK)
+    assert not room.is_supported(inputs, room.SHRINK)
     with pytest.raises(ValueError, match="not computed here"):
         room.descend(dense, dense, inputs, 1, room.SHRINK)

@@ -103,7 +103,7 @@ class WeightLayout:
 
     def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
         """Make a matrix sparse; return False if that would not be faster."""
-        if not self._kernels.sparse:
+        if not self._kernels.bfloat16:
             return False
         if int(layout.count_nonzero()) > (1 - SPARSE_FROM) * layout.numel():
             return False

@@ -17,7 +17,7 @@ namespace {
 // Operation after a gradient step (`prox`). A value of 2, 4, 8 or 16 keeps the largest weights of
 // each group of this size.
 constexpr int SHRINK = 0, FIXED = 1, ROWS = -1;
-constexpr int CHUNK_ROWS = HAVE_TILES ? 64 : 48;  // a multiple of DOWN
+constexpr int CHUNK_ROWS = HAVE_TILES ? 64 : 48;  // a multiple of TILE_ROWS
 
 // Per-thread state of a chunk: matrices with a row stride of `wide`, padded with zeros.
 struct Chunk {
@@ -47,54 +47,55 @@ inline Ints size_of(Floats v) { return bits<Ints>(v) & 0x7fffffff; }  // ordered
 
 // Keeps the `keep` entries of largest magnitude in each group and zeros the others. Of equal
 // entries, the first are kept.
-template <int GROUP> inline Floats largest_of(Floats V, int keep) {
+inline Floats largest_of(Floats V, int group, int keep) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Ints size = size_of(V);
-  Ints beaten = {};
-  for (int k = 1; k < GROUP; k++) {
+  Ints larger = {};  // number of entries that come before
+  for (int k = 1; k < group; k++) {
     const Ints at = lane ^ k;
     const Ints other = (Ints)_mm512_permutexvar_epi32((__m512i)at, (__m512i)size);
-    beaten -= (other > size) | ((other == size) & (at < lane));
+    larger -= (other > size) | ((other == size) & (at < lane));
   }
-  return select(beaten < keep, V, Floats{});
+  return select(larger < keep, V, Floats{});
 }
 
 // Applies the operation that follows a gradient step to V; `at` is the offset in the chunk.
-template <int KIND> inline Floats prox(const Chunk& c, Floats V, size_t at) {
-  if constexpr (KIND == SHRINK) {
-    const Floats most = all(c.task.shrink), low = select(V > -most, V, -most);
-    return V - select(low > most, most, low);
-  } else if constexpr (KIND == FIXED) {
-    return select(load<Floats>(c.start + at) == 0, Floats{}, V);
-  } else if constexpr (KIND == ROWS) {
-    return V;  // `keep_largest` needs the complete row
-  } else {
-    return largest_of<KIND>(V, c.task.keep);
+inline Floats prox(const Chunk& c, Floats V, size_t at) {
+  const Floats most = all(c.task.shrink), low = select(V > -most, V, -most);
+  switch (c.task.kind) {
+    case SHRINK:
+      return V - select(low > most, most, low);
+    case FIXED:
+      return select(load<Floats>(c.start + at) == 0, Floats{}, V);
+    case ROWS:
+      return V;  // `keep_largest` needs the complete row
+    default:
+      return largest_of(V, c.task.kind, c.task.keep);
   }
 }
 
-// Multiplies DOWN rows by a panel of H and adds to the errors. Except in the last pass, writes
+// Multiplies TILE_ROWS rows by a panel of H and adds to the errors. Except in the last pass, writes
 // W_t+1 over W_t-1, and D_t+1.
-template <int KIND> inline void descend_tile(Chunk& c, int row, int column) {
-  const int pairs = (c.task.inputs + 1) / 2, rows = std::min(DOWN, c.rows - row);
+inline void descend_tile(Chunk& c, int row, int column) {
+  const int pairs = (c.task.inputs + 1) / 2, rows = std::min(TILE_ROWS, c.rows - row);
   Sums P;
   multiply_tile({c.D + (size_t)row * c.wide, (size_t)c.wide, 2},
                 c.task.H + (size_t)column * 2 * pairs, pairs, P);
   for (int r = 0; r < rows; r++) {
     Floats error = {};
-    for (int v = 0; v < ACROSS; v++) {
+    for (int v = 0; v < TILE_BLOCKS; v++) {
       const size_t at = (size_t)(row + r) * c.wide + column + v * LANES;
       const Floats W = load<Floats>(c.W + at), p = P[r][v];
-      if (KIND != SHRINK) error = fused(p, c.difference(c.W, at), error);
+      error = fused(p, c.difference(c.W, at), error);
       if (!c.moves) continue;
       const Floats moved = W - load<Floats>(c.before + at), turned = p - load<Floats>(c.P + at);
       const Floats gradient = fused(all(c.beta), turned, p);
       const Floats V = fused(all(-c.task.step), gradient, fused(all(c.beta), moved, W));
-      store(c.before + at, prox<KIND>(c, V, at));
+      store(c.before + at, prox(c, V, at));
       store(c.P + at, p);
-      if (KIND != ROWS) store(c.next + at, narrow(c.difference(c.before, at)));
+      if (c.task.kind != ROWS) store(c.next + at, narrow(c.difference(c.before, at)));
     }
-    if (KIND != SHRINK) c.errors[row + r] += sum(error);
+    c.errors[row + r] += sum(error);
   }
 }
 
@@ -129,18 +130,14 @@ void round_differences(const Chunk& c, const float* W, bf16* D, int row) {
     store(D + at, narrow(c.difference(W, at)));
 }
 
-template <int KIND> void descend_step(Chunk& c) {
+void descend_step(Chunk& c) {
   std::fill(c.errors, c.errors + c.rows, 0.0f);
   for (int column = 0; column < c.task.inputs; column += PANEL)
-    for (int row = 0; row < c.rows; row += DOWN) descend_tile<KIND>(c, row, column);
-  for (int row = 0; KIND == ROWS && row < c.rows && c.moves; row++) {
+    for (int row = 0; row < c.rows; row += TILE_ROWS) descend_tile(c, row, column);
+  for (int row = 0; c.task.kind == ROWS && row < c.rows && c.moves; row++) {
     keep_largest(c, row);
     round_differences(c, c.before, c.next, row);
   }
-}
-
-template <int... KINDS> void descend_step_as(Chunk& c) {
-  (void)((c.task.kind == KINDS && (descend_step<KINDS>(c), true)) || ...);
 }
 
 // Runs all steps on a chunk of rows that begins at row `first`.
@@ -154,14 +151,14 @@ void descend_rows(Chunk& c, int first) {
     std::copy_n(d.dense + from, d.inputs, c.dense + to);
     round_differences(c, c.W, c.D, row);
   }
-  float *begun = d.errors + first, *lowest = begun + d.rows;
+  float *initial = d.errors + first, *lowest = initial + d.rows;
   double t = 1;
   for (int n = 0; n <= d.steps; n++) {
     const double further = (1 + std::sqrt(1 + 4 * t * t)) / 2;
     c.beta = (float)((t - 1) / further), t = further, c.moves = n < d.steps;
-    if (c.moves || d.kind != SHRINK) descend_step_as<ROWS, SHRINK, FIXED, 2, 4, 8, 16>(c);
+    if (c.moves || d.kind != SHRINK) descend_step(c);
     for (int row = 0; row < c.rows; row++) {
-      if (!n) begun[row] = c.errors[row];
+      if (!n) initial[row] = c.errors[row];
       if (d.kind == SHRINK ? c.moves : n && !(c.errors[row] < lowest[row])) continue;
       lowest[row] = c.errors[row];
       std::copy_n(c.W + (size_t)row * c.wide, d.inputs, d.W + (size_t)(first + row) * d.inputs);

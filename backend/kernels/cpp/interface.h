@@ -1,5 +1,4 @@
-// C interface of the library: structures that callers fill, and the function table of an
-// instruction set. `library.py` mirrors both in ctypes.
+// Structures that callers fill; `library.py` mirrors them in ctypes.
 
 #pragma once
 #include <cstddef>
@@ -97,39 +96,5 @@ struct Rows {
   const float *scale, *zero, *m;       // [rows, columns / group]
   int32_t rows, columns, group, rank, top;
   float factor;
-};
-
-// Function table of one instruction set. Functions that return int32_t return 1 if memory or
-// threads ran out and else 0, unless documented otherwise.
-struct Kernels {
-  int32_t sizes[7];             // sizeof the structures above, in order, which `library.py` checks
-  int32_t bfloat16;             // 1 if there are instructions for bfloat16 products
-  int32_t sparse, two_of_four;  // 1 if SPARSE_BF16 or INT4_2_4 is supported
-  int32_t block, panel;         // tokens per cache block; H of a descent is padded to whole panels
-
-  void (*pack_bf16)(const bf16*, bf16*, int32_t outputs, int32_t inputs);
-  void (*pack_codes)(const uint8_t*, uint8_t*, int32_t outputs, int32_t inputs, int32_t bits);
-  int32_t (*pack_2_4)(const uint8_t*, uint8_t*, int32_t outputs, int32_t inputs);
-  int64_t (*leave_out_zeros)(const uint16_t*, uint32_t*, int64_t*, uint16_t*, int32_t, int32_t);
-
-  int32_t (*forward)(const Model*, const Pass*);
-  int32_t (*linear)(const Matrix*, const float* x, float* y, int32_t n, int32_t threads);
-  void (*top_k)(const float*, int32_t rows, int32_t columns, int32_t ranks, float*, int32_t*,
-                float*);
-  void (*keep)(const Model*, Cache*, int32_t start, const int32_t* chosen, int32_t count);
-
-  int32_t (*add_gram)(const bf16* x, float* H, int32_t tokens, int32_t inputs, int32_t threads);
-  int32_t (*gram_dot)(const bf16* x, const float* H, double*, int32_t tokens, int32_t inputs,
-                      int32_t threads);
-  int32_t (*descend)(const Descent*, int32_t threads);
-
-  int32_t (*values)(const Rows*, void*, int32_t half, int32_t threads);
-  int32_t (*backward)(const Rows*, void*, void*, float*, int32_t half, int32_t threads);
-  int32_t (*levels)(const Rows*, float*, float*, int32_t threads);
-  void (*figures)(const Rows*, const float*, int64_t*, int64_t*, float*, float*);
-  void (*gptq_columns)(float*, int64_t, const float*, int64_t, const float*, const float*, int32_t,
-                       const float*, const uint8_t*, float*, int32_t, int32_t);
-  void (*grid_errors)(const float*, const float*, const float*, const float*, float*, int64_t,
-                      int32_t, int32_t, int32_t, int32_t);
 };
 }

@@ -16,6 +16,11 @@ constexpr int RUN_2_4 = 3 * 64;  // bytes of a run in INT4_2_4
 
 constexpr bool bits_16(Format f) { return f == BF16 || f == SPARSE_BF16; }
 
+// Bytes of a block of 16 outputs. Blocks of SPARSE_BF16 differ in size.
+constexpr size_t block_bytes(Format f, int inputs) {
+  return (size_t)inputs / 2 * (f == BF16 ? 16 : f == INT4_2_4 ? 3 : f) * LINE / 16;
+}
+
 // Codes are split into bit planes of 8, 4, 2 or 1 bits: 3 bits into planes of 2 and 1, 5 bits into
 // 4 and 1, 6 bits into 4 and 2. The first plane holds the low bits. A plane of p bits takes p lines
 // per run. A byte of it holds 8 / p codes of inputs with a stride of 4, so that the codes of quad j
@@ -61,7 +66,7 @@ void pack_codes(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t input
     }
 }
 
-#if HAVE_EXPAND
+#if HAVE_BF16
 // Converts a matrix packed by `pack_bf16` to SPARSE_BF16: writes the masks, the byte offsets of the
 // blocks and the nonzero weights. Returns the bytes of the weights. `to` needs room for all weights
 // and one line.

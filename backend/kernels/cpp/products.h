@@ -59,25 +59,6 @@ void prepare(const Matrix& m, const float* x, int token, Input& to) {
   }
 }
 
-// Returns a view of a matrix that begins at a block.
-Matrix rows_of(Matrix m, int block) {
-  const size_t run = m.format == INT4_2_4 ? RUN_2_4
-                     : m.format == BF16   ? 16 * LINE
-                                          : m.format * LINE;
-  const size_t groups = (size_t)block * (m.inputs / m.group) * LANES;
-  if (m.format == SPARSE_BF16)
-    m.masks += (size_t)block * (m.inputs / 2), m.starts += block;
-  else
-    m.weights = (const char*)m.weights + block * (m.inputs * run / RUN);
-  if (m.scales) m.scales += groups;
-  if (m.zeros) m.zeros += groups;
-  if (m.bias) m.bias += block * LANES;
-  return m;
-}
-
-// Default zero-point of codes, to which `zeros` is added; 0 for other formats.
-inline float middle_of(int format) { return format > 1 && format <= 8 ? 1 << (format - 1) : 0; }
-
 // Arguments of a product.
 struct Product {
   const Matrix& matrix;
@@ -85,7 +66,6 @@ struct Product {
   const Input& input;
   float* y;  // [n, stride]
   int stride;
-  float middle = middle_of(matrix.format);
 
   // Returns the inputs of a token for 16-bit weights.
   const Entry* row(int token) const {
@@ -111,7 +91,7 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
   } else if constexpr (BITS == 3) {  // a byte has two 3-bit codes, in bits 0 to 2 and 4 to 6
     const int by = 2 - third_bit(j) % 4;
     const Words low = line(j / 4) >> j % 2 * 2, third = by > 0 ? line(2) << by : line(2) >> -by;
-    return selected(0x44444444, third, low) >> j % 4 / 2 * 4 & every(3);
+    return (third & 0x44444444 | low & ~0x44444444u) >> j % 4 / 2 * 4 & every(3);
   } else {
     const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
     if constexpr (HIGH == 0) {
@@ -119,7 +99,7 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
     } else {  // shift the bits of the second plane above those of the first
       const Words bits = line(LOW + line_of(HIGH, j));
       const int by = LOW - shift_of(HIGH, j);
-      return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
+      return (by > 0 ? bits << by : bits >> -by) & every(HIGH) << LOW | low;
     }
   }
 }
@@ -129,10 +109,9 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
 template <int BITS> class Group {
  public:
   Group(const Product& p, int block, int g) : g_(g), groups_(p.matrix.inputs / p.matrix.group) {
-    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // see dots.h
     const size_t place = ((size_t)block * groups_ + g) * LANES;
     scale_ = widen(load<Halves>(p.matrix.scales + place));
-    Floats zero = all(p.middle - LESS);
+    Floats zero = all(BITS == 8 ? MIDDLE_OF_8_BITS : 1 << (BITS - 1));  // see dots.h
     if (p.matrix.zeros) zero += widen(load<Halves>(p.matrix.zeros + place));
     offset_ = scale_ * -zero;
   }
@@ -167,21 +146,19 @@ template <int R, int M> struct Tile {
     constexpr int CHAINS = ALONE ? 4 : 1;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    const size_t block_bytes = (size_t)K / RUN * BITS * LINE;
-    const char* first = (const char*)m.weights + block * block_bytes;
+    const size_t stride = block_bytes((Format)BITS, K);
+    const char* first = (const char*)m.weights + block * stride;
     Floats total[M][R] = {};
     for (int g = 0; g < groups; g++) {
       Ints part[M][R][CHAINS] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
         const char* run = first + (size_t)k / RUN * BITS * LINE;
         const int8_t* x = &p.input.codes[(size_t)token * K + k];
-        const auto read = [&](int r, int n) {
-          return load<Words>(run + r * block_bytes + n * LINE);
-        };
+        const auto read = [&](int r, int n) { return load<Words>(run + r * stride + n * LINE); };
         Words held[ALONE ? BITS : 1];
         for (int n = 0; n < (ALONE ? BITS : 1); n++) held[n] = read(0, n);
         for (int r = 0; r < R; r++)
-          for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
+          for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * stride + n * LINE);
 #pragma GCC unroll 4
         for (int j = 0; j < QUADS; j += 2) {
           Words one[R], next[R];
@@ -217,15 +194,15 @@ template <int R, int M> struct Tile {
   static void two_of_four(const Product& p, int block, int token) {
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    const size_t block_bytes = (size_t)K / RUN * RUN_2_4;
-    const char* first = (const char*)m.weights + block * block_bytes;
+    const size_t stride = block_bytes(INT4_2_4, K);
+    const char* first = (const char*)m.weights + block * stride;
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
       Ints part[R][M] = {}, levels[R] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += RUN)
         for (int r = 0; r < R; r++)
-          add_run(first + r * block_bytes + (size_t)k / RUN * RUN_2_4, p.input,
-                  (size_t)token * K + k, K, part[r], levels[r]);
+          add_run(first + r * stride + (size_t)k / RUN * RUN_2_4, p.input, (size_t)token * K + k, K,
+                  part[r], levels[r]);
       for (int r = 0; r < R; r++) {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
         const Floats scale = widen(load<Halves>(m.scales + place));
@@ -283,135 +260,110 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
     Tile<R, M>::template codes<F>(p, block, token);
 }
 
-// Computes all blocks of a chunk for M tokens.
-template <Format F, int M> void rows(const Product& p, int blocks, int token) {
+// Computes the blocks [first, last) for M tokens.
+template <Format F, int M> void rows(const Product& p, int first, int last, int token) {
   constexpr int R = blocks_for(F, M);
-  int block = 0;
-  for (; block + R <= blocks; block += R) tile<F, R, M>(p, block, token);
-  for (; block < blocks; block++) tile<F, 1, M>(p, block, token);
+  for (; first + R <= last; first += R) tile<F, R, M>(p, first, token);
+  for (; first < last; first++) tile<F, 1, M>(p, first, token);
 }
 
-// Computes all blocks of a chunk for n tokens, in tiles of M tokens and then of fewer.
-template <Format F, int M = most(F)> void chunk(const Product& p, int blocks, int n, int at = 0) {
+// Computes the blocks [first, last) for n tokens, in tiles of M tokens and then of fewer.
+template <Format F, int M = most(F)>
+void chunk(const Product& p, int first, int last, int n, int at = 0) {
   if constexpr (M > 0) {
-    while (n - at >= M) rows<F, M>(p, blocks, at), at += M;
-    chunk<F, M - 1>(p, blocks, n, at);
+    while (n - at >= M) rows<F, M>(p, first, last, at), at += M;
+    chunk<F, M - 1>(p, first, last, n, at);
   }
 }
 
 #if HAVE_TILES
-template <> void chunk<BF16>(const Product& p, int blocks, int n, int) {
-  const size_t by_block = (size_t)p.matrix.inputs / 2 * LINE;
-  Sums sums;
-  for (int token = 0; token < n; token += DOWN) {
-    const int rows = std::min(DOWN, n - token);
-    const Tiles tiles(rows);
-    for (int block = 0; block < blocks; block += ACROSS) {
-      const bool two = block + 1 < blocks;
-      tiles.multiply(p.row(token), p.matrix.inputs,
-                     (const char*)p.matrix.weights + block * by_block, two ? by_block : 0,
-                     p.matrix.inputs / 2, sums);
-      for (int r = 0; r < rows; r++)
-        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, sums[r][c]);
-    }
-  }
-}
-
-// Computes a chunk of 8-bit codes on AMX tiles; the group size is a multiple of a tile.
-template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
-  const int K = p.matrix.inputs, size = p.matrix.group;
-  const size_t by_block = (size_t)K * LANES;
-  for (int token = 0; token < n; token += DOWN) {
-    const int rows = std::min(DOWN, n - token);
-    const Tiles tiles(rows);
-    for (int block = 0; block < blocks; block += ACROSS) {
-      const bool two = block + 1 < blocks;
-      Sums total = {};
-      for (int g = 0; g < K / size; g++) {
-        Ints part[DOWN][ACROSS];
-        const char* codes = (const char*)p.matrix.weights + block * by_block + g * size * LANES;
-        tiles.multiply(&p.input.codes[(size_t)token * K + g * size], K, codes, two ? by_block : 0,
-                       size / 4, part);
-        for (int c = 0; c <= two; c++) {
-          const Group<BITS> group(p, block + c, g);
-          for (int r = 0; r < rows; r++) group.add(p, token + r, part[r][c], total[r][c]);
-        }
-      }
-      for (int r = 0; r < rows; r++)
-        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, total[r][c]);
-    }
-  }
-}
-#endif
-
-#if HAVE_TILES
-// Unpacks a chunk of weights for AMX tiles: sparse bfloat16 weights to dense ones, codes to bytes.
-template <Format F> void expand(const Matrix& m, int blocks, char* to) {
-  if constexpr (F == SPARSE_BF16) {
-    for (int block = 0; block < blocks; block++) {
+// Unpacks blocks of weights for AMX tiles: sparse bfloat16 weights to dense ones, codes to bytes.
+template <Format F> void expand(const Matrix& m, int first, int last, char* to) {
+  for (int block = first; block < last; block++)
+    if constexpr (F == SPARSE_BF16) {
       Lines<F> lines;
       lines.open(m, block);
       for (int k = 0; k < m.inputs / 2; k++, to += LINE) store(to, lines.read(k));
-    }
-  } else {
-    const char* from = (const char*)m.weights;
-    for (int run = 0; run < blocks * m.inputs / RUN; run++, from += F * LINE) {
-      const auto line = [&](int n) { return load<Words>(from + n * LINE); };
+    } else {
+      const char* from = (const char*)m.weights + block * block_bytes(F, m.inputs);
+      for (int run = 0; run < m.inputs / RUN; run++, from += F * LINE) {
+        const auto line = [&](int n) { return load<Words>(from + n * LINE); };
 #pragma GCC unroll 8
-      for (int j = 0; j < QUADS; j++, to += LINE) store(to, quad<F>(line, j));
+        for (int j = 0; j < QUADS; j++, to += LINE) store(to, quad<F>(line, j));
+      }
+    }
+}
+
+// Computes the blocks [first, last) on AMX tiles. `right` has their weights in the layout of BF16
+// or INT8. Other codes have the zero-point of their number of bits.
+template <Format F> void by_tiles(const Product& p, const char* right, int first, int last, int n) {
+  constexpr bool CODES = !bits_16(F);
+  const int K = p.matrix.inputs, size = CODES ? p.matrix.group : K;
+  const size_t stride = block_bytes(CODES ? INT8 : BF16, K);
+  for (int token = 0; token < n; token += TILE_ROWS) {
+    const int rows = std::min(TILE_ROWS, n - token);
+    const Tiles tiles(rows);
+    for (int block = first; block < last; block += TILE_BLOCKS) {
+      const int blocks = std::min(TILE_BLOCKS, last - block);
+      const char* weights = right + (block - first) * stride;
+      Sums total = {};
+      for (int g = 0; g < K / size; g++, weights += size * LANES)
+        if constexpr (CODES) {
+          Ints part[TILE_ROWS][TILE_BLOCKS];
+          tiles.multiply(&p.input.codes[(size_t)token * K + g * size], K, weights,
+                         blocks > 1 ? stride : 0, size / 4, part);
+          for (int c = 0; c < blocks; c++) {
+            const Group<F> group(p, block + c, g);
+            for (int r = 0; r < rows; r++) group.add(p, token + r, part[r][c], total[r][c]);
+          }
+        } else {
+          tiles.multiply(p.row(token), K, weights, blocks > 1 ? stride : 0, size / 2, total);
+        }
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c < blocks; c++) p.store_block(block + c, token + r, total[r][c]);
     }
   }
 }
 
-// Unpacks a chunk and multiplies it on AMX tiles. Returns false if this does not apply.
-template <Format F> bool chunk_by_tiles(const Product& p, int blocks, int n) {
-  constexpr bool SPARSE = F == SPARSE_BF16, CODES = !SPARSE && F != INT4_2_4;
-  if (!SPARSE && !(CODES && n > 4 && p.matrix.group % LINE == 0)) return false;
-  static thread_local std::vector<char> room;  // reused: allocation would cost more than a chunk
-  Matrix expanded = p.matrix;
-  if constexpr (SPARSE || (CODES && F != INT8)) {
-    const size_t size = (size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1);
+// Computes blocks on AMX tiles, unpacked first if needed. Returns false if that is not faster.
+template <Format F> bool chunk_by_tiles(const Product& p, int first, int last, int n) {
+  if (F == INT4_2_4 || (!bits_16(F) && (n <= 4 || p.matrix.group % LINE))) return false;
+  const char* weights = (const char*)p.matrix.weights;
+  if constexpr (F == BF16 || F == INT8) {
+    by_tiles<F>(p, weights + first * block_bytes(F, p.matrix.inputs), first, last, n);
+  } else if constexpr (F != INT4_2_4) {
+    static thread_local std::vector<char> room;  // reused: allocation would cost more than a chunk
+    const size_t size =
+        (last - first) * block_bytes(F == SPARSE_BF16 ? BF16 : INT8, p.matrix.inputs);
     if (room.size() < size) room.resize(size);
-    expand<F>(p.matrix, blocks, room.data());
-    expanded.weights = room.data();
+    expand<F>(p.matrix, first, last, room.data());
+    by_tiles<F>(p, room.data(), first, last, n);
   }
-  const Product product{expanded, p.x, p.input, p.y, p.stride, p.middle};
-  if constexpr (SPARSE)
-    chunk<BF16>(product, blocks, n);
-  else
-    codes_by_tiles<F == INT8 ? 8 : 6>(product, blocks, n);
   return true;
 }
+#else
+template <Format F> bool chunk_by_tiles(const Product&, int, int, int) { return false; }
 #endif
 
-// Computes a chunk, whose blocks are all blocks of the matrix.
-template <Format F> void chunk_of(const Product& p, int blocks, int n) {
-#if HAVE_TILES
-  if constexpr (F != BF16)
-    if (chunk_by_tiles<F>(p, blocks, n)) return;
-#endif
-  chunk<F>(p, blocks, n);
+// Computes the blocks [first, last) if the matrix has one of the formats F.
+template <Format... F> void chunk_as(const Product& p, int first, int last, int n) {
+  (void)((p.matrix.format == F &&
+          (chunk_by_tiles<F>(p, first, last, n) || (chunk<F>(p, first, last, n), true))) ||
+         ...);
 }
 
-// Dispatches to `chunk_of` for the format of the matrix, if it is one of F.
-template <Format... F> void chunk_as(const Product& p, int blocks, int n) {
-  (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n), true)) || ...);
-}
-
-// Computes the blocks [first, last) of y for n tokens, in chunks of blocks that stay in the cache
-// for all tokens.
+// Computes the blocks [first, last) of y for n tokens, in chunks that stay in the cache for all
+// tokens.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
-  for (; first < last; first += CHUNK) {
-    const int blocks = std::min(CHUNK, last - first);
-    const Matrix part = rows_of(p.matrix, first);
-    const Product product{part, p.x, p.input, p.y + (size_t)first * LANES, p.stride, p.middle};
-    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(product, blocks, n);
-#if HAVE_EXPAND
-    chunk_as<SPARSE_BF16>(product, blocks, n);
+  for (int end; first < last; first = end) {
+    end = std::min(first + CHUNK, last);
+    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(p, first, end, n);
+#if HAVE_BF16
+    chunk_as<SPARSE_BF16>(p, first, end, n);
 #endif
 #if HAVE_VNNI
-    chunk_as<INT4_2_4>(product, blocks, n);
+    chunk_as<INT4_2_4>(p, first, end, n);
 #endif
   }
 }

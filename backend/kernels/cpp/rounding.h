@@ -19,24 +19,10 @@ constexpr int VECTORS = 4, TILE = LANES * VECTORS;
 constexpr int AHEAD = 2048;
 constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
 
-// Loads n <= LANES values and sets the other lanes to 0.
-inline Floats load_some(const bf16* from, int n) {
-  bf16 some[LANES] = {};
-  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
-  return widen(load<Halves>(n < LANES ? some : from));
-}
-
-// Stores the first n <= LANES values.
-inline void store_some(bf16* to, Floats v, int n) {
-  bf16 some[LANES];
-  store(n < LANES ? some : to, narrow(v));
-  if (n < LANES) std::memcpy(to, some, n * sizeof *to);
-}
-
 constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // Rounds to the nearest integer, ties to even. Values above 2^22 keep their approximate magnitude.
-inline Floats whole(Floats v) { return v + ROUNDING - ROUNDING; }
+inline Floats round_to_integer(Floats v) { return v + ROUNDING - ROUNDING; }
 
 inline Floats clamp(Floats v, Floats low, Floats high) {
   v = select(low > v, low, v);
@@ -68,13 +54,13 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
 }
 
 // Computes the levels of a tile, and a mask: 1 where the level was not clipped, else 0.
-inline void round(const Rows& r, Columns& t) {
+inline void quantize(const Rows& r, Columns& t) {
   int64_t at = int64_t(t.row) * (r.columns / r.group) + t.group;
   float s = r.scale[at], zero = std::rint(r.zero[at]), part = r.zero[at] - zero;
   Floats W[VECTORS], low = all(-zero - part), high = all(r.top - zero - part);
   merge(r, t, W);
   for (int v = 0; v * LANES < t.width; v++) {
-    Floats rounded = whole(W[v] / s + part) - part;
+    Floats rounded = round_to_integer(W[v] / s + part) - part;
     t.level[v] = clamp(rounded, low, high);
     t.inside[v] = select(rounded == t.level[v], all(1), all(0));
     if (!r.dense) continue;
@@ -94,7 +80,7 @@ void each_tile(const Rows& r, int first_row, int end, Use use) {
       for (int first = 0; first < r.group; first += TILE) {
         t.column = t.group * r.group + first;
         t.width = r.group - first < TILE ? r.group - first : TILE;
-        round(r, t);
+        quantize(r, t);
         use(t, int64_t(t.row) * r.columns + t.column,
             int64_t(t.row) * (r.columns / r.group) + t.group);
       }
@@ -167,35 +153,35 @@ int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
 // Adds the histogram of the codes to `counts` [top + 1], and the number of codes that differ from
 // those of W0 to `changed` [1]. Writes for each group [rows, groups] the squared error
 // sum (W_hat - dense)^2 to `error`, and the number of weights inside the range to `inside`.
-void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* changed, float* error,
-             float* inside) {
+void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int64_t* changed,
+                         float* error, float* inside) {
   Rows start = *r;
   start.rank = 0;
-  int64_t found[4][256] = {};  // 4 histograms: equal neighboring codes would stall on one counter
+  int64_t histograms[4][256] = {};  // several: equal neighboring codes would stall on one counter
   each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t at, int64_t of) {
-    Columns begun = t;
-    round(start, begun);
+    Columns initial = t;
+    quantize(start, initial);
     float step = r->m[of] * r->scale[of], zero = r->zero[of];
     Floats squares = {}, kept = {}, moved = {};
     each_vector(t, [&](int v, int i, int n) {
-      Floats codes = clamp(whole(t.level[v] + zero), all(0), all(r->top));
+      Floats codes = clamp(round_to_integer(t.level[v] + zero), all(0), all(r->top));
       __builtin_prefetch(dense + at + i + AHEAD);
       Floats D = t.level[v] * step - load_some(dense + at + i, n);
       // 1 for valid lanes, 0 for lanes past the end of the group
       Floats counts = load_some(ONES, n);
       squares += D * D * counts;
       kept += t.inside[v] * counts;
-      moved += select(begun.level[v] == t.level[v], all(0), counts);
-      int32_t places[LANES];  // NaN is counted as code 0
-      store(places, nearest(select(codes == codes, codes, all(0))));
-      for (int l = 0; l < n; l++) found[l % 4][places[l]]++;
+      moved += select(initial.level[v] == t.level[v], all(0), counts);
+      int32_t integers[LANES];  // NaN is counted as code 0
+      store(integers, nearest(select(codes == codes, codes, all(0))));
+      for (int l = 0; l < n; l++) histograms[l % 4][integers[l]]++;
     });
     bool first = t.column % r->group == 0;
     changed[0] += (int64_t)sum(moved);
     error[of] = (first ? 0 : error[of]) + sum(squares);
     inside[of] = (first ? 0 : inside[of]) + sum(kept);
   });
-  for (auto& part : found)
+  for (auto& part : histograms)
     for (int code = 0; code <= r->top; code++) counts[code] += part[code];
 }
 
@@ -203,12 +189,12 @@ void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* change
 // errors (w - q) / U_jj to E.
 //
 // W:           [rows, width] with a row stride of `stride`
-// U:           [width, width] with a row stride of `of_U`
+// U:           [width, width] with a row stride of `U_stride`
 // scale, zero: [rows, groups]; groups = 1 for all columns, or width
 // top:         [rows], largest code Q
 // kept:        [rows, width], 0 for pruned weights; null if no weight is pruned
 // E:           [rows, width]
-void gptq_columns(float* W, int64_t stride, const float* U, int64_t of_U, const float* scale,
+void gptq_columns(float* W, int64_t stride, const float* U, int64_t U_stride, const float* scale,
                   const float* zero, int32_t groups, const float* top, const uint8_t* kept,
                   float* E, int32_t rows, int32_t width) {
   float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // 16 rows, transposed
@@ -225,15 +211,16 @@ void gptq_columns(float* W, int64_t stride, const float* U, int64_t of_U, const 
           grid[0][i] = scale[at], grid[1][i] = zero[at];
         }
         for (int i = n; i < LANES; i++) grid[0][i] = 1;
-        s = load<Floats>(grid[0]), z = load<Floats>(grid[1]), zeros = whole(z), part = z - zeros;
+        s = load<Floats>(grid[0]), z = load<Floats>(grid[1]), zeros = round_to_integer(z),
+        part = z - zeros;
       }
       Floats w = load<Floats>(V[j]);
       for (int i = 0; kept && i < n; i++)
         if (!kept[int64_t(first + i) * width + j]) V[j][i] = 0;
-      Floats q = clamp(whole(load<Floats>(V[j]) / s + part) + zeros, all(0), Q);
-      Floats e = (w - (q - z) * s) / U[j * of_U + j];
+      Floats q = clamp(round_to_integer(load<Floats>(V[j]) / s + part) + zeros, all(0), Q);
+      Floats e = (w - (q - z) * s) / U[j * U_stride + j];
       store(error[j], e);
-      for (int l = j + 1; l < width; l++) store(V[l], load<Floats>(V[l]) - e * U[j * of_U + l]);
+      for (int l = j + 1; l < width; l++) store(V[l], load<Floats>(V[l]) - e * U[j * U_stride + l]);
     }
     for (int i = 0; i < n; i++)
       for (int j = 0; j < width; j++) {
@@ -259,7 +246,7 @@ void grid_errors(const float* W, const float* scale, const float* zero, const fl
       float zeros = std::rint(z), part = z - zeros;
       Floats total = {};
       for (int i = 0; i < size; i += LANES) {
-        Floats v = load_some(w + i, size - i), q = whole(v / s + part) + zeros;
+        Floats v = load_some(w + i, size - i), q = round_to_integer(v / s + part) + zeros;
         Floats D = (clamp(q, all(0), all(top)) - z) * s - v;
         total += D * D * load_some(h + i, size - i);
       }

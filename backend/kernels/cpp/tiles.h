@@ -23,14 +23,15 @@ inline void round_to(const float* from, int size, bf16* to) {
   for (int i = 0; i < size; i += LANES) store(to + i, narrow(load<Floats>(from + i)));
 }
 
+// Rows of the left factor and blocks of the right factor in a register tile.
 #if HAVE_TILES
-constexpr int DOWN = 32, ACROSS = 2;  // rows and blocks of a 2 x 2 grid of AMX tiles
+constexpr int TILE_ROWS = 32, TILE_BLOCKS = 2;  // 2 x 2 AMX tiles
 #elif defined(__AVX512F__)
-constexpr int DOWN = 8, ACROSS = 3;  // 24 accumulators in the 32 registers
+constexpr int TILE_ROWS = 8, TILE_BLOCKS = 3;  // 24 accumulators in the 32 registers
 #else
-constexpr int DOWN = 4, ACROSS = 1;
+constexpr int TILE_ROWS = 4, TILE_BLOCKS = 1;
 #endif
-using Sums = Floats[DOWN][ACROSS];
+using Sums = Floats[TILE_ROWS][TILE_BLOCKS];
 
 // Read streams and prefetch distance, as measured. With AVX512_BF16 but no AMX (AMD EPYC), a single
 // stream with a prefetch distance of 8 KiB is fastest; otherwise (Intel Xeon) four streams with a
@@ -45,7 +46,7 @@ template <Format F> struct Lines {
   const char* from;
 
   void open(const Matrix& m, int block) {
-    from = (const char*)m.weights + (size_t)block * m.inputs / 2 * LINE;
+    from = (const char*)m.weights + block * block_bytes(BF16, m.inputs);
   }
   Words read(int line) {
     const char* here = from + (size_t)line * LINE;
@@ -54,7 +55,7 @@ template <Format F> struct Lines {
   }
 };
 
-#if HAVE_EXPAND
+#if HAVE_BF16
 template <> class Lines<SPARSE_BF16> {
  public:
   void open(const Matrix& m, int block) {
@@ -74,24 +75,25 @@ template <> class Lines<SPARSE_BF16> {
 };
 #endif
 
-// Accumulates the products of R rows and C blocks over `pairs` pairs of inputs. `by_row` and
-// `by_pair` are the strides of the left factor in entries, between rows and between pairs.
+// Accumulates the products of R rows and C blocks over `pairs` pairs of inputs. `row_stride` and
+// `pair_stride` are the strides of the left factor in entries, between rows and between pairs.
 template <int R, int C, class Right>
-inline void add_products(const Entry* left, size_t by_row, size_t by_pair, Right (&right)[C],
-                         int pairs, Floats (&sums)[R][C]) {
-  for (int k = 0; k < pairs; k++, left += by_pair) {
-    Words both[C];
-    for (int c = 0; c < C; c++) both[c] = right[c].read(k);
+inline void add_products(const Entry* left, size_t row_stride, size_t pair_stride,
+                         Right (&right)[C], int pairs, Floats (&sums)[R][C]) {
+  for (int k = 0; k < pairs; k++, left += pair_stride) {
+    Words weights[C];
+    for (int c = 0; c < C; c++) weights[c] = right[c].read(k);
     for (int r = 0; r < R; r++) {
-      const Entry* two = left + r * by_row;
+      const Entry* pair = left + r * row_stride;
 #if HAVE_BF16
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(load<int>(two));
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(load<int>(pair));
       for (int c = 0; c < C; c++)
-        sums[r][c] = (Floats)_mm512_dpbf16_ps((__m512)sums[r][c], x, (__m512bh)both[c]);
+        sums[r][c] = (Floats)_mm512_dpbf16_ps((__m512)sums[r][c], x, (__m512bh)weights[c]);
 #else
       for (int c = 0; c < C; c++) {
-        const Floats even = bits<Floats>(both[c] << 16), odd = bits<Floats>(both[c] & 0xffff0000u);
-        sums[r][c] = fused(odd, all(two[1]), fused(even, all(two[0]), sums[r][c]));
+        const Floats even = bits<Floats>(weights[c] << 16);
+        const Floats odd = bits<Floats>(weights[c] & 0xffff0000u);
+        sums[r][c] = fused(odd, all(pair[1]), fused(even, all(pair[0]), sums[r][c]));
       }
 #endif
     }
@@ -99,11 +101,12 @@ inline void add_products(const Entry* left, size_t by_row, size_t by_pair, Right
 }
 
 #if HAVE_TILES
-// AMX tile registers of the calling thread: 0 to 3 hold accumulators, 4 and 5 rows of the left
-// factor, 6 and 7 blocks of the right factor.
+// AMX tile registers of the calling thread: 0 to 3 hold accumulators, 4 and 5 rows 0 to 15 and 16
+// to 31 of the left factor, 6 and 7 blocks of the right factor. Tiles of missing rows and blocks
+// repeat the first ones, and their sums are not used.
 class Tiles {
  public:
-  explicit Tiles(int rows) : rows_(rows) {
+  explicit Tiles(int rows) : rows_(rows), lower_(rows > 16 ? 16 : 0) {
     struct {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
@@ -119,100 +122,83 @@ class Tiles {
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
 
-  // Multiplies by one block, or by two blocks with a stride of `by_block` bytes if that is not 0.
-  void multiply(const bf16* left, size_t by_row, const char* right, size_t by_block, int pairs,
-                Sums& sums) const {
-    begin();
-    int k = 0;
-    for (; k + 16 <= pairs; k += 16, left += 32, right += 16 * LINE)
-      add(left, by_row, right, by_block);
-    if (k < pairs) add_rest(left, by_row, right, by_block, pairs - k);
-    end(sums, by_block);
-  }
-  // The same for 8-bit inputs: signed left factor, unsigned codes. `quads` counts groups of four
-  // inputs, of which a tile holds 16.
-  void multiply(const int8_t* left, size_t by_row, const char* right, size_t by_block, int quads,
-                Ints (&sums)[DOWN][ACROSS]) const {
-    begin();
-    for (int k = 0; k < quads; k += 16, left += 64, right += 16 * LINE) {
-      read(left, by_row, right, by_block);
-      _tile_dpbsud(0, 4, 6);
-      if (by_block) _tile_dpbsud(1, 4, 7);
-      if (rows_ > 16) _tile_dpbsud(2, 5, 6);
-      if (rows_ > 16 && by_block) _tile_dpbsud(3, 5, 7);
-    }
-    end(sums, by_block);
-  }
-
- private:
-  void begin() const {
+  // Multiplies bfloat16 inputs, or signed 8-bit inputs and unsigned codes, by two blocks with a
+  // stride of `block_stride` bytes, or by one block if that is 0. `lines` counts lines per block.
+  template <class T, class V>
+  void multiply(const T* left, size_t row_stride, const char* right, size_t block_stride, int lines,
+                V (&sums)[TILE_ROWS][TILE_BLOCKS]) const {
+    constexpr int INPUTS = LINE / sizeof(T);  // per row of a tile
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+    int line = 0;
+    for (; line + 16 <= lines; line += 16, left += INPUTS, right += 16 * LINE)
+      add(left, row_stride, right, block_stride);
+    if (line < lines) {  // pad an incomplete tile with zeros
+      T rows[TILE_ROWS][INPUTS] = {};
+      char blocks[TILE_BLOCKS][16 * LINE] = {};
+      for (int r = 0; r < rows_; r++)
+        std::copy_n(left + r * row_stride, (lines - line) * 4 / sizeof(T), rows[r]);
+      for (int c = 0; c < TILE_BLOCKS; c++)
+        std::copy_n(right + c * block_stride, (lines - line) * LINE, blocks[c]);
+      add(rows[0], INPUTS, blocks[0], sizeof blocks[0]);
+    }
+    _tile_stored(0, &sums[0][0], TILE_BLOCKS * LINE);
+    _tile_stored(1, &sums[0][1], TILE_BLOCKS * LINE);
+    _tile_stored(2, &sums[16][0], TILE_BLOCKS * LINE);
+    _tile_stored(3, &sums[16][1], TILE_BLOCKS * LINE);
   }
 
-  template <class T> void end(T (&sums)[DOWN][ACROSS], size_t by_block) const {
-    _tile_stored(0, &sums[0][0], ACROSS * LINE);
-    if (by_block) _tile_stored(1, &sums[0][1], ACROSS * LINE);
-    if (rows_ > 16) _tile_stored(2, &sums[16][0], ACROSS * LINE);
-    if (rows_ > 16 && by_block) _tile_stored(3, &sums[16][1], ACROSS * LINE);
-  }
-
-  // Loads tiles 4 to 7, and prefetches the next tiles of the right factor.
+ private:
+  // Accumulates the products of one tile of each row and block; prefetches the next tiles of the
+  // right factor.
   template <class T>
-  void read(const T* left, size_t by_row, const char* right, size_t by_block) const {
+  void add(const T* left, size_t row_stride, const char* right, size_t block_stride) const {
     for (int line = 16; line < 32; line++) {
       __builtin_prefetch(right + line * LINE);
-      if (by_block) __builtin_prefetch(right + by_block + line * LINE);
+      __builtin_prefetch(right + block_stride + line * LINE);
     }
-    _tile_loadd(4, left, by_row * sizeof(T));
+    _tile_loadd(4, left, row_stride * sizeof(T));
+    _tile_loadd(5, left + lower_ * row_stride, row_stride * sizeof(T));
     _tile_loadd(6, right, LINE);
-    if (rows_ > 16) _tile_loadd(5, left + 16 * by_row, by_row * sizeof(T));
-    if (by_block) _tile_loadd(7, right + by_block, LINE);
+    _tile_loadd(7, right + block_stride, LINE);
+    if constexpr (sizeof(T) == sizeof(bf16)) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
   }
 
-  void add(const bf16* left, size_t by_row, const char* right, size_t by_block) const {
-    read(left, by_row, right, by_block);
-    _tile_dpbf16ps(0, 4, 6);
-    if (by_block) _tile_dpbf16ps(1, 4, 7);
-    if (rows_ > 16) _tile_dpbf16ps(2, 5, 6);
-    if (rows_ > 16 && by_block) _tile_dpbf16ps(3, 5, 7);
-  }
-
-  // Accumulates the last, incomplete tile; missing pairs are padded with zeros.
-  void add_rest(const bf16* left, size_t by_row, const char* right, size_t by_block,
-                int pairs) const {
-    bf16 rows[DOWN][LINE / 2] = {};
-    char blocks[ACROSS][16 * LINE] = {};
-    for (int r = 0; r < rows_; r++) std::copy_n(left + r * by_row, 2 * pairs, rows[r]);
-    for (int c = 0; c < (by_block ? 2 : 1); c++)
-      std::copy_n(right + c * by_block, pairs * LINE, blocks[c]);
-    add(rows[0], LINE / 2, blocks[0], by_block ? sizeof blocks[0] : 0);
-  }
-
-  const int rows_;
+  const int rows_, lower_;
 };
-#else
 #endif
 
 #if HAVE_BF16
 // Left factor with its strides in entries: between rows, and between pairs of inputs.
 struct Left {
   const bf16* rows;
-  size_t by_row, by_pair;
+  size_t row_stride, pair_stride;
 };
 
-// Computes a register tile of DOWN rows and ACROSS blocks; `right` is packed without gaps.
+// Computes a register tile; `right` is packed without gaps.
 inline void multiply_tile(Left left, const bf16* right, int pairs, Sums& sums) {
-  const size_t by_block = (size_t)pairs * LINE;
+  const size_t block_stride = (size_t)pairs * LINE;
 #if HAVE_TILES
-  Tiles(DOWN).multiply(left.rows, left.by_row, (const char*)right, by_block, pairs, sums);
+  Tiles(TILE_ROWS).multiply(left.rows, left.row_stride, (const char*)right, block_stride, pairs,
+                            sums);
 #else
-  Lines<BF16> lines[ACROSS];
-  for (int c = 0; c < ACROSS; c++) lines[c] = {(const char*)right + c * by_block};
+  Lines<BF16> lines[TILE_BLOCKS];
+  for (int c = 0; c < TILE_BLOCKS; c++) lines[c] = {(const char*)right + c * block_stride};
   Sums total = {};  // a local array stays in registers, unlike `sums`
-  add_products<DOWN, ACROSS>(left.rows, left.by_row, left.by_pair, lines, pairs, total);
+  add_products<TILE_ROWS, TILE_BLOCKS>(left.rows, left.row_stride, left.pair_stride, lines, pairs,
+                                       total);
   std::memcpy(sums, total, sizeof total);
 #endif
 }

@@ -3,6 +3,7 @@
 // keeps wider vectors in memory.
 
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -18,7 +19,7 @@
 #else
 #define HAVE_TILES 0
 #endif
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)
 #define HAVE_BF16 1
 #else
 #define HAVE_BF16 0
@@ -27,11 +28,6 @@
 #define HAVE_VNNI 1
 #else
 #define HAVE_VNNI 0
-#endif
-#if defined(__AVX512VBMI2__)
-#define HAVE_EXPAND 1
-#else
-#define HAVE_EXPAND 0
 #endif
 
 namespace {
@@ -116,19 +112,6 @@ template <class V, class Mask> inline V select(Mask mask, V yes, V no) {
   else
     return mask ? yes : no;
 }
-// Loads the first n lanes without reading past them; the other lanes are 0.
-inline Floats load_some(const float* from, int n) {
-  if (n >= LANES) return load<Floats>(from);
-  float some[LANES] = {};
-  for (int i = 0; i < n; i++) some[i] = from[i];
-  return load<Floats>(some);
-}
-inline void store_some(float* to, Floats v, int n) {
-  if (n >= LANES) return store(to, v);
-  float some[LANES];
-  store(some, v);
-  for (int i = 0; i < n; i++) to[i] = some[i];
-}
 inline Floats all(float value) {
   return value - Floats{};
 }  // x - 0 is folded; x + 0 is not, because of -0
@@ -152,10 +135,24 @@ inline Halves narrow(Floats v) {
   return halves(select(v == v, rounded, Words{} + 0x7fc0));
 }
 
-#if defined(__AVX512F__)
-inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
-inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
-#else
+inline Floats widen(Floats v) { return v; }
+
+// Loads the first n lanes of float32 or bfloat16 without reading past them; the other lanes are 0.
+template <class T> inline Floats load_some(const T* from, int n) {
+  using V = std::conditional_t<sizeof(T) == 2, Halves, Floats>;
+  T some[LANES] = {};
+  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
+  return widen(load<V>(n < LANES ? some : from));
+}
+// Stores the first n lanes.
+inline void store_some(float* to, Floats v, int n) {
+  n < LANES ? (void)std::memcpy(to, &v, n * sizeof *to) : store(to, v);
+}
+inline void store_some(bf16* to, Floats v, int n) {
+  const Halves rounded = narrow(v);
+  n < LANES ? (void)std::memcpy(to, &rounded, n * sizeof *to) : store(to, rounded);
+}
+
 // Reduces the lanes pairwise: joins the two halves until one value is left.
 template <class V, class Join> inline float reduce(V v, Join join) {
   if constexpr (PAIRED<V>) {
@@ -173,7 +170,6 @@ inline float sum(Floats v) {
 inline float largest(Floats v) {
   return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
 }
-#endif
 
 // a b + c with a single rounding if the instruction set has FMA. It is explicit because compilers
 // contract the expression in some tile shapes only, and results would then depend on the shape.
@@ -191,26 +187,6 @@ template <class V> inline V fused(V a, V b, V c) {
 #else
   else
     return a * b + c;
-#endif
-}
-
-// Computes (bits & mask) | others.
-inline Words joined(Words bits, uint32_t mask, Words others) {
-#if defined(__AVX512F__)
-  return (Words)_mm512_ternarylogic_epi32((__m512i)bits, _mm512_set1_epi32(mask), (__m512i)others,
-                                          0xea);
-#else
-  return (bits & mask) | others;
-#endif
-}
-
-// Selects the bits of `bits` where the mask is 1, else those of `others`.
-inline Words selected(uint32_t mask, Words bits, Words others) {
-#if defined(__AVX512F__)
-  return (Words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)bits, (__m512i)others,
-                                          0xca);
-#else
-  return (bits & mask) | (others & ~mask);
 #endif
 }
 
@@ -233,8 +209,8 @@ inline Ints nearest(Floats v) { return bits<Ints>(v + ROUNDING) - bits<Ints>(all
 inline Floats exponential(Floats exponent) {
   const Floats x = -larger(all(-88.0f), -larger(all(-87.0f), exponent));
   Ints n = nearest(x * 1.44269504f);
-  Floats whole = convert<Floats>(n);
-  Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  const Floats N = convert<Floats>(n);
+  const Floats r = x - N * 0.693359375f + N * 2.12194440e-4f;  // ln 2 in two parts
   Floats p = all(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
     p = p * r + c;

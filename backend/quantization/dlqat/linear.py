@@ -255,10 +255,10 @@ class DLQATLinear(nn.Module):
 
     @torch.no_grad()
     def figures(self, rows: slice) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Return the statistics of `RoundedRows.figures` for some rows."""
+        """Return the statistics of `RoundedRows.snapshot_statistics` for some rows."""
         panel, dense = self.panel(rows), self.dense(rows)
         if isinstance(panel, RoundedRows):
-            return panel.figures(dense)
+            return panel.snapshot_statistics(dense)
         level, inside = panel.levels()
         changed = int((level != self.panel(rows, rank=0).levels()[0]).sum())
         codes = self.codes_at(level, rows).flatten().byte()

@@ -4,15 +4,16 @@ permissions, database, copies, orphaned folders, queue)."""
 import shutil
 import sqlite3
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from pkgutil import resolve_name
 
 import psutil
 
 from backend.compiler import CompilerError
 from backend.kernels.library import described, kernels
-from backend.kernels.speeds import reading_speeds
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
@@ -39,6 +40,12 @@ EARLIEST_TIME = datetime(2026, 1, 1, tzinfo=UTC)  # earlier times mean a wrong c
 SAFE_SQLITE = (3, 51, 3)  # older versions may corrupt a log checkpointed by two connections
 OTHER_USERS = stat.S_IRWXG | stat.S_IRWXO
 MAX_NAMES = 3  # names listed in a message
+CHOICES = (  # functions of modules that import torch
+    "backend.models.blocks:precision_choice",
+    "backend.evaluation.native_text:reading_choice",
+    "backend.linalg.gram:gram_choice",
+    "backend.pruning.redense:descent_choice",
+)
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,18 @@ def device() -> HealthCheck:
 def native_decoder() -> HealthCheck:
     """Report the instruction set of the kernels on this CPU; builds them if necessary."""
     try:
-        speeds, name = reading_speeds(), kernels().name
-        compared = " and ".join(speeds.compared(x)[1] for x in ("float32", "bfloat16"))
-        return HealthCheck("decoder", True, f"native, {described(name)}; of texts, {compared}")
+        return HealthCheck("decoder", True, f"native, {described(kernels().name)}")
     except CompilerError as error:
         return HealthCheck("decoder", True, f"PyTorch, slower: {error.why}", error.do)
+
+
+def speeds() -> HealthCheck:
+    """Report the implementations that are fastest on this machine; measures them if necessary."""
+    choices = []
+    for name in CHOICES:
+        with suppress(CompilerError, ValueError):  # the kernels do not support the work here
+            choices.append(str(resolve_name(name)()))
+    return HealthCheck("fastest here", True, "; ".join(choices))
 
 
 def clock() -> HealthCheck:

@@ -213,7 +213,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
 
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
 def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
-    if not kernels().sparse:
+    if not kernels().bfloat16:
         pytest.skip("this processor has no VBMI2")
     torch.manual_seed(0)
     linear = nn.Linear(192, 80, dtype=torch.bfloat16)
@@ -264,7 +264,7 @@ def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
     native, ids = NativeModel(model), tokens(model, 24)
     layer = native.structure.layer[1]
     matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
-    sparse = bool(kernels().sparse)
+    sparse = bool(kernels().bfloat16)
     assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
     assert native.structure.read_out.format not in weights.SPARSE
     _, logits = native.forward(ids, native.new_cache(24), read_out=24)
