@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from backend.errors import ModelError
+from backend.models.devices import computes_bfloat16
 from backend.models.families.stored import compressed
 
 
@@ -119,14 +120,6 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.numel():
         return True
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Return True if the device computes bfloat16 in hardware, faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
 
 
 def to_bfloat16(model: nn.Module) -> None:
