@@ -16,7 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_map_only
 
@@ -83,6 +83,13 @@ class SimTensor(Tensor):
     def data(self, value: Tensor) -> None:
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.host = host_of(value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied: Tensor = SimTensor(self.host.detach().clone())
+        if isinstance(self, nn.Parameter):
+            copied = nn.Parameter(copied)
+        memo[id(self)] = copied.requires_grad_(self.requires_grad)
+        return copied
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy.")
