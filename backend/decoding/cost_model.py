@@ -16,6 +16,7 @@ import torch
 
 from backend.decoding.draft_tree import DynamicTree, Growth, Proposer, chain, expected_length
 from backend.decoding.target_model import TargetModel
+from backend.models.devices import synchronize
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 CONTEXT = 192  # cached tokens while measuring
@@ -35,12 +36,11 @@ class LapTimer:
     """Stopwatch that synchronizes with the GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._synchronizes = device.type == "cuda"
+        self._device = device
         self._last = self._now()
 
     def _now(self) -> float:
-        if self._synchronizes:
-            torch.cuda.synchronize()
+        synchronize(self._device)
         return time.perf_counter()
 
     def lap(self) -> float:

@@ -125,9 +125,9 @@ def all_finite(tensor: Tensor) -> bool:
 
 def computes_bfloat16(device: torch.device) -> bool:
     """Return True if the device computes bfloat16 faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and precision_choice().fastest == "bfloat16"
+    if device.type == "cpu":
+        return precision_choice().fastest == "bfloat16"
+    return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
 
 
 @lru_cache

@@ -231,12 +231,6 @@ def _load_streamed(
     return model, stream_from(folder, model, device)
 
 
-def free_memory(device: str | torch.device) -> int:
-    """Return the bytes that can still be allocated on `device`."""
-    device = torch.device(device)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
-
-
 def load_error(facts: ModelFacts, why: str, do: str) -> ModelError:
     """Return the error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")

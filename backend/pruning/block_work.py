@@ -25,6 +25,7 @@ from backend.linalg.gram import search_damping
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
+from backend.models.devices import accelerators, synchronize
 from backend.models.memory import SMALL_BLOCK_WEIGHTS, is_out_of_memory
 from backend.models.threads import InlineExecutor
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
@@ -78,9 +79,9 @@ class StepTimer:
                     field=field,
                 ) from error
             raise
-        if torch.cuda.is_initialized():
-            # CUDA is asynchronous: without this, the next step would be charged for the kernels.
-            torch.cuda.synchronize()
+        # Accelerators are asynchronous: the next step would be charged for this step's work.
+        for device in accelerators():
+            synchronize(torch.device(device))
         self.seconds[step] += time.perf_counter() - start
 
 

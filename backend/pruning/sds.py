@@ -33,7 +33,8 @@ from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import batches_in
 from backend.models.blocks import LinearWeight, all_linears, resolve_dtype
-from backend.models.loading import free_memory, weights_hash
+from backend.models.devices import free_memory
+from backend.models.loading import weights_hash
 from backend.models.memory import spills_to_disk
 from backend.models.threads import InlineExecutor, statistics_executor
 from backend.pruning.block_work import SDSRun

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from backend.models.loading import LoadedModel, free_memory
+from backend.models.devices import free_memory
+from backend.models.loading import LoadedModel
 from backend.reporter import REPLAY
 from backend.store import queries
 from backend.text.slices import TextSlice

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from backend.errors import ModelError
 from backend.live.measurements import DecodingClock
 from backend.models.blocks import LinearWeight, resolve_dtype
+from backend.models.devices import free_memory
 from backend.models.families.stored import LinearShape
-from backend.models.loading import free_memory
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
 from backend.sensitivity.measured import SensitivityMeter, measure_gradients, trace

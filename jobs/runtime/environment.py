@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import torch
 
+from backend.models.devices import accelerator_count, accelerators, device_name, use_device
 from backend.settings import available_threads, settings
 from jobs.estimates import processor
 from jobs.kind import JobConfig
@@ -23,15 +24,14 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # Gram matrices and solvers need full float32
     if (device := config.device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = next(iter(accelerators()), "cpu")
     else:
-        require_device(device, torch.cuda.device_count())
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)  # synchronization calls then wait for this device
+        require_device(device, accelerator_count())
+    use_device(device)  # synchronization calls then wait for this device
     context.environment(
         host=platform.node(),
         cpu=f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        device=device_name(device),
         threads=threads,
         python=platform.python_version(),
         versions={name: version(name) for name in PACKAGES},

@@ -9,7 +9,8 @@ from torch import Tensor
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
 from backend.export.card import ModelOrigin, copy_terms, origin_of, pruned_card
-from backend.models.loading import LoadedModel, free_memory, weights_hash
+from backend.models.devices import free_memory
+from backend.models.loading import LoadedModel, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan

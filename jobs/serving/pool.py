@@ -22,6 +22,7 @@ from backend.drafters.checkpoint import WEIGHTS, Amphista
 from backend.drafters.generate import make_proposer, refuse_processors
 from backend.drafters.registry import Drafter
 from backend.errors import CancelledError
+from backend.models.devices import accelerators, free_memory, use_device
 from backend.models.foreign_tokenizer import ForeignTokenizer, TextTokenizer
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
@@ -51,21 +52,9 @@ ModelKey = tuple[str, str, str, int]  # spec, requested device, precision, versi
 def choose_device(requested: str) -> str:
     """Return the torch device for a config's `device`; with several GPUs, the one with the most
     free memory."""
-    if requested not in ("auto", "cuda") or not torch.cuda.is_available():
-        return "cpu" if requested == "auto" else requested
-    return max([f"cuda:{number}" for number in range(torch.cuda.device_count())], key=free_memory)
-
-
-def use_device(device: str) -> None:
-    """Make `device` the current GPU of this thread, for calls that do not name a device."""
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-
-
-def free_memory(device: str) -> int:
-    """Free bytes of a GPU, less `RESERVE`."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(0, free - RESERVE)
+    if requested not in ("auto", "cuda"):
+        return requested
+    return max(accelerators(), key=free_memory, default="cpu" if requested == "auto" else requested)
 
 
 class WarmModel:
@@ -310,7 +299,7 @@ class ModelPool:
         if not size:
             return ""
         if device != "cpu":
-            free = free_memory(device)
+            free = max(0, free_memory(device) - RESERVE)
             if size < free:
                 return ""
             return _wait_message(size, f"{device} has {readable_bytes(free)} free")
@@ -328,8 +317,8 @@ class ModelPool:
             self._models.pop(key).close()
         if dropped:
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            for device in accelerators():
+                torch.get_device_module(device).empty_cache()
 
 
 def open_tokenizer(base: ResolvedModel, folder: Path) -> TextTokenizer:

@@ -23,6 +23,7 @@ from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
+from backend.models.devices import use_device
 from backend.models.foreign_tokenizer import TextTokenizer, tokenizer_session
 from backend.models.memory import check_memory, memory_available, weight_memory
 from backend.settings import settings
@@ -43,7 +44,6 @@ from jobs.serving.pool import (
     choose_device,
     model_key,
     open_tokenizer,
-    use_device,
 )
 
 WINDOW_TOKENS, WINDOWS = 64, 32  # windows for measuring losses: length and number

@@ -1,0 +1,45 @@
+"""Compute devices: the CPU and the accelerator of this machine, through the interface that PyTorch
+gives all accelerators."""
+
+import torch
+
+from backend.models.memory import memory_available
+
+
+def accelerator_count() -> int:
+    """Return the number of accelerators that torch can use."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def accelerators() -> list[str]:
+    """Return the accelerators as torch devices, such as "cuda:0"."""
+    kind = torch.accelerator.current_accelerator()
+    return [f"{kind.type}:{i}" for i in range(accelerator_count())] if kind else []
+
+
+def free_memory(device: str | torch.device) -> int:
+    """Return the bytes that can still be allocated on a device."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return memory_available()
+    free_bytes: int = torch.get_device_module(device).mem_get_info(device)[0]
+    return free_bytes
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the queued work of a device, so that a clock measures it. The CPU has no queue."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def use_device(device: str) -> None:
+    """Make an accelerator the current one of this thread, for calls that name no device."""
+    if not device.startswith("cpu"):
+        torch.get_device_module(device).set_device(device)
+
+
+def device_name(device: str) -> str:
+    """Return the product name of an accelerator, or "cpu"."""
+    if device == "cpu":
+        return device
+    return str(torch.get_device_module(device).get_device_name(device))

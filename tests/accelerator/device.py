@@ -1,0 +1,326 @@
+"""Stand-in accelerator: a PyTorch device that computes on the CPU and is as strict as a GPU.
+
+Tensors on it refuse what CUDA tensors refuse: an operation with a tensor on the CPU, `.numpy()`,
+and a pointer that native code can read. Copies between devices are counted. It cannot show kernels,
+memory, speed, or code that asks for a device of type "cuda".
+
+PyTorch's support for back ends written in Python provides device, guard and hooks
+(`torch.utils.backend_registration`, experimental). `install` cannot be undone: call it in a process
+that ends with the test.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_map_only
+
+NAME = "sim"
+UNREADABLE = 1 << 62  # bit that makes an address invalid for the CPU
+MEMORY_BYTES = 24 * 2**30  # of a common card
+# Operations that take tensors of two devices on CUDA, too.
+TRANSFERS = frozenset({"_to_copy", "copy_", "_local_scalar_dense", "lift_fresh", "_copy_from"})
+INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
+RESIZING_FACTORIES = (
+    "eye",
+    "eye.m",
+    "arange",
+    "arange.start",
+    "arange.start_step",
+    "linspace",
+    "randperm",
+    "randperm.generator",
+)
+LOWER_PRECISION = ("linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention")
+
+calls: Counter[str] = Counter()  # operation -> calls on the device
+copies: Counter[str] = Counter()  # "to host" or "to device" -> copies
+
+
+class SimTensor(Tensor):
+    """Tensor on the stand-in accelerator; `host` holds its values on the CPU."""
+
+    host: Tensor
+
+    @staticmethod
+    def __new__(cls, host: Tensor) -> "SimTensor":
+        with torch.inference_mode(False):  # views of wrappers cannot be inference tensors
+            tensor = Tensor._make_wrapper_subclass(
+                cls,
+                host.size(),
+                strides=host.stride(),
+                storage_offset=host.storage_offset(),
+                dtype=host.dtype,
+                layout=host.layout,
+                device=torch.device(NAME, 0),
+                requires_grad=False,
+            )
+        tensor.host = host_of(host)
+        return tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        operation: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return compute(operation, args, kwargs or {})
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.host = host_of(value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied: Tensor = SimTensor(self.host.detach().clone())
+        if isinstance(self, nn.Parameter):
+            copied = nn.Parameter(copied)
+        memo[id(self)] = copied.requires_grad_(self.requires_grad)
+        return copied
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy.")
+
+    def data_ptr(self) -> int:
+        """Return an address that identifies the tensor and that native code cannot read."""
+        return self.host.data_ptr() | UNREADABLE if self.numel() else 0
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.host.untyped_storage()  # libraries ask it for its identity and size
+
+    def tolist(self) -> Any:
+        copies["to host"] += 1
+        return self.host.tolist()
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"SimTensor({self.host!r})"
+
+
+def host_of(tensor: Tensor) -> Tensor:
+    return tensor.host if isinstance(tensor, SimTensor) else tensor
+
+
+def is_sim(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute an operation on the host values, and return results on the device that CUDA would
+    put them on. Raises RuntimeError where CUDA would."""
+    name = operation.overloadpacket.__name__
+    tensors = [*_tensors_in((*args, *kwargs.values()))]
+    _check_devices(name, args, tensors)
+    on_host = dict(kwargs)
+    if is_sim(on_host.get("device")):
+        on_host["device"] = torch.device("cpu")
+    on_host.pop("pin_memory", None)
+    result = operation(
+        *map(_on_host, args), **{name: _on_host(value) for name, value in on_host.items()}
+    )
+    calls[name] += 1
+    return _placed(name, result, args, kwargs, tensors)
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, SimTensor):
+        return value.host
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_host, value))
+    return value
+
+
+def _check_devices(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
+    on_device = any(isinstance(tensor, SimTensor) for tensor in tensors)
+    if not on_device or name in TRANSFERS:
+        return
+    if name in INDEXING:
+        if not isinstance(args[0], SimTensor):
+            raise RuntimeError(f"Indices on {NAME}:0 for a tensor on the CPU ({name}).")
+        values = args[2:3]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+    # a number as a tensor is allowed next to tensors on a GPU
+    if any(tensor.dim() and not isinstance(tensor, SimTensor) for tensor in tensors):
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{NAME}:0 and cpu! ({name})"
+        )
+
+
+def _placed(
+    name: str,
+    result: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tensors: Sequence[Tensor],
+) -> Any:
+    sims = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
+    if name == "_local_scalar_dense":
+        copies["to host"] += 1
+        return result
+    is_on_device = bool(sims)
+    if kwargs.get("device") is not None:
+        is_on_device = is_sim(kwargs["device"])
+    if name == "copy_":
+        is_on_device = isinstance(args[0], SimTensor)
+    if name in ("_to_copy", "copy_") and (bool(sims) != is_on_device or len(sims) != len(tensors)):
+        copies["to device" if is_on_device else "to host"] += 1
+    if not is_on_device:
+        return result
+    known = {id(tensor.host): tensor for tensor in sims}  # results that are arguments
+
+    def wrap(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return known[id(value)] if id(value) in known else SimTensor(value)
+        return type(value)(map(wrap, value)) if isinstance(value, list | tuple) else value
+
+    return wrap(result)
+
+
+class SimModule(backend_registration._DummyBackendModule):
+    """The functions that PyTorch and libraries look up in the module of a device."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    def is_bf16_supported(self, including_emulation: bool = True) -> bool:
+        return True
+
+    def synchronize(self, *_: Any) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+    def set_device(self, *_: Any) -> None: ...
+
+    def mem_get_info(self, *_: Any) -> tuple[int, int]:
+        return MEMORY_BYTES, MEMORY_BYTES
+
+    def get_device_name(self, *_: Any) -> str:
+        return "Stand-in accelerator"
+
+
+_operations: list[torch.library.Library] = []  # a library ends with its object
+
+
+def install() -> torch.device:
+    """Add the device to this process, and teach safetensors to read from and write to it."""
+    device_module: Any = SimModule()
+    backend_registration._setup_privateuseone_for_python_backend(NAME, device_module)
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    library.impl("empty.memory_format", _empty, "PrivateUse1")
+    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    for factory in RESIZING_FACTORIES:
+        library.impl(factory, _on_host_first(factory), "PrivateUse1")
+    autocast = torch.library.Library("_", "IMPL")
+    autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in LOWER_PRECISION:
+        library.impl(name, _in_autocast_dtype(name), "AutocastPrivateUse1")
+    _operations.extend([library, autocast])
+    _teach_safetensors()
+    return torch.device(NAME, 0)
+
+
+def _in_autocast_dtype(name: str) -> Callable[..., Tensor]:
+    """Return an implementation that casts floating-point tensors to the dtype of autocast first."""
+    key_set = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def cast(value: Tensor) -> Tensor:
+        return value.to(torch.get_autocast_dtype(NAME)) if value.is_floating_point() else value
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(key_set):
+            args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+            result: Tensor = getattr(torch.ops.aten, name)(*args, **kwargs)
+            return result
+
+    return call
+
+
+def _on_host_first(factory: str) -> Callable[..., SimTensor]:
+    """Return an implementation that calls `factory` on the CPU. PyTorch's own creates an empty
+    tensor and resizes it, which a wrapper cannot follow."""
+    name, _, overload = factory.partition(".")
+    operation = getattr(getattr(torch.ops.aten, name), overload or "default")
+
+    def create(*args: Any, device: Any = None, pin_memory: Any = None, **kwargs: Any) -> SimTensor:
+        return SimTensor(operation(*args, device=torch.device("cpu"), **kwargs))
+
+    return create
+
+
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> SimTensor:
+    return SimTensor(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+
+def _empty(size: Any, dtype: Any = None, **_: Any) -> SimTensor:
+    return SimTensor(torch.empty(size, dtype=dtype, device="cpu"))
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    copies["to device" if isinstance(target, SimTensor) else "to host"] += 1
+    host_of(target).copy_(host_of(source))
+    return target
+
+
+def _teach_safetensors() -> None:
+    """Let files be written from and read to the device, as safetensors does for CUDA."""
+    module: Any = safetensors.torch
+    flatten, open_file = module._flatten_as_ptr, safetensors.safe_open
+
+    def flattened(tensors: dict[str, Tensor], buffer: list[Any]) -> Any:
+        return flatten({name: host_of(tensor) for name, tensor in tensors.items()}, buffer)
+
+    def opened(path: Any, framework: str, device: Any = "cpu", **kwargs: Any) -> Any:
+        if not is_sim(device):
+            return open_file(path, framework, device=device, **kwargs)
+        return _SimFile(open_file(path, framework, **kwargs), torch.device(device))
+
+    module._flatten_as_ptr = flattened
+    for loaded in [*sys.modules.values()]:  # modules that have imported it by name
+        if getattr(loaded, "safe_open", None) is open_file:
+            loaded.safe_open = opened  # type: ignore[attr-defined]
+
+
+class _SimFile:
+    """A safetensors file whose tensors are put on the device."""
+
+    def __init__(self, file: Any, device: torch.device) -> None:
+        self._file, self._device = file, device
+
+    def __enter__(self) -> "_SimFile":
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name).to(self._device)
+        return tensor
+
+    def get_tensors(self) -> dict[str, Tensor]:
+        return {name: self.get_tensor(name) for name in self._file.keys()}  # noqa: SIM118
