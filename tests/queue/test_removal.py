@@ -15,9 +15,9 @@ from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name
 from tests.queue.conftest import HOST, bare_job
-from ui.app import search_runs
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
+from ui.search import search_runs
 
 GUEST = Actor("guest", "guest")
 

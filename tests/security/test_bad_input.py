@@ -18,7 +18,7 @@ from jobs.operations.changes import cancel_runs
 from jobs.operations.runs import list_runs, run_results, runs_text
 from jobs.reproduction import reproduce
 from jobs.submit import validate_config
-from ui.app import search_runs
+from ui.search import search_runs
 
 HOST = Actor("mira", "host")
 
