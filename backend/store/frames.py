@@ -73,6 +73,17 @@ def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[
         return [*rows_among(session, query.order_by(MetricPoint.step), MetricPoint.step, steps)]
 
 
+def samples(job_id: int, key: MetricKey, span: CurveSpan, points: int) -> list[tuple[int, float]]:
+    """Step and value of about `points` points of a curve at equal distances, and its last point."""
+    stride = max(1, (span.last - span.first) // points)
+    is_sampled = (MetricPoint.step - span.first) % stride == 0
+    query = select(MetricPoint.step, MetricPoint.value).where(
+        *_of_curve(MetricPoint, job_id, key), is_sampled | (MetricPoint.step == span.last)
+    )
+    with reading() as session:
+        return [*session.execute(query.order_by(MetricPoint.step)).tuples()]
+
+
 def _of_curve(
     point: type[MetricPoint], job_id: int, key: MetricKey
 ) -> Iterator[ColumnElement[bool]]:

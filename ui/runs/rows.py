@@ -16,7 +16,7 @@ from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.runs.results import RunResults, kind_of, kind_title, setting_summary
 
-BATCH_RUNS = 500  # runs per query
+BATCH_RUNS = 200  # runs per query
 NO_RESULTS: ResultKeys = frozenset()
 
 

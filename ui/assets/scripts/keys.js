@@ -62,7 +62,7 @@
     async build() {
       const drawer = dialog(
         "help",
-        '<header><h2>Help</h2><input type="search" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
+        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
       );
       drawer.ariaLabel = "Help";
       find(drawer, "header button").onclick = () => drawer.close();

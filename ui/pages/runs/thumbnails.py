@@ -22,7 +22,7 @@ from ui.theme import OKABE_ITO, stage_style
 
 WIDTH, HEIGHT = 96, 32
 BARS = 32
-BUCKETS, LIVE_BUCKETS = 16, 60  # ranges of steps of a curve
+SAMPLES, LIVE_SAMPLES = 32, 120  # points of a curve
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _curve(job: Job) -> Picture:
     spans = frames.spans(job.id)
     if (key := main_curve(spans)) is None:
         return NOTHING
-    points = outline(job, key, spans[key], BUCKETS)
+    points = frames.samples(job.id, key, spans[key], SAMPLES)
     values = [value for _, value in points]
     low, high = min(values), max(values)
     title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
@@ -99,12 +99,6 @@ def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
 
 
 Points = Sequence[tuple[int, float]]
-
-
-def outline(job: Job, key: MetricKey, span: CurveSpan, buckets: int) -> Points:
-    """Step and finite value of the visible points of a curve."""
-    rows = frames.outline(job.id, key, span, buckets)
-    return [(row.step, row.value) for row in rows if np.isfinite(row.value)] or [(0, 0.0)]
 
 
 def polyline(
@@ -144,7 +138,9 @@ def live_curves(jobs: Iterable[Job]) -> list[LiveCurves]:
     for job in jobs:
         spans = frames.spans(job.id)
         if (key := main_curve(spans)) is not None:
-            curves.append((key.family, job.run, outline(job, key, spans[key], LIVE_BUCKETS)))
+            curves.append(
+                (key.family, job.run, frames.samples(job.id, key, spans[key], LIVE_SAMPLES))
+            )
     curves.sort(key=lambda curve: curve[0])
     return [
         _overlay(family, {run: points for _, run, points in group})
