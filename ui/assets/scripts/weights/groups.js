@@ -13,7 +13,7 @@ import {
   widthOf,
 } from "./canvas.js";
 import { fetched } from "./histograms.js";
-import { grid, lines } from "./plots.js";
+import { grid, lines, readOut } from "./plots.js";
 /** @import {Histograms, Packed, PackedArray} from "./histograms.js" */
 /** @import {Plot} from "./plots.js" */
 /** @import {State} from "./state.js" */
@@ -63,13 +63,7 @@ export class GroupsLens {
     this.plots = {};
     for (const figure of findAll(panel, "figure")) {
       const canvas = find(figure, "canvas", HTMLCanvasElement);
-      const output = find(figure, "output");
-      canvas.onpointermove = (event) => {
-        output.textContent = this.plots[figure.dataset.figure ?? ""]?.at(event)?.words ?? "";
-      };
-      canvas.onpointerleave = () => {
-        output.textContent = "";
-      };
+      readOut(canvas, find(figure, "output"), () => this.plots[figure.dataset.figure ?? ""]);
     }
   }
 

@@ -7,6 +7,7 @@ import { GroupsLens } from "./groups.js";
 import { HistogramChart } from "./histogram.js";
 import { NoData, load } from "./histograms.js";
 import { LayerMap } from "./map.js";
+import { readOut } from "./plots.js";
 import { Rail } from "./rail.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, chosenStages, range } from "./state.js";
@@ -282,8 +283,11 @@ class Page {
     this.stop();
     if (changed.has("run")) this.open(this.state.now.run);
     else if (changed.has("vs")) this.show(Promise.resolve(this.data));
-    else if (changed.has("brush")) this.mark();
-    else {
+    else if (changed.has("brush")) {
+      this.#controls();
+      this.preview();
+      this.#openTables();
+    } else {
       if (changed.has("tensor")) this.state.now.spot = "";
       this.draw(true);
     }
@@ -337,6 +341,7 @@ class Page {
       else finish();
     };
     this.stop();
+    if (steps) this.lens.replay();
     this.isPlaying = true;
     button.textContent = "■";
     this.stop = finish;
@@ -364,43 +369,40 @@ class Page {
   /** Draws everything. @param {boolean} [moves] charts glide from the stage that was drawn */
   draw(moves = false) {
     const { now } = this.state;
-    const { data, t, s, drawnStage } = this;
+    const { s, drawnStage } = this;
     if (!this.isPlaying) this.stop();
     this.#controls();
     // at once: each drawing makes the next measurement lay out the page again
     findAll(this.element, "canvas", HTMLCanvasElement).forEach(widthOf);
-    this.#sayMap();
     if (moves && drawnStage >= 0 && drawnStage !== s)
-      this.stop = tween((part) => this.#between(drawnStage, s, part), MOVE_MS);
+      this.stop = tween((part) => {
+        this.#between(drawnStage, s, part);
+        if (part === 1) this.#sayHistogram();
+      }, MOVE_MS);
     else this.#between(s, s, 1);
     this.drawnStage = s;
-    this.#sayHistogram();
-    this.#effect();
+    this.#describe();
     this.#legend();
-    this.rail.draw(data, t, s, this.#step());
     if (now.view === "ridges") this.#sayRidges();
     if (VIEWS[now.view]) this.#drawView();
     if (now.view === "groups") this.#drawGroups();
     this.#openTables();
   }
 
-  /** Draws what changes with the tensor under the pointer. */
+  /** Draws what changes with the tensor under the pointer, or with the marked magnitudes. */
   preview() {
-    const { data, t, s } = this;
     this.stop();
-    this.#between(s, s, 1);
+    this.#between(this.s, this.s, 1);
+    this.#describe();
+  }
+
+  /** The words of what is drawn. */
+  #describe() {
+    const { data, t, s } = this;
     this.#sayMap();
     this.#sayHistogram();
     this.#effect();
     this.rail.draw(data, t, s, this.#step());
-  }
-
-  /** Draws what changes with the marked magnitudes. */
-  mark() {
-    this.#controls();
-    this.#between(this.s, this.s, 1);
-    this.#sayMap();
-    this.#openTables();
   }
 
   /** @type {(from: number, to: number, part: number) => void} */
@@ -767,7 +769,6 @@ class Page {
     on("[data-log]", "click", () =>
       this.state.set({ y: this.state.now.y === "log" ? "linear" : "log" }),
     );
-    on("[data-snap]", "click", () => this.lens.replay());
     on("[data-play]", "click", () => {
       if (!this.isPlaying) return this.play();
       this.stop();
@@ -785,13 +786,7 @@ class Page {
   /** The pointer on a view of profiles. */
   #wireView() {
     const canvas = this.canvas("more");
-    const output = find(this.panel("more"), "output");
-    canvas.onpointermove = (event) => {
-      output.textContent = this.plot?.at(event)?.words ?? "";
-    };
-    canvas.onpointerleave = () => {
-      output.textContent = "";
-    };
+    readOut(canvas, find(this.panel("more"), "output"), () => this.plot);
     canvas.onclick = (event) => {
       const place = this.plot?.at(event);
       if (place && this.plot?.pick) this.state.set(this.plot.pick(place));

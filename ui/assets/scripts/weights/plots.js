@@ -44,6 +44,16 @@ const MAX_ACROSS = 4;
 const MAX_DECADES = 6; // of colors on a log scale
 const LINES_HEIGHT = 340;
 
+/** Writes what is under the pointer. @type {(canvas: HTMLCanvasElement, output: HTMLElement, plot: () => Plot | null | undefined) => void} */
+export function readOut(canvas, output, plot) {
+  canvas.onpointermove = (event) => {
+    output.textContent = plot()?.at(event)?.words ?? "";
+  };
+  canvas.onpointerleave = () => {
+    output.textContent = "";
+  };
+}
+
 /**
  * Text that runs upwards.
  * @param {CanvasRenderingContext2D} pen

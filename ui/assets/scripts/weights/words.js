@@ -8,8 +8,9 @@ import { middleWords } from "./histogram.js";
 
 const STEADY = 0.02; // relative changes below it are none
 const MAX_FIGURES = 5;
-/** Statistic, label, and unit. @type {[name: string, label: string, unit: string][]} */
+/** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
 const FIGURES = [
+  ["perplexity", "Model perplexity", "", 4],
   ["relative_error", "Output error", "\u00a0%"],
   ["zero_share", "Exact zeros", "\u00a0%"],
   ["std", "Spread", ""],
@@ -94,7 +95,7 @@ export function ofEffect({ before, after, rival }) {
 }
 
 /**
- * The same in all layers: "Better than first pruning in 208 of 210 layers, than adjustment alone in 190".
+ * The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210".
  * @param {Effect} effect
  * @param {(place: Place, t: number) => Place | null} at the same place of another tensor
  */
@@ -110,11 +111,10 @@ export function ofAllLayers({ before, after, rival }, at) {
   };
   const { of, less } = better(before);
   if (!of || isSame(before, after) || before.data.stages[before.s].name === "dense") return "";
-  const named = lower(nameOf(before, data.run));
   const many = (/** @type {number} */ n) => (n === of ? `all ${of}` : `${n} of ${of}`);
-  const start = `lower error than ${named} in ${many(less)} layers`;
+  const start = `lower in ${many(less)} layers`;
   if (!rival) return start;
-  return `${start}, than ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
+  return `${start}; below ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
 }
 
 /**
@@ -127,22 +127,12 @@ export function figures(place, reference) {
   const { data, t, s } = place;
   const isOwn = isSame(place, reference);
   const named = lower(nameOf(reference, data.run));
-  const perplexity = (/** @type {Place} */ at) => at.data.stages[at.s].perplexity;
-  const whole = perplexity(place)
-    ? [
-        /** @type {Figure} */ ([
-          "Model perplexity",
-          number(perplexity(place), 4),
-          isOwn || !perplexity(reference) ? "" : `${named} ${number(perplexity(reference), 4)}`,
-        ]),
-      ]
-    : [];
-  const own = FIGURES.flatMap(([name, label, unit]) => {
-    const text = (/** @type {Place} */ at) => number(at.data.shown(name, at.t, at.s)) + unit;
-    if (!Number.isFinite(data.value(name, t, s))) return [];
-    const other = reference.data.value(name, reference.t, reference.s);
-    const words = isOwn || !Number.isFinite(other) ? "" : `${named} ${text(reference)}`;
+  return FIGURES.flatMap(([name, label, unit, digits]) => {
+    const value = (/** @type {Place} */ at) =>
+      name === "perplexity" ? at.data.stages[at.s].perplexity : at.data.shown(name, at.t, at.s);
+    const text = (/** @type {Place} */ at) => number(value(at), digits) + unit;
+    if (!Number.isFinite(value(place))) return [];
+    const words = isOwn || !Number.isFinite(value(reference)) ? "" : `${named} ${text(reference)}`;
     return [/** @type {Figure} */ ([label, text(place), words])];
-  });
-  return [...whole, ...own].slice(0, MAX_FIGURES);
+  }).slice(0, MAX_FIGURES);
 }
