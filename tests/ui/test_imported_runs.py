@@ -247,12 +247,11 @@ def test_a_damaged_row_is_shown_as_damaged(
 
 
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
-    "home": lambda: home.draw(None, asked()),
     "queue, ended": lambda: queue.draw(asked(state="ended")),
     "queue, failed": lambda: queue.draw(asked(state="failed", id="sds-0004")),
     "runs": lambda: runs.draw(asked()),
-    "a run": lambda: run.draw(asked(id="sds-0001")),
-    "a run that failed": lambda: run.draw(asked(id="sds-0004")),
+    "a run": lambda: run.draw(None, asked(id="sds-0001")),
+    "a run that failed": lambda: run.draw(None, asked(id="sds-0004")),
     "texts of a model": lambda: run.draw(None, asked(id="evaluation-0006")),
     "comparison": lambda: compare.draw(asked(ids="sds-0001,sds-0002")),
     "sweep": lambda: sweep_page.draw(None, asked(id="sds-0007")),
