@@ -13,7 +13,7 @@ from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, star
 from ui.theme import DARK
 
 RUN = "sds-0001"
-HERO = """<h2 class=hero-stage></h2><p class=hero-said></p><div class=hero-plot></div>
+HERO = """<p class=hero-said><b class=hero-stage></b><span></span></p><div class=hero-plot></div>
 <button class=hero-play></button><div class=hero-stages></div>"""
 PROJECTOR = {"width": 1920, "height": 1080}
 LEAST_PX = 18
@@ -72,6 +72,25 @@ def test_a_first_visit_has_something_to_see(
         expect(page.locator(".hero-figure")).to_have_count(1)
 
 
+PLOT = "canvas, .main-svg .trace"
+MISSION = {  # link on Home -> what it leads to
+    "of sds-example-2": PLOT,  # weights before and after
+    "See its groups": PLOT,  # group magnitudes
+    "See its curves": "#run-sizes .main-svg .trace",  # speed-up, and acceptance beside it
+    "side by side": "text=lighthouse keeper",
+}
+
+
+def test_every_plot_of_the_mission_is_one_click_from_home(
+    warm_context: BrowserContext, first_visit: Dashboard
+) -> None:
+    with warm_tab(warm_context, first_visit.url) as page:
+        for link, shown in MISSION.items():
+            opened(page, first_visit.url)
+            page.get_by_role("link", name=link).first.click()
+            expect(page.locator(shown).first).to_be_visible()
+
+
 def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browser) -> None:
     """Its old timers and observers go on with nothing: for a minute only the new run speaks."""
     first = moving("example")
@@ -81,7 +100,7 @@ def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browse
         page.set_content(f"<figure data-histogram='{first}'>{HERO}</figure>")
         for script in ("slimscope", "hero"):
             page.add_script_tag(path=ROOT / f"ui/assets/scripts/{script}.js")
-        said = page.locator(".hero-said")
+        said = page.locator(".hero-said span")
         expect(said).to_have_text("example dense")
         page.clock.run_for(1000)  # between two stages of the first
         page.evaluate(

@@ -246,8 +246,8 @@ def test_a_damaged_row_is_shown_as_damaged(
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
     "home": lambda: home.draw(None, asked()),
     "runs": lambda: runs.draw(asked()),
-    "a run": lambda: run.draw(asked(id="sds-0001")),
-    "a run that failed": lambda: run.draw(asked(id="sds-0004")),
+    "a run": lambda: run.draw(None, asked(id="sds-0001")),
+    "a run that failed": lambda: run.draw(None, asked(id="sds-0004")),
     "texts of a model": lambda: run.draw(None, asked(id="evaluation-0006")),
     "comparison": lambda: compare.draw(asked(ids="sds-0001,sds-0002")),
     "sweep": lambda: runs.draw(asked(q="sweep=sds-0007", open="sds-0007")),

@@ -1,5 +1,10 @@
 """What a new dashboard shows: the runs that come with the package fill every view of theirs."""
 
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
 import plotly.graph_objects as go
 
 from backend.backup import examples
@@ -7,9 +12,16 @@ from backend.queue import reports
 from backend.settings import Settings
 from backend.store import queries
 from jobs.imported import check_row
+from jobs.record import record
 from tests.ui.lab import asked
 from ui.pages import pages
+from ui.pages.compare import page as compare
+from ui.pages.home import page as home
 from ui.pages.report.page import drawn, sources
+from ui.pages.run import page as run_page
+from ui.pages.runs import page as runs
+
+ROOT = Path(__file__).parents[3]
 
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"},
@@ -45,3 +57,60 @@ def test_no_view_of_an_example_is_empty(tables: Settings) -> None:
         assert sum(b.source is not None for b in blocks) >= 5
     assert [found for found in empty if found[0] not in HIDDEN] == []
     assert seen == {*SHOWS, "compare"}
+
+
+SAID = (  # run, stage, metric, and the places where pages say it
+    ("dlqat-example", "dlqat", "perplexity", r"DL-QAT reaches perplexity (\S+),"),
+    ("dlqat-example", "dlqat", "perplexity", r"DL-QAT kept (\S+)"),
+    ("dlqat-example", "dense", "perplexity", r"; dense ([\d.]+\d)"),
+    ("dlqat-example", "dense", "perplexity", r"perplexity \S+ instead of (\d+\.\d+)"),
+    ("dlqat-example", "gptq", "perplexity", r"GPTQ at (\S+);"),
+    ("dlqat-example", "dlqat", "speed_up", r"(\S+) × as fast on 1 thread"),
+    ("dlqat-example", "dlqat", "speed_up", r"Speed-up, × (\S+) ±"),
+    ("dlqat-example", "dlqat", "bits_per_weight", r"(\S+) bits per weight"),
+    ("dlqat-example", "dlqat", "bits_per_weight", r"Bits per weight (\d\S+)"),
+    ("dlqat-example", "dlqat", "bytes", r"16 bits → (\S+) MB"),
+    ("dlqat-example", "dlqat", "bytes", r"Size(?: after|, compressed-tensors) (\d+) MB"),
+    ("sds-example-2", "sds", "perplexity", r"SDS reaches perplexity (\S+),"),
+    ("sds-example-2", "sds", "perplexity", r"\(SDS\) kept (\S+)"),
+    ("sds-example-2", "control", "perplexity", r"its control at (\S+);"),
+    ("benchmark-example", "lookup", "speed_up", r"[Pp]rompt lookup (\S+) ×"),
+    ("benchmark-example", "lookup", "speed_up", r"(\S+) × with prompt lookup"),
+    ("benchmark-example", "amphista-example", "speed_up", r"[Mm]easured:? (\S+) ×"),
+    ("benchmark-example", "amphista-example", "speed_up", r"(\S+) × the speed .{12,20}; prompt"),
+    ("benchmark-example", "amphista-example", "accepted_length", r"(\S+) tokens per step with tr"),
+    ("benchmark-example", "amphista-example", "accepted_length", r"measured (\S+) tokens per step"),
+    ("amphista-example", "drafter", "accepted_length", r"Accepted length, \D*(\S+) predicted"),
+    ("amphista-example", "drafter", "accepted_length", r"(\S+) tokens per step, predicted"),
+)
+
+
+def test_a_quantity_of_an_example_has_one_value_everywhere(tables: Settings) -> None:
+    """On Home, Run, Runs and Compare, as rounded there, and in the record of `show --json`."""
+    examples.install_examples(check_row)
+    named = dict.fromkeys(run for run, *_ in SAID)
+    pages_shown = [home.draw(None, asked()), runs.draw(asked())]
+    pages_shown += [run_page.draw(None, asked(id=run)) for run in named]
+    pages_shown.append(compare.draw(asked(ids="dlqat-example,sds-example-2")))
+    readme = [line for line in (ROOT / "README.md").read_text().split("\n") if "-example" in line]
+    said = [*map(plain_text, pages_shown), " ".join(readme)]
+    stored = {
+        (run, row["stage"], str(row["metric"]).partition("/")[0]): row["value"]
+        for run in named
+        for row in record(run)["results"]
+        if not str(row["metric"]).startswith("speed_up/")
+    }
+    for run, stage, name, pattern in SAID:
+        figures = [figure for text in said for figure in re.findall(pattern, text)]
+        value = stored[run, stage, name] / (1e6 if name == "bytes" else 1)
+        assert figures, pattern
+        for figure in figures:
+            assert f"{value:.{len(figure.partition('.')[2])}f}" == figure, (run, pattern)
+
+
+def plain_text(shown: Any) -> str:
+    """All text of a page's updates, without markup."""
+    if isinstance(shown, dict):
+        return " ".join(map(plain_text, shown.values()))
+    text = re.sub("<[^>]*>", " ", shown) if isinstance(shown, str) else ""
+    return re.sub(r"\s+", " ", unescape(text))

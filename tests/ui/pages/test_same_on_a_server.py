@@ -56,7 +56,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
     for name in RUNS:
         asking = asked(id=name)
         found |= {
-            f"{name} page": run.draw(asking),
+            f"{name} page": run.draw(None, asking),
             f"{name} curves": run.draw_curves(asking),
             f"{name} record": record(name),
             f"{name} points": frames.curves(name).to_csv(),
