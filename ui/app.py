@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api, live_api, openai_api, presentation
+from ui import api, live_api, openai_api
 from ui.api_errors import API_PATH, invalid_request
 from ui.charts.chart import templates
 from ui.format import href, term_id
@@ -38,6 +38,7 @@ from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.playground.answers import answer
+from ui.pages.story import routes as story_routes
 from ui.pages.weights import histograms
 from ui.pages.workbench import tables
 from ui.runs.rows import all_rows
@@ -174,7 +175,7 @@ def routes() -> list[BaseRoute]:
         Route(tables.START, tables.start),
         Route(tables.PROFILE, tables.profile),
         Route(tables.WEIGHTS, tables.weights),
-        *presentation.routes(),
+        *story_routes.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),

@@ -32,7 +32,7 @@ QUERIES = {
     "trade-offs": "run=profile-0008",
     "benchmark": "run=benchmark-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
-    "report": "n=1",
+    "story": "n=1",
 }
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 RULES = {  # in the dark only those that look at colors: the page is the same

@@ -744,9 +744,6 @@ class Page {
       picture(find(panel, "canvas", HTMLCanvasElement), title, caption, save);
     } else if (format === "webm") this.ridges.film(save);
     else if (format === "csv") saveFigures(...figures);
-    else {
-      const written = Object.entries(this.state.now).filter(([, value]) => value);
-      location.href = `report?${new URLSearchParams([...written, ["add", panel.id]])}`;
-    }
+    else window.slimscope.share(panel.id);
   }
 }
