@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from backend.queue import removal, stories
+from backend.queue import stories
 from backend.queue.actor import Actor
 from backend.queue.stories import StoryView, story
 from backend.settings import Settings
+from backend.store.session import writing
+from backend.store.tables import Job
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import GUEST, asked, pressed
 from ui.frame import PageChart
@@ -72,8 +74,8 @@ def test_what_is_gone_is_said_in_place(number: int) -> None:
     stories.add_view(number, "weights?run=sds-0001&tensor=gone", "weights-overlay", "", HOST)
     stories.add_view(number, "nowhere?run=sds-0001", "", "", HOST)
     stories.add_view(number, "weights", "weights-nothing", "", HOST)
-    removal.remove(["sds-0001"], HOST)
-    removal.forget(["sds-0001"], HOST)
+    with writing() as session:
+        session.delete(session.get_one(Job, 1))
     shown = slides(stories.stored_views(story(number).views), is_live=False)
     assert [bool(slide.parts[0].sentence) for slide in shown] == [True] * 6
     assert FAILED not in str(shown)

@@ -96,8 +96,9 @@
     });
     new MutationObserver(() => {
       const button = focus && element.querySelector(`[data-focus="${focus}"]`);
-      if (button instanceof HTMLElement && document.activeElement === document.body) button.focus();
-    }).observe(element, { childList: true, subtree: true });
+      if (button instanceof HTMLElement) button.focus();
+      focus = "";
+    }).observe(element, { childList: true, subtree: true, attributes: true });
     element.addEventListener("change", async ({ target }) => {
       if (!(target instanceof HTMLInputElement) || !target.files?.[0]) return;
       acted({ do: "import", text: await storyFile(target.files[0]) });
