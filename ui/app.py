@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api, live_api, openai_api, presentation
+from ui import api, live_api, openai_api
 from ui.api_errors import API_PATH, invalid_request
 from ui.charts.chart import templates
 from ui.frame import VERSION, Page, frame, navigation, pulse
@@ -39,6 +39,7 @@ from ui.pages import pages
 from ui.pages.new_run.page import PATH as NEW_RUN_PATH
 from ui.pages.new_run.page import endpoint as new_run
 from ui.pages.playground.answers import answer
+from ui.pages.story import routes as story_routes
 from ui.pages.weights import histograms
 from ui.pages.workbench import plans, profiles, tables
 from ui.search import search
@@ -139,7 +140,7 @@ def routes() -> list[BaseRoute]:
         Route(profiles.BUDGET, profiles.budget),
         Route(plans.RUNS, plans.runs),
         Route(tables.WEIGHTS, tables.weights),
-        *presentation.routes(),
+        *story_routes.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),

@@ -74,7 +74,7 @@ def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
 
 @dataclass(frozen=True)
 class PageChart:
-    """A page's chart that reports redraw from the page's URL.
+    """A page's chart that stories redraw from the page's URL.
 
     Attributes:
         title: used if the chart has no title; likewise `question`.

@@ -2,7 +2,7 @@
 
 The examples are run files without weights, compressed with xz. They are named after their kind,
 such as sds-example and sds-example-2. They are read-only, and can be deleted and restored like
-other runs. Reports about them, and a recorded conversation with their models, are added and removed
+other runs. Stories about them, and a recorded conversation with their models, are added and removed
 together with them.
 """
 
@@ -15,16 +15,16 @@ from tempfile import TemporaryDirectory
 from backend.backup.run_rows import RowCheck
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
-from backend.queue import conversations, removal, reports
+from backend.queue import conversations, removal, stories
 from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
-from backend.queue.reports import ReportBlock
+from backend.queue.stories import StoryView
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import EXAMPLE, Job
 
 FOLDER = Path(__file__).parent / "example_runs"
-PACKED_SUFFIX, REPORTS, CONVERSATION = ".tar.xz", "reports.json", "conversation.json"
+PACKED_SUFFIX, STORIES, CONVERSATION = ".tar.xz", "stories.json", "conversation.json"
 PACKAGE = Actor("slimscope", "host")  # owner of the examples
 
 
@@ -47,16 +47,16 @@ def install_examples(check: RowCheck) -> list[Job]:
     """Add examples that were never installed; deleted examples stay deleted. `check`: see
     `import_run`."""
     if added := _add_missing(check):
-        _write_reports()
+        _write_stories()
         _write_conversation()
     return added
 
 
 def remove_examples(actor: Actor) -> list[Job]:
-    """Delete the example runs, their reports and the recorded conversation; return the runs."""
+    """Delete the example runs, their stories and the recorded conversation; return the runs."""
     removed = removal.remove([run for run in bundled() if _exists(run)], actor)
-    for number in _reports().values():
-        reports.delete_report(number, actor)
+    for number in _stories().values():
+        stories.delete_story(number, actor)
     if turn := recorded_turn():
         conversations.remove(turn.number, actor)
     return removed
@@ -69,35 +69,35 @@ def restore_examples(actor: Actor, check: RowCheck) -> list[Job]:
     removal.forget(purged, actor)
     restored = removal.restore([run for run in existing if run not in purged], actor)
     added = _add_missing(check)
-    _write_reports()
+    _write_stories()
     _write_conversation()
     return [*restored, *added]
 
 
-def bundled_reports() -> dict[str, list[ReportBlock]]:
-    """Map the titles of the bundled reports to their blocks."""
-    contents = json.loads((FOLDER / REPORTS).read_text("utf-8"))
+def bundled_stories() -> dict[str, list[StoryView]]:
+    """Map the titles of the bundled stories to their views."""
+    contents = json.loads((FOLDER / STORIES).read_text("utf-8"))
     return {
-        title: [ReportBlock(position, **block) for position, block in enumerate(blocks, 1)]
-        for title, blocks in contents.items()
+        title: [StoryView(position, **view) for position, view in enumerate(views, 1)]
+        for title, views in contents.items()
     }
 
 
-def _reports() -> dict[str, int]:
-    """Map the titles of the bundled reports in the database to their numbers."""
-    titles = bundled_reports().keys()
+def _stories() -> dict[str, int]:
+    """Map the titles of the bundled stories in the database to their numbers."""
+    titles = bundled_stories().keys()
     return {
-        report.title: report.id
-        for report in reports.reports()
-        if report.owner == PACKAGE.name and report.title in titles
+        story.title: story.id
+        for story in stories.stories()
+        if story.owner == PACKAGE.name and story.title in titles
     }
 
 
-def _write_reports() -> None:
-    existing = _reports()
-    for title, blocks in bundled_reports().items():
+def _write_stories() -> None:
+    existing = _stories()
+    for title, views in bundled_stories().items():
         if title not in existing:
-            reports.create_report(title, PACKAGE, blocks)
+            stories.create_story(title, PACKAGE, views)
 
 
 def recorded_turn() -> Turn | None:

@@ -28,9 +28,9 @@ from backend.settings import settings
 from backend.store.dialects import DIALECTS, dialect_of
 from backend.store.dialects.base import NamedLock
 from backend.store.json_column import read_json, write_json
-from backend.store.tables import Attempt, Job, Report
+from backend.store.tables import Attempt, Job, Story
 
-Numbered = TypeVar("Numbered", Job, Attempt, Report)
+Numbered = TypeVar("Numbered", Job, Attempt, Story)
 Fetched = TypeVar("Fetched")
 # the session that nested transactions join; see `one_transaction`, `single_snapshot`
 _current_session = ContextVar[Session | None]("current_session", default=None)

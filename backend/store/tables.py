@@ -397,15 +397,15 @@ class SavedView(Table):
     saved_at: Mapped[int]
 
 
-class Report(Table):
-    """A report of texts and charts; see `backend.queue.reports.ReportBlock`."""
+class Story(Table):
+    """A story: ordered views; see `backend.queue.stories.StoryView`."""
 
-    __tablename__ = "reports"
+    __tablename__ = "stories"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     owner: Mapped[str]
-    blocks: Mapped[list[Any]] = mapped_column(default=list)
+    views: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[int]
     saved_at: Mapped[int]
 

@@ -4,7 +4,7 @@ import pytest
 
 from backend.backup import examples
 from backend.errors import ConflictError, ForbiddenError
-from backend.queue import conversations, labels, removal, reports
+from backend.queue import conversations, labels, removal, stories
 from backend.queue.actor import Actor
 from backend.queue.service import enqueue
 from backend.settings import Settings
@@ -34,7 +34,7 @@ def test_they_are_added_once_and_take_no_number() -> None:
 
 def test_what_was_removed_stays_away_until_it_is_restored() -> None:
     examples.install_examples(check_row)
-    assert [each.title for each in reports.reports()] == [*examples.bundled_reports()]
+    assert [each.title for each in stories.stories()] == [*examples.bundled_stories()]
     recorded = examples.recorded_turn()
     assert recorded is not None and [*recorded.answers] == [1, 2, 3] and recorded.finished
     assert recorded.conversation.created_at == recorded.prompt.at == 1795932256396
@@ -42,9 +42,9 @@ def test_what_was_removed_stays_away_until_it_is_restored() -> None:
         examples.remove_examples(Actor("eve"))
     assert [job.run for job in examples.remove_examples(HOST)] == [SMALLEST]
     assert examples.install_examples(check_row) == [] and queries.jobs() == []
-    assert reports.reports() == conversations.newest_conversations(9) == []
+    assert stories.stories() == conversations.newest_conversations(9) == []
     removal.purge([SMALLEST], HOST)
     assert [job.run for job in examples.restore_examples(HOST, check_row)] == [SMALLEST]
-    assert len(reports.reports()) == len(examples.bundled_reports())
+    assert len(stories.stories()) == len(examples.bundled_stories())
     assert len(conversations.newest_conversations(9)) == 1
     assert queries.results([SMALLEST]) and not queries.job(SMALLEST).removed_at

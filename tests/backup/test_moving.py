@@ -35,11 +35,11 @@ from backend.store.tables import (
     MetricPoint,
     Need,
     ProfileRow,
-    Report,
     Result,
     SavedView,
     Slot,
     StepTime,
+    Story,
     Supervisor,
     Table,
     TensorRow,
@@ -133,8 +133,8 @@ def rows() -> Iterator[Table]:
     yield Artifact(id=3, job_id=1, kind="model", path="sds-0001/model", bytes=2**40, created_at=1)
     yield SavedView(name="v", query="q", owner="mira", saved_at=1)
     yield Need(job_id=2, needed_id=1)
-    block = {"id": 1, "chart": "", "query": "", "text": ODD}
-    yield Report(id=1, title=ODD, owner="mira", blocks=[block], created_at=1, saved_at=1)
+    view = {"id": 1, "address": "weights", "chart": "", "text": ODD}
+    yield Story(id=1, title=ODD, owner="mira", views=[view], created_at=1, saved_at=1)
 
 
 @pytest.fixture

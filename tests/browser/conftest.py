@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import app
 from backend.errors import ConflictError
 from backend.models.loading import load
-from backend.queue import reports, service
+from backend.queue import service, stories
 from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop, shrink_log
@@ -339,16 +339,16 @@ def carry_out_the_runs() -> None:
     states = {job.run: job.state for job in queries.jobs()}
     failed = {run for run, state in states.items() if state != "succeeded"}
     assert failed == {"count-0004"}, states
-    write_a_report()
+    write_a_story()
 
 
-def write_a_report() -> None:
-    """Number 1: a text, charts of two pages, and a table."""
-    number = reports.create_report("What pruning does", HOST)
-    reports.add_text(number, f"# Finding\n\n{EVIL}", HOST)
-    reports.add_chart(number, "weights-heatmap", "run=sds-0001", HOST)
+def write_a_story() -> None:
+    """Number 1: charts of two pages, a table, and a whole page."""
+    number = stories.create_story("What pruning does", HOST)
+    stories.add_view(number, "weights?run=sds-0001", "weights-heatmap", EVIL, HOST)
     for chart in ("compare-stages", "compare-figures"):
-        reports.add_chart(number, chart, "ids=sds-0001,sds-0002", HOST)
+        stories.add_view(number, "compare?ids=sds-0001,sds-0002", chart, "", HOST)
+    stories.add_view(number, "weights?run=sds-0001&stage=dense", "", "", HOST)
 
 
 def wide_model() -> Path:
@@ -415,7 +415,7 @@ def opened(page: Page, url: str) -> None:
 def code_to_follow(presenter: Page) -> str:
     """The code under which a phone follows what is presented here."""
     presenter.get_by_role("button", name="Follow on a phone").click()
-    code = presenter.locator("#code i")
+    code = presenter.locator("dialog i")
     expect(code).to_have_text(re.compile("^[A-Z]{6}$"))
     told = code.inner_text()
     presenter.keyboard.press("Escape")

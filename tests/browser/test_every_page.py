@@ -28,7 +28,7 @@ QUERIES = {
     "weights": "run=sds-0001",
     "workbench": "model=toy",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
-    "report": "n=1",
+    "story": "n=1",
 }
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 RULES = {  # in the dark only those that look at colors: the page is the same

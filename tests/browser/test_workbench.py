@@ -370,14 +370,14 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
 ) -> None:
     opened_workbench(visitor, lab)
     visitor.keyboard.press("p")
-    visitor.wait_for_url("**/slimscope/present**")
-    shown = visitor.frame("view")
+    visitor.wait_for_url("**/slimscope/story**")
+    shown = visitor.frame_locator("iframe")
     code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
-        followed = phone.frame("view")
-        title = followed.locator("#workbench-histogram h2")
+        title = phone.frame_locator("iframe").locator("#workbench-histogram h2")
         expect(title).to_contain_text("16 bits")
+        followed = phone.frames[-1]
         followed.evaluate("window.kept = true")
         shown.locator("#workbench-sparsity").fill("40")
         expect(title).to_contain_text("40")

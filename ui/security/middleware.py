@@ -275,7 +275,7 @@ class SecuredSend:
             space = space_host()
             framers = f"{HUB} https://{space} 'self'" if space else "'self'"
             if not space:
-                headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation embeds pages
+                headers["X-Frame-Options"] = "SAMEORIGIN"  # stories embed pages
             policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
             headers["Content-Security-Policy"] = policy
             if self.cookie:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from backend.backup import examples
-from backend.queue import reports
+from backend.queue import stories
 from backend.settings import Settings
 from backend.store import queries
 from jobs.imported import check_row
@@ -17,9 +17,9 @@ from tests.ui.lab import asked
 from ui.pages import pages
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
-from ui.pages.report.page import drawn, sources
 from ui.pages.run import page as run_page
 from ui.pages.runs import page as runs
+from ui.pages.story.slides import slides
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,15 +46,10 @@ def test_no_view_of_an_example_is_empty(tables: Settings) -> None:
                 chart = each.draw(asked(**{each.runs: run}))
                 if not isinstance(chart.figure, go.Figure) and chart.frame is None:
                     empty.append((name, run, chart.figure))
-    charts = sources(pages())
-    for number in (each.id for each in reports.reports()):
-        blocks = [
-            drawn(block, charts) for block in reports.stored_blocks(reports.report(number).blocks)
-        ]
-        empty += [
-            (str(number), b.block.chart, b.sentence) for b in blocks if b.source and not b.figure
-        ]
-        assert sum(b.source is not None for b in blocks) >= 5
+    for row in stories.stories():
+        shown = slides(stories.stored_views(row.views), is_live=False)
+        empty += [(row.title, slide.title) for slide in shown if not slide.parts[0].figure]
+        assert len(shown) == 5
     assert [found for found in empty if found[0] not in HIDDEN] == []
     assert seen == {*SHOWS, "compare"}
 

@@ -74,23 +74,13 @@
   }
 
   /**
-   * Opens the reports, with the chart and the address it is drawn from.
-   * @param {PlotlyElement} chart
-   */
-  function addToReport(chart) {
-    const query = new URLSearchParams(location.search);
-    query.set("add", chart.closest(".block[id]")?.id ?? "");
-    location.href = `report?${query}`;
-  }
-
-  /**
    * @param {Element} card
-   * @param {string | undefined} format "png", "svg", "csv", "html", or "report"
+   * @param {string | undefined} format "png", "svg", "csv", "html", or "story"
    */
   async function saveChart(card, format) {
     const chart = /** @type {PlotlyElement | null} */ (card.querySelector(".plot-canvas"));
     if (!chart?.data || chart.style.visibility === "hidden") return;
-    if (format === "report") return addToReport(chart);
+    if (format === "story") return window.slimscope.share(chart.closest(".block[id]")?.id);
     const label = chart.layout.meta?.name || find(card, ".plot").dataset.label || "";
     const name = label.replace(/[^\w.-]+/g, "-");
     if (format === "csv") {

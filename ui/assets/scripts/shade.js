@@ -1,5 +1,5 @@
 /* A figure in the light or dark mode: with the template of the mode and, in the dark one, the grays and
-   the blue of its traces exchanged for their dark counterparts. Pages and exported reports draw with it. */
+   the blue of its traces exchanged for their dark counterparts. Pages and stories draw with it. */
 window.slimscopeShade = (figure, templates, dark, css) => {
   const pairs = {
     "#FFFFFF": "--paper",

@@ -102,13 +102,6 @@ interface LogPart {
   text?: string;
 }
 
-/** A block of a report: HTML, and the figure that is drawn in it. */
-interface ReportBlock {
-  id: string;
-  html: string;
-  figure?: PlotlyFigure;
-}
-
 /* --- window.slimscope ---------------------------------------------------------------------- */
 
 interface Slimscope {
@@ -158,7 +151,7 @@ interface Slimscope {
   /** Asks the server at once for the status line; set by `pulse`. */
   look?(): void;
 
-  /* controls.js, files.js, html_panel.js, keys.js, log_view.js, report.js, share.js */
+  /* controls.js, files.js, html_panel.js, keys.js, log_view.js, story.js */
   play(id: string, next: string): void;
   save(name: string, parts: BlobPart[], type?: string): void;
   saving(element: HTMLElement): void;
@@ -175,15 +168,14 @@ interface Slimscope {
     props: GradioProps<LogPart | { source: string; end: number } | null>,
     watch: GradioWatch,
   ): void;
-  report(
+  story(
     element: HTMLElement,
-    props: GradioProps<{ top?: string; blocks?: ReportBlock[] } | null>,
-    watch: GradioWatch,
+    acted: (action: { do: string; run?: string; file?: string; text: string }) => void,
   ): void;
   leave(props: GradioProps<string | null>, watch: GradioWatch): void;
-  share(): Promise<void>;
+  /** `chart`: id of the chart to add to a story; without one, the whole page. */
+  share(chart?: string): Promise<void>;
   present(): void;
-  advance(): boolean;
 
   /* Set by the page that is open, where it has them. */
   /** The server has something new. */

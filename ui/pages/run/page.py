@@ -306,7 +306,7 @@ def draw_curves(request: gr.Request) -> Updates:
 
 def _cards(job: Job) -> dict[MetricKey, Lines]:
     """Curves that are drawn together: the stages of a family, or the series of a family at one
-    stage. The loss comes first, what the process took last. Reports name a card by its place. The
+    stage. The loss comes first, what the process took last. Stories name a card by its place. The
     curves over the size of a draft tree stand on top of the page."""
     cards: dict[MetricKey, Lines] = {}
     for key, points in frames.by_key(display_units(frames.chart_curves(job.run))).items():

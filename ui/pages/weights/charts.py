@@ -1,5 +1,5 @@
 """What is looked at of a run's weights: names in the address, which `state.js` reads and writes;
-and what reports show of it: the map, the histogram and perplexity, drawn by Python. On the page
+and what stories show of it: the map, the histogram and perplexity, drawn by Python. On the page
 the browser draws them (`assets/scripts/weights`)."""
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
 
 @dataclass(frozen=True)
 class WeightsSelection(Selection):
-    """What is looked at, as far as reports draw it. (Gradio keeps the name "page" of an address for
+    """What is looked at, as far as stories draw it. (Gradio keeps the name "page" of an address for
     itself.)
 
     Attributes:

@@ -3,7 +3,7 @@
 histograms     what the page's scripts (`assets/scripts/weights`) draw: all histograms of a run as
                one binary, and on demand the profiles of a tensor
 charts         what is looked at, as the address names it; map, histogram and perplexity as
-               reports show them
+               stories show them
 
 Below them, statistics of a model without a run: one button queues them.
 """

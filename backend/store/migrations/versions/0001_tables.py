@@ -3,7 +3,7 @@ tells whether those have changed since, which takes a migration."""
 
 revision = "0001"
 down_revision = None
-tables = "493c7106423b00b3ae804fdae8fa36b3516bd453ab27bc8017884d98f69de628"
+tables = "a399a1d73679543e4d35e1c9aa2d23e43d68a72937201904ffdc56e5f61a999d"
 
 
 def upgrade() -> None:

@@ -1,4 +1,4 @@
-"""The Weights page: what reports draw of it, older addresses, and models without a run."""
+"""The Weights page: what stories draw of it, older addresses, and models without a run."""
 
 import gradio as gr
 import plotly.graph_objects as go
@@ -21,7 +21,7 @@ TENSOR = "model.layers.2.mlp.up_proj.weight"
 
 
 def drawn(chart: str, **query: str) -> Chart:
-    """What a report shows for an address."""
+    """What a story shows for an address."""
     return PAGE.charts[f"weights-{chart}"].draw(asked(**{"run": "sds-0001", **query}))
 
 
@@ -30,7 +30,7 @@ def settled(**query: str) -> WeightsSelection:
     return view.selection
 
 
-def test_the_map_of_a_report_outlines_the_chosen_tensor(seeded: Settings) -> None:
+def test_the_map_of_a_story_outlines_the_chosen_tensor(seeded: Settings) -> None:
     chart = drawn("heatmap", tensor=TENSOR, stat="std")
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
     assert chart.figure.layout.meta["picked"] == ["2", "up_proj"]
@@ -47,7 +47,7 @@ def test_the_map_of_a_report_outlines_the_chosen_tensor(seeded: Settings) -> Non
 
 
 @pytest.mark.parametrize("view", ["overlay", "mirror", "story", "spectrum", "joint", "<img>"])
-def test_the_histogram_of_a_report_says_where_another_view_is(seeded: Settings, view: str) -> None:
+def test_the_histogram_of_a_story_says_where_another_view_is(seeded: Settings, view: str) -> None:
     chart = drawn("overlay", tensor=TENSOR, view=view, y="log")
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
     assert chart.figure.layout.yaxis.type == "log" and len(chart.figure.data) == 4
@@ -57,7 +57,7 @@ def test_the_histogram_of_a_report_says_where_another_view_is(seeded: Settings, 
     assert "wins back" in drawn("perplexity").headline
 
 
-def test_two_runs_of_a_report_are_compared_at_what_each_kept(seeded: Settings) -> None:
+def test_two_runs_of_a_story_are_compared_at_what_each_kept(seeded: Settings) -> None:
     with writing() as session:
         job = session.get_one(Job, 2)
         job.kind, job.state, job.kept_stage = "dlqat", "succeeded", "dlqat"

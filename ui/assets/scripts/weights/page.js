@@ -844,10 +844,7 @@ class Page {
       const title = find(panel, "h2").textContent;
       picture(find(panel, "canvas", HTMLCanvasElement), title, caption, save);
     } else if (format === "csv") saveFigures(...figures);
-    else {
-      const written = Object.entries(this.state.now).filter(([, value]) => value);
-      location.href = `report?${new URLSearchParams([...written, ["add", panel.id]])}`;
-    }
+    else window.slimscope.share(panel.id);
   }
 }
 

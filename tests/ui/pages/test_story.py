@@ -1,0 +1,149 @@
+"""Stories: the editor, the slides of every chart, and the file a story is exported to."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from backend.queue import stories
+from backend.queue.actor import Actor
+from backend.queue.stories import StoryView, story
+from backend.settings import Settings
+from backend.store.session import writing
+from backend.store.tables import Job
+from tests.ui.conftest import HOSTILE
+from tests.ui.lab import GUEST, asked, pressed
+from ui.frame import PageChart
+from ui.pages import pages
+from ui.pages.story.page import act, draw
+from ui.pages.story.slides import drawn, exported, slides
+from ui.widgets.panel import PlotlyView
+
+HOST = Actor("mira", "host")
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+COMPARED = "compare?ids=sds-0001,sds-0002"
+FAILED = "The chart could not be drawn; the log says why."
+
+
+@pytest.fixture
+def number(seeded: Settings) -> int:
+    """A story with a chart of one run, one that compares two, and a whole page."""
+    made = stories.create_story(HOSTILE, HOST)
+    stories.add_view(made, f"weights?run=sds-0001&tensor={TENSOR}", "weights-overlay", "", HOST)
+    stories.add_view(made, COMPARED, "compare-figures", HOSTILE, HOST)
+    stories.add_view(made, COMPARED, "", "All of it.", HOST)
+    return made
+
+
+def test_every_chart_of_every_page_can_be_added(built: gr.Blocks) -> None:
+    views = {b.elem_id for b in built.blocks.values() if isinstance(b, PlotlyView)}
+    assert views <= {name for page in pages() for name in page.charts}
+
+
+def test_every_chart_is_drawn_from_an_address_or_says_why_not(seeded: Settings) -> None:
+    """Of runs that have all figures, of those that have none, and without an address."""
+    failed = []
+    for page in pages():
+        for name in page.charts:
+            for query in (
+                "",
+                "run=sds-0001&ids=sds-0001,sds-0002&id=sds-0001",
+                "run=sds-0099&id=x",
+            ):
+                part = drawn(StoryView(1, f"{page.path}?{query}", name), name, page.charts)
+                if part.sentence == FAILED or not (part.figure or part.rows or part.sentence):
+                    failed.append((name, query))
+    assert failed == []
+
+
+def test_slides_show_the_finding_of_their_view(number: int) -> None:
+    chart, table, page = slides(stories.stored_views(story(number).views), is_live=False)
+    assert next(t["name"] for t in chart.parts[0].figure["data"]) == "Dense · no exact zeros"
+    assert chart.about == f"Weights · sds-0001 · {TENSOR}"
+    assert "Perplexity" in str(table.parts[0].rows) and "5.900" in str(table.parts[0].rows)
+    assert page.title == "Compare" and 1 < len(page.parts) <= 4
+    live = slides(stories.stored_views(story(number).views), is_live=True)
+    assert live[2].parts == []
+
+
+def test_what_is_gone_is_said_in_place(number: int) -> None:
+    stories.add_view(number, "weights?run=sds-0001&tensor=gone", "weights-overlay", "", HOST)
+    stories.add_view(number, "nowhere?run=sds-0001", "", "", HOST)
+    stories.add_view(number, "weights", "weights-nothing", "", HOST)
+    with writing() as session:
+        session.delete(session.get_one(Job, 1))
+    shown = slides(stories.stored_views(story(number).views), is_live=False)
+    assert [bool(slide.parts[0].sentence) for slide in shown] == [True] * 6
+    assert FAILED not in str(shown)
+
+
+def test_one_chart_that_fails_keeps_no_other_away(seeded: Settings, caplog: Any) -> None:
+    def fails(_request: gr.Request) -> Any:
+        raise ZeroDivisionError
+
+    part = drawn(StoryView(1, "x", "a"), "a", {"a": PageChart("Broken", "", 100, fails)})
+    assert part.sentence == FAILED and "ZeroDivisionError" in caplog.text
+
+
+class Loading(HTMLParser):
+    """Collects what a page would load, and the elements it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.elements: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.loads += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "action")]
+
+
+def test_an_exported_story_holds_all_it_needs_and_no_markup(number: int) -> None:
+    file = act(pressed("export", str(number)), asked(GUEST))["file"]
+    data = base64.b64decode(file["data"]).decode()
+    assert re.fullmatch(r"[\w.-]+\.html", file["name"])
+    read = Loading()
+    read.feed(data)
+    assert read.loads == [] and not {"link", "iframe", "base"} & {*read.elements}
+    assert read.elements.count("img") == 1, "the empty QR code"
+    assert "default-src 'none'" in data
+    figures = json.loads(re.search(r'id="story-data">(.*?)</script>', data)[1])["figures"]
+    assert "1-0" in figures and len(figures) > 1
+    again = act(
+        pressed("import", text=re.search(r'id="story-file">(.*?)</script>', data)[1]), asked()
+    )
+    assert story(int(again["leave"].removeprefix("story?n="))).views == story(number).views
+
+
+def test_what_people_write_stays_text(number: int) -> None:
+    for html in (draw(asked()), draw(asked(n=str(number)))):
+        assert "<img" not in html and "${" not in html and "{{" not in html
+    assert "<img src" not in exported(story(number))
+
+
+def _view(do: str, number: int, view: int, text: str = "") -> Any:
+    return pressed(do, str(number), text, str(view))
+
+
+def test_views_are_moved_described_and_removed(number: int) -> None:
+    act(_view("up", number, 2), asked())
+    act(_view("move", number, 3, "-2"), asked())
+    act(_view("move", number, 3, "9" * 5000), asked())
+    act(_view("write", number, 2, "Pruned first."), asked())
+    act(_view("remove", number, 1), asked())
+    stored = stories.stored_views(story(number).views)
+    assert [(view.id, view.text) for view in stored] == [(3, "All of it."), (2, "Pruned first.")]
+    assert act(pressed("delete", str(number)), asked())["leave"] == "story"
+    assert "There is no story" in draw(asked(n=str(number)))
+
+
+def test_guests_read_and_change_nothing(number: int) -> None:
+    assert 'draggable="true"' not in draw(asked(GUEST, n=str(number)))
+    for do in ("create", "import", "rename", "write", "move", "up", "down", "remove", "delete"):
+        said = act(_view(do, number, 1, "1"), asked(GUEST))
+        assert "may not" in said["message"]["value"], do
+    assert len(stories.stored_views(story(number).views)) == 3
