@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from backend.budget import budget_of
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, Format, check_format, experts_of, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
@@ -203,8 +204,10 @@ def embedding_bits(config: DLQATJob) -> int:
 
 def embedding_format(config: DLQATJob) -> str:
     """Return the fixed format of embedding and head in a budget; empty if the budget includes
-    them."""
-    if config.embedding == "auto" and config.format == "slimscope":
+    them. Bits are those of the layers, so they leave the embedding out."""
+    budget = budget_of(config.allocation)
+    in_bits = budget is not None and budget.kind == "bits"
+    if config.embedding == "auto" and config.format == "slimscope" and not in_bits:
         return ""
     return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
 

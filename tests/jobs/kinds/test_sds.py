@@ -27,6 +27,7 @@ from backend.store.tensors import profiles
 from jobs import sweep
 from jobs.imported import validate_plan
 from jobs.metrics import PERPLEXITY
+from jobs.profile.kind import ProfileJob
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
@@ -137,6 +138,18 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reload) -> N
     curves = frames.by_key(frames.curves(streamed.id))
     assert {*curves[MetricKey("owl", "", "sparsity", "block")]["step"]} == {0, 1, 2}
     assert reloaded(streamed.run, 8)["zero_share"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("segments", "holdout", "windows"),
+    [(8, 0.125, 8), (12, 0.125, 8), (24, 0.125, 12), (32, 0.125, 16), (256, 0.125, 32), (32, 0, 0)],
+)
+def test_a_stage_is_kept_on_16_windows_where_there_is_text(
+    segments: int, holdout: float, windows: int
+) -> None:
+    values = {"segments": segments, "holdout": holdout}
+    assert SDSJob.model_validate(values).heldout_windows == windows
+    assert ProfileJob.model_validate(values).heldout_windows == min(windows, max(8, segments // 8))
 
 
 def test_data_free_calibration(wait: Wait) -> None:
