@@ -155,7 +155,11 @@ def export_format(config: DLQATJob, facts: ModelFacts) -> str:
     if config.embedding != "auto":
         return loads_everywhere
     embedding = memory.WEIGHT_BYTES[config.stored] * sum(x.weights for x in facts.embeddings)
-    plan = make_plan(config, facts, loads_everywhere, (), 0, {})
+    try:
+        mix = quantized_mix(config, config.overrides, "dense")
+    except ConfigError:  # the budget is too small for an embedding in stored precision
+        return holds_embedding
+    plan = make_plan(config, facts, loads_everywhere, (), 0, mix)
     saved = quantized_bytes(facts, plan, loads_everywhere, config.stored)
     return holds_embedding if embedding >= LARGE_EMBEDDING * saved else loads_everywhere
 
