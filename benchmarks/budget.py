@@ -2,7 +2,8 @@
 
     slimscope submit profile --model smollm2-135m --wait
     make bench-budget ARGS="--profile profile-0001 --bits 2.75 3.25 4.25 --sparsity 50"
-    make bench-budget ARGS="--profile profile-0001 --bits 3.25 --random 30"
+    make bench-budget ARGS="--profile profile-0001 --bits 3.25 4.25 5.25 --random 10"
+    make bench-budget ARGS="--profile profile-0001 --mb 86.5"
     make bench-budget ARGS="--profile profile-0001 --kquants Q2_K Q3_K_M"
 
 Every mix is built alike, by GPTQ in groups of 64 on symmetric grids or by SparseGPT: block after
@@ -10,7 +11,8 @@ block on the inputs that the blocks before it, compressed, give, as runs do.
 Ratios are of perplexities on the same test windows, with their paired 95 % interval.
 Allocations:
 
-    uniform      one format, or two by turns of the blocks
+    uniform      one format, or two by turns of the blocks; under a budget of bytes, beside an
+                 embedding in 16, 8 and 6 bits
     error        by the output error of a layer alone, relative
     fisher       by the Fisher estimate
     measured     by the measured divergence, others scaled to it
@@ -19,7 +21,7 @@ Allocations:
 Budgets of quality and time, --loss and --ms, have no uniform mix. --clock times a token of each mix
 in the native decoder, too, beside what the profile predicts.
 
---random N builds N mixes at random around the budget: prediction beside measurement. --kquants:
+--random N builds N mixes at random around each budget: prediction beside measurement. --kquants:
 llama.cpp's files with an importance matrix of the same calibration text, measured by llama.cpp,
 beside mixes of as many bytes (pip install llama-cpp-python). Rows are added to
 the file of --rows one by one, and those that it has are not made again.
@@ -42,6 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFReader
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -67,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", required=True, help="a run")
     parser.add_argument("--bits", nargs="*", type=float, default=[], help="scales included")
     parser.add_argument("--sparsity", nargs="*", type=float, default=[], help="per cent")
+    parser.add_argument("--mb", nargs="*", type=float, default=[], help="of the file")
     parser.add_argument("--loss", nargs="*", type=float, default=[], help="of quality, per cent")
     parser.add_argument("--ms", nargs="*", type=float, default=[], help="of a token")
     parser.add_argument("--clock", action="store_true", help="time a token of each mix")
@@ -133,9 +137,9 @@ class Comparison:
                 self.row(f"{label}, owl", partial(trial.by_owl, f"{100 * budget.value:g}%"))
                 continue
             if by == "uniform":
-                mix = judge.mix(self.uniform(formats, budget))
-            else:
-                mix = self.solver(by, (*formats, *EMBEDDING_FORMATS)).solve(budget)
+                self.build_uniform(formats, budget, label, judge)
+                continue
+            mix = self.solver(by, (*formats, *EMBEDDING_FORMATS)).solve(budget)
             self.build(f"{label}, {by}", mix, judge)
         for number in range(trial.given.random if kind == "bits" else 0):
             random = Random(number)
@@ -160,15 +164,32 @@ class Comparison:
             bits=round(mix.bits, 4),
             MB=round(mix.nbytes / 1e6, 3),
             sparsity=round(mix.sparsity, 4),
+            error=round(self.solver("error", self.profile.formats).mix(mix.formats).loss, 6),
             fisher=round(predicted.loss, 6),
             measured=round(measured.loss, 6),
             **told,
         )
 
-    def uniform(self, formats: Sequence[Format], budget: Budget) -> Formats:
-        """One format, or two that alternate by blocks so that the budget is kept; of a file, with
-        an embedding in 8 bits."""
-        outside = EMBEDDING_FORMATS[0] if budget.kind == "size" else Format()
+    def build_uniform(
+        self, formats: Sequence[Format], budget: Budget, label: str, judge: BudgetSolver
+    ) -> None:
+        """Uniform layers; under a budget of bytes, beside each embedding that leaves room for the
+        narrowest of them."""
+        of_file = budget.kind == "size"
+        for outside in (EMBEDDING_FORMATS[0], Format(), EMBEDDING_FORMATS[1])[
+            : 3 if of_file else 1
+        ]:
+            beside = outside if of_file else Format()
+            try:
+                mix = judge.mix(self.uniform(formats, budget, beside))
+            except ValueError:
+                continue
+            name = "uniform" if outside == EMBEDDING_FORMATS[0] else f"uniform beside {outside}"
+            self.build(f"{label}, {name}", mix, judge)
+
+    def uniform(self, formats: Sequence[Format], budget: Budget, outside: Format) -> Formats:
+        """One format, or two that alternate by blocks so that the budget is kept. `outside`: format
+        of the embedding. Raises ValueError: even the narrowest format exceeds the budget."""
         layers, weights = self.profile.layers, self.trial.weights
         fixed = sum(outside.nbytes(x.rows, x.columns) for x in layers if x.block < 0)
         limit = 8 * (budget.value - fixed) / weights if budget.kind == "size" else budget.value
@@ -223,6 +244,17 @@ def table(rows: Sequence[Row]) -> Table:
     return made
 
 
+def agreement(estimate: str, predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> str:
+    """Rank correlation of predictions in nats, their bias, and the factor that they are off by."""
+    ratios = measured / predicted
+    factors = np.exp(np.abs(np.log(ratios)))
+    return (
+        f"{estimate}, {len(ratios)} mixes: rank correlation {spearman(predicted, measured):.3f}, "
+        f"measured over predicted {np.median(ratios):.3f} ({ratios.min():.3f} to "
+        f"{ratios.max():.3f}), off by {np.median(factors):.3f}, at worst {factors.max():.3f}"
+    )
+
+
 def main() -> None:
     given = arguments()
     profile = read_profile(given.profile)
@@ -235,6 +267,8 @@ def main() -> None:
         comparison.compare(Budget("bits", bits), f"{bits:g} bits")
     for share in given.sparsity:
         comparison.compare(Budget("sparsity", share / 100), f"{share:g} %")
+    for size in given.mb:
+        comparison.compare(Budget("size", 1e6 * size), f"{size:g} MB")
     for share in given.loss:
         comparison.compare(Budget("loss", share / 100), f"{share:g} % lost")
     for taken in given.ms:
@@ -246,12 +280,8 @@ def main() -> None:
     Console(width=130).print(table(alike))
     if random := [x for x in alike if ", random " in x["mix"]]:
         measured = np.array([np.mean(x["losses"]) - np.mean(alike[0]["losses"]) for x in random])
-        for estimate in ("fisher", "measured"):
-            predicted = np.array([x[estimate] for x in random])
-            agreement, bias = spearman(predicted, measured), np.median(measured / predicted)
-            print(
-                f"{estimate}: rank correlation {agreement:.3f}, measured over predicted {bias:.3f}"
-            )
+        for estimate in ("error", "fisher", "measured"):
+            print(agreement(estimate, np.array([x[estimate] for x in random]), measured))
     print(json.dumps(alike))
 
 

@@ -106,6 +106,16 @@ class Estimate(Requirements, Duration):
 
     bytes: int
 
+    @property
+    def size_before_bytes(self) -> int | None:
+        """Size of the source's files; None if it is unknown."""
+        return (self.sizes[0] or None) if self.sizes else None
+
+    @property
+    def size_after_bytes(self) -> int | None:
+        """Expected size of the saved file; None if the run saves none."""
+        return self.sizes[1] if self.sizes else None
+
 
 @dataclass(frozen=True)
 class StageStyle:

@@ -7,7 +7,12 @@ from typing import Any
 from backend.printable import readable_bytes, readable_seconds
 from backend.queue import scheduling
 from backend.queue.scheduling import awaited
-from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS
+from backend.queue.service import (
+    ESTIMATED_BYTES,
+    ESTIMATED_SECONDS,
+    PREDICTED_BYTES,
+    SOURCE_BYTES,
+)
 from backend.settings import settings
 from backend.store import queries
 from backend.store.json_column import finite
@@ -39,6 +44,8 @@ def summary(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "disk_bytes": job.disk_bytes,
+        "size_before_bytes": job.environment.get(SOURCE_BYTES) or None,
+        "size_after_bytes": job.environment.get(PREDICTED_BYTES),
         "error": job.error,
     }
 
@@ -58,6 +65,15 @@ def cost_text(job: Job) -> str:
         if time_s is not None
     ]
     return f"{'; '.join(parts)}." if seconds is not None else ""
+
+
+def size_text(job: Job) -> str:
+    """Format the size of the source's files and of the saved file: "98 MB before, 270 MB after.";
+    empty if a size is unknown."""
+    before, after = (job.environment.get(key) for key in (SOURCE_BYTES, PREDICTED_BYTES))
+    if not before or not after:
+        return ""
+    return f"{readable_bytes(before)} before, {readable_bytes(after)} after."
 
 
 def results(run: str | int) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 
 from backend.export.formats import Layout
-from backend.models.sources import hub, smollm2
+from backend.models.sources import hub
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, prepared
 from backend.models.sources.catalog import local_folder
+from backend.models.sources.shipped import SHIPPED
 from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 from backend.quantization import GRID_NAMES
 
@@ -52,8 +53,9 @@ def origin_of(spec: str) -> ModelOrigin:
     """Return the origin of the model `spec`, read from its files."""
     if spec == TOY:
         return ModelOrigin(license="apache-2.0", folder=TOY_FOLDER)
-    if spec == smollm2.NAME:
-        return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
+    if spec in SHIPPED:
+        model = SHIPPED[spec]
+        return ModelOrigin(model.hub_id, model.license, folder=prepared(spec))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     if spec.endswith(".gguf"):
         folder = local_folder(spec)  # the converted model

@@ -326,8 +326,10 @@ def _logits_by_block(
 def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor:
     """Compute the logits [b, L, V] of token ids [b, L] from the outputs `hidden` of the last block.
 
-    Runs the model's own forward pass with every block returning `hidden`."""
-    output = _output_converter(model)(hidden)
+    Runs the model's own forward pass with every block returning `hidden`, in the dtype of the head:
+    the last norm of some families, such as Gemma, keeps the dtype of its input."""
+    head = getattr(model.get_output_embeddings(), "weight", hidden)
+    output = _output_converter(model)(hidden.to(head.dtype))
     with swap_forward(decoder_blocks(model), lambda *args, **kwargs: output):
         return model(input_ids=rows, use_cache=False).logits
 

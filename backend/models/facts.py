@@ -67,6 +67,10 @@ def refused(spec: str, why: str, do: str = "Choose another causal language model
     return ModelError(f"{spec} is not supported.", why, do, field="model")
 
 
+# Bytes per weight below which float32 weights were restored from a file of fewer bits.
+RESTORED_BYTES = 3
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """Properties of a model that has not been loaded.
@@ -137,8 +141,12 @@ class ModelFacts:
 
     @property
     def saved_dtype(self) -> str:
-        """Dtype of models that are made from this model, unless they are packed."""
-        return self.dtype if self.dtype in ("float16", "bfloat16") else "float32"
+        """Dtype of models that are made from this model, unless they are packed: that of its files,
+        or bfloat16 if the files before conversion had fewer than 32 bits per weight."""
+        if self.dtype in ("float16", "bfloat16"):
+            return self.dtype
+        restored = 0 < self.bytes < RESTORED_BYTES * self.parameters
+        return "bfloat16" if restored else "float32"
 
     @property
     def linear_weights(self) -> int:

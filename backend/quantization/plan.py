@@ -35,6 +35,8 @@ CLASS_PREFIXES = ("Llama", "Mistral", "Qwen")  # of model and norm classes with 
 MAX_NAMES = 2  # layers named in an error
 EMBEDDING_GROUP = 32  # inputs per group, as in GGUF's blocks
 SYMMETRIC: GridType = "symmetric"
+AUTO = "auto"  # export format that depends on the model: one of
+AUTO_FORMATS = ("slimscope", "compressed-tensors")
 
 
 def require_llama_blocks(
@@ -130,7 +132,10 @@ class QuantizationPlan(Plan):
 
     def check(self, config: Any) -> None:
         layers = [layer_names.layer_from_name(name) for name in self.layers]
-        expected = group_layers(config, layers, config.format, self.widths)
+        formats = AUTO_FORMATS if config.format == AUTO else (config.format,)
+        if self.format not in formats:
+            raise ValueError("the format of the plan does not match the config")
+        expected = group_layers(config, layers, self.format, self.widths)
         if expected.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan does not match the config")
         embedding_bits = str(self.embedding.bits) if self.embedding else "stored"

@@ -28,6 +28,7 @@ from backend.drafters.training.loss import NODES, HeadAccuracy
 from backend.drafters.training.prompts import PromptRequest, prompts_for
 from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
 from backend.errors import ConfigError
+from backend.export.card import copy_terms, origin_of
 from backend.metric_key import MetricKey
 from backend.text.chat_template import end_ids
 from backend.text.corpora import WIKIPEDIA
@@ -152,6 +153,7 @@ class DrafterRun:
         saved = pack(drafter, self.base, grow(accuracy.answers), figures, config, longest)
         with Checkpoints(context.folder).write(DRAFTER) as folder:
             saved.save(folder)
+            copy_terms(origin_of(self.config.model), folder)
         digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
         context.environment(weights_sha256=digest)
         context.artifact(context.folder / DRAFTER, DRAFTER, digest)

@@ -24,7 +24,7 @@ from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
 from jobs.operations.runs import comparison_text, results_text, sweep_text
-from jobs.record import cost_text, record, summary, sweep_record
+from jobs.record import cost_text, record, size_text, summary, sweep_record
 from jobs.reproduction import reproduced
 from jobs.wording import count
 
@@ -125,7 +125,8 @@ def _operation(kind: Kind) -> Operation:
 def _queue_text(result: Record | list[Record]) -> str:
     runs = result if isinstance(result, list) else [result]
     first = queries.job(runs[0]["id"])
-    position, cost = scheduling.status().position(first.id) or 1, cost_text(first)
+    position = scheduling.status().position(first.id) or 1
+    cost = f"{cost_text(first)} {size_text(first)}".strip()
     if len(runs) == 1:
         return f"{first.run} is queued at position {position}. {cost}".strip()
     queued = (

@@ -50,7 +50,7 @@ def save_model(
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
-    layout, embeddings = layout_of(qat.run.plan, config.format), [*qat.run.embeddings]
+    layout, embeddings = layout_of(qat.run.plan, qat.run.plan.format), [*qat.run.embeddings]
     exported = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
     layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in exported if n))
     perplexities = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from backend.budget import PREFIX
+from backend.budget import PREFIX, budget_of
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, Format, check_format, experts_of, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
@@ -26,6 +26,8 @@ from backend.quantization.config import (
     can_be_packed,
 )
 from backend.quantization.plan import (
+    AUTO,
+    AUTO_FORMATS,
     EMBEDDING_GROUP,
     QuantizationPlan,
     QuantSettings,
@@ -64,6 +66,7 @@ NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
 QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
+LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored in 8 bits
 AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
@@ -83,9 +86,11 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     training_text: CorpusName = option(SAME, "Training text")
     """same: the calibration text. In a .jsonl file of instructions with answers, only the answers
     are trained on."""
-    format: Format = option("compressed-tensors", "Export format")
-    """compressed-tensors: loads in plain transformers. gptq, gptq_v2: for GPTQ kernels. slimscope:
-    supports grids with offsets. dense: for any program, without a smaller file."""
+    format: Format | Literal["auto"] = option(AUTO, "Export format")
+    """auto: slimscope, with the embedding in 8 bits, where it would be a third of the file or more,
+    else compressed-tensors. compressed-tensors: loads in plain transformers. gptq, gptq_v2: for
+    GPTQ kernels. slimscope: supports grids with offsets. dense: for any program, without a smaller
+    file."""
     packed: bool = option(True, "Time packed decoding", advanced=True)
     """Measure tokens per second of the dense model and of the exported packed model, both in
     bfloat16. CPU only."""
@@ -105,6 +110,7 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
+    config = config.model_copy(update={"format": export_format(config, facts)})
     mix = quantized_mix(config, config.overrides, embedding_format(config))
     embeddings = embedding_layers(config, facts)
     bits = next((mix[x.name].bits for x in embeddings if x.name in mix), embedding_bits(config))
@@ -123,7 +129,7 @@ def requirements(config: DLQATJob) -> Requirements:
     require_exportable_stage(config)
     for group in plan.groups:
         export_needs = export_requirements(config, group, plan, facts)
-        check_format(config.format, with_embedding(export_needs, plan, group))
+        check_format(plan.format, with_embedding(export_needs, plan, group))
     memory_parts = memory_bytes(config, plan, facts)
     require_training_memory(memory_parts, facts)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
@@ -149,6 +155,24 @@ def requirements(config: DLQATJob) -> Requirements:
             **size_warning(config, plan, facts, sizes),
         },
     )
+
+
+def export_format(config: DLQATJob, facts: ModelFacts) -> str:
+    """Return the export format. auto: the one that holds the embedding in 8 bits if it would take
+    `LARGE_EMBEDDING` of the file or more in stored precision."""
+    if config.format != AUTO:
+        return config.format
+    holds_embedding, loads_everywhere = AUTO_FORMATS
+    if config.embedding != "auto":
+        return loads_everywhere
+    embedding = memory.WEIGHT_BYTES[config.stored] * sum(x.weights for x in facts.embeddings)
+    try:
+        mix = quantized_mix(config, config.overrides, "dense")
+    except ConfigError:  # the budget is too small for an embedding in stored precision
+        return holds_embedding
+    plan = make_plan(config, facts, loads_everywhere, (), 0, mix)
+    saved = quantized_bytes(facts, plan, loads_everywhere, config.stored)
+    return holds_embedding if embedding >= LARGE_EMBEDDING * saved else loads_everywhere
 
 
 def size_warning(
@@ -195,8 +219,10 @@ def embedding_bits(config: DLQATJob) -> int:
 
 def embedding_format(config: DLQATJob) -> str:
     """Return the fixed format of embedding and head in a budget; empty if the budget includes
-    them."""
-    if config.embedding == "auto" and config.format == "slimscope":
+    them. Bits are those of the layers, so they leave the embedding out."""
+    budget = budget_of(config.allocation)
+    in_bits = budget is not None and budget.kind == "bits"
+    if config.embedding == "auto" and config.format == "slimscope" and not in_bits:
         return ""
     return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
 

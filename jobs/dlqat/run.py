@@ -38,6 +38,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     base = resolve_model(config.model)
     loaded = loading.load_whole(base, device, torch.float32, context)
     plan = QuantizationPlan.model_validate(context.plan)
+    config = config.model_copy(update={"format": plan.format})
     phases = context.phases(work(config, plan, loaded.facts))
     texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
     training = load_training(config, loaded, texts, context)

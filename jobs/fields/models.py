@@ -26,7 +26,11 @@ from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import get_kind
 
 NO_WEIGHTS = "Examples ship without weights."
-ROUNDED = ("dequantized", "packed")  # prefixes of notes on models whose weights are rounded
+ROUNDED = (
+    "restored",
+    "dequantized",
+    "packed",
+)  # prefixes of notes on models whose weights are rounded
 
 
 def is_run(spec: str) -> bool:

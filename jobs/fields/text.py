@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -23,6 +23,7 @@ from jobs.fields.types import CorpusName, PromptSet
 
 MIN_CONTEXT = 16
 MIN_HELDOUT = 8  # windows; with fewer, the confidence intervals of stages always overlap
+STAGE_HELDOUT = 16  # windows that decide a stage, unless there are few calibration segments
 SAMPLE_PROMPTS = 4
 TASK_NAME = re.compile(r"[\w.\-]{1,100}")
 MAX_TASKS = 20
@@ -65,14 +66,18 @@ class CalibrationText(ContextLength):
         le=0.5,
         advanced=True,
         description="Extra windows of the calibration text that decide which stage is kept, as a "
-        f"share of the calibration segments (at least {MIN_HELDOUT}). 0: none; the last stage is "
-        "kept.",
+        f"share of the calibration segments (at least {STAGE_HELDOUT}, or half of the segments "
+        f"but {MIN_HELDOUT}). 0: none; the last stage is kept.",
     )
+    least_heldout: ClassVar[int] = STAGE_HELDOUT
 
     @property
     def heldout_windows(self) -> int:
         """Number of held-out windows."""
-        return max(MIN_HELDOUT, round(self.holdout * self.segments)) if self.holdout else 0
+        if not self.holdout:
+            return 0
+        least = max(MIN_HELDOUT, min(self.least_heldout, self.segments // 2))
+        return max(least, round(self.holdout * self.segments))
 
 
 class TextConfig(CalibrationText, EvaluationText):

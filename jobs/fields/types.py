@@ -9,7 +9,7 @@ from pydantic import field_validator
 from pydantic.fields import FieldInfo
 
 from backend.files import real_path
-from backend.models.sources import smollm2
+from backend.models.sources.shipped import SHIPPED, SMOLLM2
 from backend.models.sources.spec import TOY
 from backend.options import Dtype, Options, option
 from backend.settings import settings
@@ -40,7 +40,7 @@ TreeSize = Annotated[
         "from the measured speed of this machine.",
     ),
 ]
-DEFAULT_MODEL = smollm2.NAME
+DEFAULT_MODEL = SMOLLM2.name
 
 
 def options(annotation: Any) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def absolute(spec: str) -> str:
     only there.
     """
     spec = spec.strip()
-    if spec.lower() in (TOY, smollm2.NAME):
+    if spec.lower() in (TOY, *SHIPPED):
         return spec.lower()
     if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
         return spec

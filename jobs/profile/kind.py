@@ -1,6 +1,6 @@
 """The kind `profile`: config and requirements of sensitivity profiles."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -17,6 +17,7 @@ from backend.text.corpora import require_length
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import resolve_model
 from jobs.fields.text import (
+    MIN_HELDOUT,
     CalibrationText,
     check_context,
     context_length,
@@ -40,6 +41,8 @@ TIMED_TOKENS = 256  # decoded tokens to time a format, including the prompt
 
 class ProfileJob(ModelConfig, CalibrationText, JobConfig):
     """Model, text and formats of a profile."""
+
+    least_heldout: ClassVar[int] = MIN_HELDOUT
 
     formats: str = option(FORMATS, "Formats", max_length=1000)
     """Candidate formats of every layer, comma-separated: int4-g64 (4 bits in groups of 64), 50% or

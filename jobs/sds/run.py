@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
@@ -39,6 +40,7 @@ def run(config: SDSJob, context: JobContext) -> None:
     evaluation = load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}, {how}.")
     loaded = load_whole(base, device, getattr(torch, dtype), context, streamed)
+    round_matrices(loaded.model, loaded.saved_dtype)
     phases = context.phases(work(config, plan, loaded.facts))
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
@@ -65,6 +67,15 @@ def run(config: SDSJob, context: JobContext) -> None:
     )
     record(result, context)
     save_model(loaded, result.kept, config, context)
+
+
+@torch.no_grad()
+def round_matrices(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the matrices of a model in memory to the dtype that it is saved in, so that the dense
+    stage is measured as it would be saved."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.is_meta and parameter.dtype != dtype:
+            parameter.copy_(parameter.to(dtype))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
-from backend.models.block_forward import balanced_batch_size, logit_batches, open_stream, run_block
+from backend.models.block_forward import (
+    after_blocks,
+    balanced_batch_size,
+    logit_batches,
+    open_stream,
+    run_block,
+)
 from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, stop_when_reached
 from backend.models.loading import load, weights_hash
 from backend.models.threads import parallel_map
@@ -95,6 +101,16 @@ def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
         assert mine.dtype == torch.bfloat16
         torch.testing.assert_close(mine, own)
     assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"], indirect=True)
+def test_a_float32_head_takes_what_bfloat16_blocks_give(model, tokens):
+    stream = open_stream(model, tokens, 4, torch.bfloat16)
+    for index in range(len(decoder_blocks(model))):
+        stream.advance(run_block(model, stream, index, stream.hidden))
+    logits = after_blocks(model, tokens, torch.cat(list(stream.hidden)))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model.eval()(tokens).logits, atol=0.1, rtol=0.1)
 
 
 def test_weights_come_back_when_a_block_fails(make, tokens):

@@ -14,7 +14,7 @@ from backend.errors import ModelError
 from backend.limited import LimitedChildError, read
 from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
-from backend.models.sources import hub, smollm2
+from backend.models.sources import hub
 from backend.models.sources.cache import (
     CacheOrigin,
     Say,
@@ -26,6 +26,7 @@ from backend.models.sources.cache import (
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, parse_layout, rounded_share, unpacked
+from backend.models.sources.shipped import SHIPPED, ShippedModel
 from backend.models.sources.spec import (
     TOY,
     TOY_FOLDER,
@@ -80,13 +81,7 @@ def entries() -> list[CatalogEntry]:
         _entry(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
-    folder = prepared(smollm2.NAME)
-    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
-    note = source.note if folder else "93 MB, downloaded and converted on first use"
-    smollm2_entry = CatalogEntry(
-        smollm2.NAME, source.title, note, source.origin, source.license, folder is not None
-    )
-    return [TOY_ENTRY, smollm2_entry, *_disk_entries(), *cached]
+    return [TOY_ENTRY, *map(_shipped_entry, SHIPPED.values()), *_disk_entries(), *cached]
 
 
 def local_folder(spec: str) -> Path | None:
@@ -94,7 +89,7 @@ def local_folder(spec: str) -> Path | None:
     ModelError: the path is outside the allowed folders, or is not a model."""
     if spec == TOY:
         return TOY_FOLDER
-    if spec == smollm2.NAME:
+    if spec in SHIPPED:
         return prepared(spec)
     if is_hub_id(spec):
         return hub.cached(spec)
@@ -110,8 +105,8 @@ def inspect(spec: str) -> ModelFacts:
         return folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if folder := local_folder(spec):
         return folder_facts(spec, folder)
-    if spec == smollm2.NAME:
-        return smollm2.expected_facts()
+    if spec in SHIPPED:
+        return SHIPPED[spec].expected_facts()
     if is_hub_id(spec):
         return _facts(spec, *hub.cached_headers(spec))
     path = resolve_model_path(spec)
@@ -127,7 +122,7 @@ def require_loadable(spec: str, vocabulary: int) -> None:
     folder: Path | None = None
     if is_hub_id(spec):
         folder = hub.cached(spec)
-    elif spec not in (TOY, smollm2.NAME) and not spec.endswith(".gguf"):
+    elif spec not in (TOY, *SHIPPED) and not spec.endswith(".gguf"):
         folder = resolve_model_path(spec)
     if folder:
         check_tokenizer(folder, vocabulary)
@@ -211,6 +206,15 @@ def _disk_entries() -> Iterator[CatalogEntry]:
             yield _entry(str(path), path.name, str(path.parent), "see the files")
 
 
+def _shipped_entry(model: ShippedModel) -> CatalogEntry:
+    folder = prepared(model.name)
+    source = (CacheOrigin.read(folder) if folder else None) or model.from_package
+    note = source.note if folder else model.note
+    return CatalogEntry(
+        model.name, source.title, note, source.origin, source.license, folder is not None
+    )
+
+
 def _entry(spec: str, title: str, origin: str, license: str) -> CatalogEntry:
     """Create the entry of a model on this machine, with the reason if it cannot be used. A GGUF
     file that was not converted yet is inspected only when it is chosen, because this starts a child
@@ -248,7 +252,7 @@ def file_state(path: Path) -> tuple[object, ...]:
 def materialize(spec: str, say: Say = silent) -> Path:
     """Return the folder that a model is loaded from, with config.json, *.safetensors and tokenizer.
 
-    SmolLM2 and GGUF files are converted once, and Hub models are downloaded; both may take minutes.
+    Shipped models and GGUF files are converted once, Hub models are downloaded; both take minutes.
     `say`: called with a message before each slow step. Raises ModelError: the model is unavailable,
     or its files have changed since they were saved."""
     folder = local_folder(spec) or _set_up(spec, say)
@@ -257,8 +261,8 @@ def materialize(spec: str, say: Say = silent) -> Path:
 
 
 def _set_up(spec: str, say: Say) -> Path:
-    if spec == smollm2.NAME:
-        return smollm2.set_up(say)
+    if spec in SHIPPED:
+        return SHIPPED[spec].set_up(say)
     if is_hub_id(spec):
         say(f"downloading {spec}")
         return hub.download(spec)

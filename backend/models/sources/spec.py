@@ -1,5 +1,5 @@
-"""Model specs, and checks of the folders that they name: `toy`, `smollm2-135m`, a hub id
-(org/name), a model folder, or a .gguf file.
+"""Model specs, and checks of the folders that they name: `toy`, a shipped model
+(`smollm2-135m`, `gemma-3-270m`), a hub id (org/name), a model folder, or a .gguf file.
 
 The error for a path outside the allowed folders does not reveal whether the path exists. Does not
 import torch.
@@ -107,7 +107,7 @@ def resolve_model_path(spec: str) -> Path:
     if not spec.startswith(("/", "~", ".")) or "\0" in spec:
         raise ModelError(
             f"{spec!r} is not a model.",
-            "It is neither toy, smollm2-135m, an id like org/name nor an absolute path.",
+            "It is neither a built-in name, an id like org/name nor an absolute path.",
             "Choose a model from the list.",
             field="model",
         )

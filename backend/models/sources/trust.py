@@ -7,8 +7,8 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-from backend.models.sources import smollm2
 from backend.models.sources.cache import prepared
+from backend.models.sources.shipped import SHIPPED
 from backend.models.sources.spec import TOY, TOY_FOLDER
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -33,8 +33,8 @@ MAX_BYTES = 2**26
 def has_shipped_tokenizer(source: str) -> bool:
     """Return True if `source`, a model's spec or folder, has a tokenizer that comes with Slimscope:
     a shipped model, or a folder with the same tokenizer files, such as that of a run on one."""
-    shipped = (TOY_FOLDER, prepared(smollm2.NAME))
-    if source in (TOY, smollm2.NAME, *map(str, shipped)):
+    shipped = (TOY_FOLDER, *map(prepared, SHIPPED))
+    if source in (TOY, *SHIPPED, *map(str, shipped)):
         return True
     digest = _tokenizer_digest(Path(source))
     return bool(digest) and any(digest == _tokenizer_digest(folder) for folder in shipped if folder)

@@ -5,7 +5,7 @@ waits       notice of a step that takes time; at any time
 opened      the model is loaded; once
 text        greedy text of the dense model, later of the live model
 applied     the state is built: at once, or as a run would build it
-loss        loss on 256 tokens, later on more
+loss        loss on a window of the evaluation text, later on more
 speed       tokens per second of both texts
 tokens, why loss of each token of a text with one block restored to its dense weights
 refined     blocks rebuilt as a run would; then the requested results again
@@ -199,7 +199,8 @@ class LiveWorker(ThreadedEvents[Event]):
             self._why(opened, live)
 
     def _losses(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Send the loss on 256 tokens, then on twice as many, and so on; pause after each."""
+        """Send the loss on the first window, then on at least twice as many tokens, and so on, with
+        the length of a window (`context`); pause after each."""
         if opened.windows is None:
             assert opened.text_error
             self._send("missing", of="loss", why=str(opened.text_error))

@@ -46,7 +46,7 @@ from jobs.serving.pool import (
     open_tokenizer,
 )
 
-WINDOW_TOKENS, WINDOWS = 64, 32  # windows for measuring losses: length and number
+WINDOWS = 5  # evaluation windows for measuring losses: the fewest with an interval
 MAX_STATES, MAX_TEXTS = 32, 64  # per model
 GUEST_WAITS_S = 5.0  # longest wait of a guest for hosts, before each step
 RETRY_S = 0.05  # pause between checks for active hosts
@@ -316,8 +316,8 @@ class LivePool:
 def _tokenized_texts(
     config: SDSJob, tokenizer: TextTokenizer, base: ResolvedModel
 ) -> tuple[Tensor, Tensor]:
-    """Return the calibration token ids of a run with default settings, and the beginnings of its
-    evaluation windows."""
+    """Return the calibration token ids of a run with default settings, and the first of its
+    evaluation windows: of the same length, so that live and final perplexities compare."""
     calibration_corpus, evaluation_corpus = corpus_names(config, base.facts.default_text)
     length = context_length(config, base.facts)
     evaluation = evaluation_slice(evaluation_corpus, tokenizer, config.windows, length)
@@ -331,6 +331,4 @@ def _tokenized_texts(
         evaluation,
         shared=calibration_corpus == evaluation_corpus,
     )
-    parts = evaluation.input_ids.split(min(WINDOW_TOKENS, length), 1)
-    windows = torch.cat([part for part in parts if part.shape[1] == parts[0].shape[1]])
-    return calibration.input_ids, windows[:WINDOWS]
+    return calibration.input_ids, evaluation.input_ids[:WINDOWS]

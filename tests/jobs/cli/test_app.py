@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.printable import readable_bytes
 from backend.queue.artifacts import work_folder
 from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
@@ -53,6 +54,15 @@ def test_warnings_of_a_submission_go_to_stderr_and_into_json(queue: Path) -> Non
     assert done.stderr == f"slimscope: Warning: {warning}\n"
     done = slimscope(*words, "32", "--json")
     assert (done.stderr, json.loads(done.stdout)["warnings"]) == ("", [])
+
+
+def test_a_submission_says_the_size_before_and_after(queue: Path) -> None:
+    words = ("submit", "dlqat", "--model", "toy", "--context", "64", "--group-size", "32")
+    record = json.loads(slimscope(*words, "--json").stdout)
+    before, after = record["size_before_bytes"], record["size_after_bytes"]
+    assert 0 < after < before
+    text = f"{readable_bytes(before)} before, {readable_bytes(after)} after."
+    assert slimscope(*words, "--seed", "1").stdout.rstrip().endswith(text)
 
 
 def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:

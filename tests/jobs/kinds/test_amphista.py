@@ -1,6 +1,7 @@
 """Tests of drafter training jobs: their records and files."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from backend.drafters.training.loss import NODES
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalog import inspect
+from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.artifacts import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.tables import Job
@@ -91,6 +93,15 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
         for side in (None, drafter)
     )
     assert plain == drafted
+
+
+def test_the_terms_of_the_base_go_with_the_drafter(wait: Wait, queue: Path) -> None:
+    folder = queue / "models" / "base"
+    shutil.copytree(TOY_FOLDER, folder)
+    (folder / "NOTICE").write_text("Terms of the base.")
+    texts = {"data": "text", "training_text": "toystories", "answer_tokens": 32}
+    job = finished(wait, model=str(folder), architecture="medusa", steps=2, answers=30, **texts)
+    assert (run_folder(job.run) / "drafter" / "NOTICE").read_text() == "Terms of the base."
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:

@@ -21,6 +21,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
 from jobs.dlqat.kind import DLQATJob, memory_bytes, verdict, work
+from jobs.imported import validate_plan
 from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
 from jobs.submit import check_and_estimate, submit
@@ -44,6 +45,7 @@ SMALL = {
     "sample_tokens": 4,
     "stages": ["rtn", "gptq", "dlqat"],
     "packed": False,
+    "format": "compressed-tensors",
 }
 
 
@@ -114,6 +116,21 @@ def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait) -> 
         assert perplexity["dense"] == without["dense"] and perplexity["lora"] == without["lora"]
         assert perplexity["rtn"] != without["rtn"]
         assert figures(plain, "bytes/slimscope")["rtn"] > size
+
+
+def test_a_large_embedding_is_saved_in_8_bits_unless_asked(wait: Wait) -> None:
+    config, cost = check_and_estimate("dlqat", SMALL | {"format": "auto"})
+    plan = cost.plan.model_dump(mode="json")
+    assert (cost.plan.format, cost.plan.embedding.bits) == ("slimscope", 8)
+    assert validate_plan(QuantizationPlan, config, plan) == plan
+    _, stored = check_and_estimate("dlqat", SMALL | {"format": "auto", "embedding": "stored"})
+    assert stored.plan.format == "compressed-tensors" and stored.plan.embedding is None
+    assert cost.size_after_bytes < stored.size_after_bytes
+    with pytest.raises(ValueError, match="format of the plan"):
+        validate_plan(QuantizationPlan, config.model_copy(update={"format": "gptq"}), plan)
+    job = finished(wait, format="auto", stages="rtn")
+    (size,) = figures(job, "bytes/slimscope").values()
+    assert record(job.run)["size_after_bytes"] == pytest.approx(size, rel=0.02)
 
 
 def test_instructions_and_another_format(wait: Wait, texts: Path) -> None:

@@ -88,6 +88,10 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     assert answer["command"].endswith("'budget:3.25bits' --overrides 0.mlp.down_proj=int4-g64")
     assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
     assert budget("toy", sparsity="40%")["sparsity"] >= 0.4
+    assert 3.0 < budget("toy", bits="3.1")["bits"] <= 3.1  # between two formats
+    absent = {"model": "toy", "allocation": "budget:3bits", "overrides": "mlp.no_proj=int4-g64"}
+    with pytest.raises(ConfigError, match=r"no_proj"):
+        submit("dlqat", absent, HOST)
     small = budget("toy", size="150KB")
     assert small["bytes"] <= 150e3 and small["layers"]["model.embed_tokens"].endswith("-g32")
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
@@ -100,6 +104,11 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
         session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
     with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} measured other"):
         budget("toy", bits="3.25")
+    with writing() as session:
+        stored = session.get_one(Job, job.id)
+        stored.config = stored.config | {"model": "smollm2-135m"}
+    with pytest.raises(NotFoundError, match="no sensitivity profile of toy"):
+        budget("toy", bits="3.25")  # the profile is of another model
 
 
 def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:

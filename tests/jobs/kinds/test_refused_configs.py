@@ -55,7 +55,13 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
         "compressed-tensors, slimscope or dense",
     ),
     ("dlqat", {"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
-    ("dlqat", {"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
+    (
+        "dlqat",
+        {"grid": "offset", "format": "compressed-tensors"},
+        ConfigError,
+        "format",
+        "slimscope or dense",
+    ),
     (
         "dlqat",
         {"embedding": "8"},

@@ -1,16 +1,21 @@
 """Tests of SDS jobs on the toy model: their records and files."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from backend.errors import ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.memory import RUNTIME_BYTES
+from backend.models.sources.cache import CacheOrigin
 from backend.models.sources.catalog import inspect
 from backend.models.sources.headers import read_headers
+from backend.models.sources.spec import TOY_FOLDER
 from backend.pruning.plan import PruningPlan
 from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.service import enqueue
@@ -21,6 +26,8 @@ from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
 from jobs.imported import validate_plan
+from jobs.metrics import PERPLEXITY
+from jobs.profile.kind import ProfileJob
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
@@ -43,6 +50,7 @@ SMALL = {
 }
 
 
+FILE = "model.safetensors"
 LITTLE = int(1.1 * RUNTIME_BYTES)  # memory that a run on the toy fits into, but not comfortably
 
 
@@ -76,6 +84,46 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
+@pytest.fixture
+def restored(queue: Path) -> str:
+    """A model in float32 that was restored from a file of 4 bits a weight."""
+    folder = queue / "models" / "restored"
+    shutil.copytree(TOY_FOLDER, folder)
+    weights = {name: values.float() * 1.001 for name, values in load_file(folder / FILE).items()}
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    CacheOrigin("Restored", "", "", "", inspect("toy").parameters // 2).write(folder)
+    return str(folder)
+
+
+def test_a_model_restored_from_few_bits_is_saved_in_16(
+    wait: Wait, reloaded: Reload, restored: str
+) -> None:
+    _, cost = check_and_estimate("sds", SMALL | {"model": restored})
+    assert (inspect(restored).dtype, inspect(restored).saved_dtype) == ("float32", "bfloat16")
+    assert cost.size_after_bytes > 3 * cost.size_before_bytes
+    assert "larger than the file of its source" in cost.field_warnings["pattern"]
+    values = {"calibration_text": "toystories", "evaluation_text": "toystories"}
+    job = finished(wait, model=restored, base="wanda", until="first", **values)
+    folder = run_folder(job.run) / "model"
+    saved = read_headers(folder).values()
+    assert {header.dtype for header in saved if len(header.shape) > 1} == {"BF16"}
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    run_record = record(job.run)
+    assert run_record["size_before_bytes"] == inspect("toy").parameters // 2
+    assert run_record["size_after_bytes"] == pytest.approx(size, rel=0.05)
+    measured = {r.stage: r.value for r in queries.results([job.id]) if r.metric == PERPLEXITY}
+    kept = measured[run_record["kept_stage"]]
+    assert reloaded(job.run, 8)["perplexity"] == pytest.approx(kept, rel=1e-4)
+
+
+def test_a_model_in_float32_is_saved_in_float32(restored: str) -> None:
+    (Path(restored) / "SOURCE.json").unlink()
+    _, cost = check_and_estimate("sds", SMALL | {"model": restored})
+    assert inspect(restored).saved_dtype == "float32" and not cost.field_warnings
+
+
 def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reload) -> None:
     small = {"until": "first", "pattern": "50%", "allocation": "owl"}
     in_memory = finished(wait, **small)
@@ -90,6 +138,18 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reload) -> N
     curves = frames.by_key(frames.curves(streamed.id))
     assert {*curves[MetricKey("owl", "", "sparsity", "block")]["step"]} == {0, 1, 2}
     assert reloaded(streamed.run, 8)["zero_share"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("segments", "holdout", "windows"),
+    [(8, 0.125, 8), (12, 0.125, 8), (24, 0.125, 12), (32, 0.125, 16), (256, 0.125, 32), (32, 0, 0)],
+)
+def test_a_stage_is_kept_on_16_windows_where_there_is_text(
+    segments: int, holdout: float, windows: int
+) -> None:
+    values = {"segments": segments, "holdout": holdout}
+    assert SDSJob.model_validate(values).heldout_windows == windows
+    assert ProfileJob.model_validate(values).heldout_windows == min(windows, max(8, segments // 8))
 
 
 def test_data_free_calibration(wait: Wait) -> None:

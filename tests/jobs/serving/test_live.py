@@ -97,7 +97,8 @@ def test_a_state_is_built_measured_and_kept_by_its_address(live_client: LiveClie
     (opened,), (applied,) = of(events, "opened"), of(events, "applied")
     assert applied["exactly"] and applied["changed"] == N
     losses = of(events, "loss")
-    assert [x["tokens"] for x in losses] == [256, 512, 1024, 2048] and losses[-1]["of"] == 2048
+    assert [x["tokens"] for x in losses] == [256, 512, 1024, 1280] and losses[-1]["of"] == 1280
+    assert {x["context"] for x in losses} == {256}  # windows of a run, as in its final figure
     assert losses[-1]["low"] < losses[-1]["ratio"] < losses[-1]["high"] and losses[-1]["kl"] > 0
     texts = {
         s: "".join(x["delta"] for x in of(events, "text") if x["side"] == s)

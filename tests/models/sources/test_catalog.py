@@ -36,15 +36,18 @@ def test_headers_tell_what_the_loaded_model_is(family, model, current):
     assert facts.linear_weights == sum(x.shape[0] * x.shape[1] for x in real)
 
 
-def test_smollm2_is_known_before_it_is_there(data_dir, tmp_path, monkeypatch):
+def test_a_shipped_model_is_known_before_it_is_there(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
     settings.cache_clear()
     facts = inspect("smollm2-135m")
     assert facts.parameters == 134_515_008
     assert len(facts.linears) == 210
     assert "set up once" in facts.note
-    smollm2 = next(entry for entry in entries() if entry.name == "smollm2-135m")
-    assert not smollm2.ready
+    gemma = inspect("gemma-3-270m")
+    assert (gemma.parameters, len(gemma.linears)) == (268_098_176, 126)
+    known = {entry.name: entry for entry in entries()}
+    assert not known["smollm2-135m"].ready and not known["gemma-3-270m"].ready
+    assert "Gemma Terms of Use" in known["gemma-3-270m"].note
 
 
 def test_a_refused_model_is_not_ready(folder):
@@ -176,7 +179,7 @@ def test_entries_list_what_is_on_disk(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(tmp_path / "shelf")]))
     settings.cache_clear()
     listed = {entry.name: entry for entry in entries()}
-    assert list(listed)[:2] == ["toy", "smollm2-135m"]
+    assert list(listed)[:3] == ["toy", "smollm2-135m", "gemma-3-270m"]
     one = str(tmp_path / "shelf" / "org" / "one")
     assert {one, str(tmp_path / "shelf" / "two.gguf")} < set(listed)
     assert not any("empty" in name for name in listed)
