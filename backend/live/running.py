@@ -1,6 +1,6 @@
-"""Model with exchangeable weights, in the native decoder or in PyTorch.
+"""Model whose weights can be replaced, in the native decoder or in PyTorch.
 
-Weights can be exchanged between forward passes. Unchanged weights share memory with the dense
+Weights can be replaced between forward passes. Unchanged weights share memory with the dense
 model."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
 
 
 class RunningModel:
-    """Copy of a dense model with exchangeable weights.
+    """Copy of a dense model whose weights can be replaced.
 
     Callers hold the lock of the dense model while they run or change it.
 
@@ -38,7 +38,7 @@ class RunningModel:
         layers: full layer name -> layer.
         blocks: decoder blocks.
         target: target model that generates text; None if the model cannot verify draft trees.
-        decoder: description of the decoder, and of the reason if it is PyTorch.
+        decoder: name of the decoder; if it is PyTorch, with the reason.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -91,7 +91,7 @@ STAGE_LABELS: dict[str, str] = {  # in the order in which stages run
     **POST_TRAINING,
     DLQATStage.BLOCKS: "Block-wise training",
     DLQATStage.M_ONLY: "Magnitudes only",
-    DLQATStage.LORA_ONLY: "LoRA in the rounding only",
+    DLQATStage.LORA_ONLY: "Low-rank update only",
     DLQATStage.DLQAT: "DL-QAT",
     DLQATStage.DLQAT_KD: "DL-QAT, distilled",
     DLQATStage.LORA: "LoRA, not quantized (control)",
@@ -187,8 +187,8 @@ class DLQATConfig(Options):
     the result of block-wise training, which starts from GPTQ."""
     space: RangeSearchName = option("weighted", "Range search", advanced=True)
     """Choice of scales and zero-points. minmax: the full range. mse: clipped to the smallest
-    squared error. weighted: the same, with inputs weighted by their energy. lsq: then learned as in
-    LSQ+."""
+    squared error. weighted: the same, with errors weighted by the energy of their input. lsq:
+    learned from there, as in LSQ+."""
     exclude: LayerNames = option(
         "",
         "Layers left dense",
@@ -258,7 +258,7 @@ class DLQATConfig(Options):
                 "start", "Training starts from block-wise training, which is not among the stages"
             )
         if self.keep_zeros and self.grid == "offset":
-            raise _field_error("grid", "A grid with offsets does not contain 0 to keep zeros at")
+            raise _field_error("grid", "A grid with offsets cannot represent 0 exactly")
         for name in self.quantizers if self.keep_zeros else ():
             if not DECLARED_QUANTIZERS[name].facts.get("keeps_zeros", True):
                 raise _field_error("stages", f"{name} mixes weights, so it cannot keep zeros")

@@ -85,7 +85,7 @@ class Operation:
         exit_code: returns the exit code of the command for a result.
         question: returns the confirmation question of the command line, which `--yes` skips.
         adds_runs: True if the result lists added runs, which `--wait` follows.
-        json: False for servers, which never return.
+        json: True if the command has `--json`; False for servers, which return nothing.
         subcommands: returns the operations of a command group, by name.
     """
 
@@ -132,11 +132,11 @@ class Operation:
     def description(self) -> str:
         """Docstring of the function, with a note if the operation is for hosts only."""
         text = inspect.getdoc(self.function) or ""
-        return f"{text} For hosts." if self.access == "host" else text
+        return f"{text} Hosts only." if self.access == "host" else text
 
     def call(self, actor: Actor, **values: Any) -> Any:
-        """Execute the operation for a program, with the parameters of `signature`. Raises
-        `SlimscopeError` if it is forbidden or impossible."""
+        """Execute the operation for an HTTP request or a tool, with the parameters of `signature`.
+        Raises `SlimscopeError` if it is forbidden or impossible."""
         if "runs" not in self.parameters:
             return self.call_all(actor, **values)
         job = queries.job(values.pop("run"))

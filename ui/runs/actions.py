@@ -1,7 +1,7 @@
 """Buttons for runs: actions on one run, on its sweep or pipeline, or on several selected runs.
 
 A button either carries out an operation of `jobs.operations` or changes the view. The operation
-decides if a user may press it."""
+checks the user's permission."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,7 +182,7 @@ def group_buttons(job: Job, user: Actor, group: str) -> Markup:
 
 
 def restarts_from_scratch(job: Job) -> bool:
-    """Return True if resuming a run that has already worked would repeat all of its work."""
+    """Return True if resuming the run would start over, because it has no checkpoint."""
     return is_resumable(job) and job.attempts_made > 0 and not has_checkpoints(job.run)
 
 

@@ -21,7 +21,7 @@ constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
 
 constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-// Rounds to the nearest integer, ties to even. Values above 2^22 keep their approximate magnitude.
+// Rounds to the nearest integer, ties to even. Inexact above 2^22; such levels are clipped.
 inline Floats round_to_integer(Floats v) { return v + ROUNDING - ROUNDING; }
 
 inline Floats clamp(Floats v, Floats low, Floats high) {
@@ -55,19 +55,19 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
 
 // Computes the levels of a tile, and a mask: 1 where the level was not clipped, else 0.
 inline void quantize(const Rows& r, Columns& t) {
-  int64_t at = int64_t(t.row) * (r.columns / r.group) + t.group;
-  float s = r.scale[at], zero = std::rint(r.zero[at]), part = r.zero[at] - zero;
-  Floats W[VECTORS], low = all(-zero - part), high = all(r.top - zero - part);
+  int64_t group = int64_t(t.row) * (r.columns / r.group) + t.group;
+  float s = r.scale[group], zero = std::rint(r.zero[group]), fraction = r.zero[group] - zero;
+  Floats W[VECTORS], low = all(-zero - fraction), high = all(r.top - zero - fraction);
   merge(r, t, W);
   for (int v = 0; v * LANES < t.width; v++) {
-    Floats rounded = round_to_integer(W[v] / s + part) - part;
+    Floats rounded = round_to_integer(W[v] / s + fraction) - fraction;
     t.level[v] = clamp(rounded, low, high);
     t.inside[v] = select(rounded == t.level[v], all(1), all(0));
     if (!r.dense) continue;
     const float* from = r.dense + int64_t(t.row) * r.columns + t.column + v * LANES;
-    const auto zeros = load_some(from, t.width - v * LANES) == all(0);
-    t.level[v] = select(zeros, all(0), t.level[v]);
-    t.inside[v] = select(zeros, all(0), t.inside[v]);
+    const auto pruned = load_some(from, t.width - v * LANES) == all(0);
+    t.level[v] = select(pruned, all(0), t.level[v]);
+    t.inside[v] = select(pruned, all(0), t.inside[v]);
   }
 }
 
@@ -104,24 +104,24 @@ inline void each_vector(const Columns& t, Use use) {
 
 template <class T>
 int32_t values_as(const Rows& r, T* out, int threads) {
-  return each_tile(r, threads, [=, &r](const Columns& t, int64_t at, int64_t of) {
-    float step = r.m[of] * r.scale[of];
-    each_vector(t, [&](int v, int i, int n) { store_some(out + at + i, t.level[v] * step, n); });
+  return each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+    float step = r.m[group] * r.scale[group];
+    each_vector(t, [&](int v, int i, int n) { store_some(out + first + i, t.level[v] * step, n); });
   });
 }
 
 template <class T>
 int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
-  return each_tile(r, threads, [=, &r](const Columns& t, int64_t at, int64_t of) {
-    float m = r.m[of], step = m * r.scale[of];
+  return each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+    float m = r.m[group], step = m * r.scale[group];
     Floats moved = {};
     each_vector(t, [&](int v, int i, int n) {
-      Floats g = load_some(G + at + i, n);
-      if (out) store_some(out + at + i, t.level[v] * step, n);
+      Floats g = load_some(G + first + i, n);
+      if (out) store_some(out + first + i, t.level[v] * step, n);
       moved += g * t.level[v];
-      store_some(G + at + i, g * t.inside[v] * m, n);
+      store_some(G + first + i, g * t.inside[v] * m, n);
     });
-    dm[of] = (t.column % r.group ? dm[of] : 0) + r.scale[of] * sum(moved);
+    dm[group] = (t.column % r.group ? dm[group] : 0) + r.scale[group] * sum(moved);
   });
 }
 
@@ -140,10 +140,10 @@ int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int
 // Writes the levels q - z, and a mask: 1 for weights inside the range, else 0. Both are float32
 // [rows, columns].
 int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
-  return each_tile(*r, threads, [=](const Columns& t, int64_t at, int64_t) {
+  return each_tile(*r, threads, [=](const Columns& t, int64_t first, int64_t) {
     each_vector(t, [&](int v, int i, int n) {
-      store_some(level + at + i, t.level[v], n);
-      store_some(inside + at + i, t.inside[v], n);
+      store_some(level + first + i, t.level[v], n);
+      store_some(inside + first + i, t.inside[v], n);
     });
   });
 }
@@ -158,31 +158,31 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
   Rows start = *r;
   start.rank = 0;
   int64_t histograms[4][256] = {};  // several: equal neighboring codes would stall on one counter
-  each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t at, int64_t of) {
+  each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t first, int64_t group) {
     Columns initial = t;
     quantize(start, initial);
-    float step = r->m[of] * r->scale[of], zero = r->zero[of];
+    float step = r->m[group] * r->scale[group], zero = r->zero[group];
     Floats squares = {}, kept = {}, moved = {};
     each_vector(t, [&](int v, int i, int n) {
       Floats codes = clamp(round_to_integer(t.level[v] + zero), all(0), all(r->top));
-      __builtin_prefetch(dense + at + i + AHEAD);
-      Floats D = t.level[v] * step - load_some(dense + at + i, n);
+      __builtin_prefetch(dense + first + i + AHEAD);
+      Floats D = t.level[v] * step - load_some(dense + first + i, n);
       // 1 for valid lanes, 0 for lanes past the end of the group
-      Floats counts = load_some(ONES, n);
-      squares += D * D * counts;
-      kept += t.inside[v] * counts;
-      moved += select(initial.level[v] == t.level[v], all(0), counts);
+      Floats valid = load_some(ONES, n);
+      squares += D * D * valid;
+      kept += t.inside[v] * valid;
+      moved += select(initial.level[v] == t.level[v], all(0), valid);
       int32_t integers[LANES];  // NaN is counted as code 0
       store(integers, nearest(select(codes == codes, codes, all(0))));
       for (int l = 0; l < n; l++) histograms[l % 4][integers[l]]++;
     });
-    bool first = t.column % r->group == 0;
+    bool is_first = t.column % r->group == 0;
     changed[0] += (int64_t)sum(moved);
-    error[of] = (first ? 0 : error[of]) + sum(squares);
-    inside[of] = (first ? 0 : inside[of]) + sum(kept);
+    error[group] = (is_first ? 0 : error[group]) + sum(squares);
+    inside[group] = (is_first ? 0 : inside[group]) + sum(kept);
   });
-  for (auto& part : histograms)
-    for (int code = 0; code <= r->top; code++) counts[code] += part[code];
+  for (auto& histogram : histograms)
+    for (int code = 0; code <= r->top; code++) counts[code] += histogram[code];
 }
 
 // Quantizes a block of columns with GPTQ: updates W in place by the compensation, and writes the
@@ -200,24 +200,24 @@ void gptq_columns(float* W, int64_t stride, const float* U, int64_t U_stride, co
   float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // 16 rows, transposed
   for (int first = 0; first < rows; first += LANES) {
     int n = rows - first < LANES ? rows - first : LANES;
-    Floats Q = load_some(top + first, n), s = all(1), z = {}, zeros = {}, part = {};
+    Floats Q = load_some(top + first, n), s = all(1), z = {}, integer = {}, fraction = {};
     std::memset(V, 0, sizeof V);
     for (int i = 0; i < n; i++)
       for (int j = 0; j < width; j++) V[j][i] = W[(first + i) * stride + j];
     for (int j = 0; j < width; j++) {
       if (!j || groups > 1) {
         for (int i = 0; i < n; i++) {
-          int64_t at = int64_t(first + i) * groups + (groups > 1 ? j : 0);
-          grid[0][i] = scale[at], grid[1][i] = zero[at];
+          int64_t group = int64_t(first + i) * groups + (groups > 1 ? j : 0);
+          grid[0][i] = scale[group], grid[1][i] = zero[group];
         }
         for (int i = n; i < LANES; i++) grid[0][i] = 1;
-        s = load<Floats>(grid[0]), z = load<Floats>(grid[1]), zeros = round_to_integer(z),
-        part = z - zeros;
+        s = load<Floats>(grid[0]), z = load<Floats>(grid[1]);
+        integer = round_to_integer(z), fraction = z - integer;
       }
       Floats w = load<Floats>(V[j]);
       for (int i = 0; kept && i < n; i++)
         if (!kept[int64_t(first + i) * width + j]) V[j][i] = 0;
-      Floats q = clamp(round_to_integer(load<Floats>(V[j]) / s + part) + zeros, all(0), Q);
+      Floats q = clamp(round_to_integer(load<Floats>(V[j]) / s + fraction) + integer, all(0), Q);
       Floats e = (w - (q - z) * s) / U[j * U_stride + j];
       store(error[j], e);
       for (int l = j + 1; l < width; l++) store(V[l], load<Floats>(V[l]) - e * U[j * U_stride + l]);
@@ -243,10 +243,10 @@ void grid_errors(const float* W, const float* scale, const float* zero, const fl
     for (int g = 0; g < grids; g++) {
       const float *w = W + k * size, *h = weight + k % groups * size;
       float s = scale[g * count + k], z = zero[g * count + k];
-      float zeros = std::rint(z), part = z - zeros;
+      float integer = std::rint(z), fraction = z - integer;
       Floats total = {};
       for (int i = 0; i < size; i += LANES) {
-        Floats v = load_some(w + i, size - i), q = round_to_integer(v / s + part) + zeros;
+        Floats v = load_some(w + i, size - i), q = round_to_integer(v / s + fraction) + integer;
         Floats D = (clamp(q, all(0), all(top)) - z) * s - v;
         total += D * D * load_some(h + i, size - i);
       }

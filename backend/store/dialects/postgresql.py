@@ -106,7 +106,8 @@ class PostgreSQL(Dialect):
         return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock.number))))
 
     def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
-        """Condition with one array: a variable per number would take longer than the query."""
+        """Condition with one array parameter; one parameter per number would be slower than the
+        query."""
         return column == sa.func.any(sa.literal([*numbers], sa.ARRAY(sa.BigInteger)))
 
     def after_migration(self, connection: sa.Connection) -> None:
@@ -187,7 +188,7 @@ def _configure_session(connection: Any, _record: Any) -> None:
 def _unify_connection_errors(context: sa.ExceptionContext) -> None:
     """Turn every error of an unreachable database into an `OperationalError`.
 
-    Drivers report a lost connection and a standby server by several types of errors."""
+    Drivers raise various error types for a lost connection or a standby server."""
     state = getattr(context.original_exception, "sqlstate", None)
     is_away = context.is_disconnect or state == READ_ONLY_STATE
     if is_away and not isinstance(context.sqlalchemy_exception, OperationalError):
