@@ -35,13 +35,14 @@ from jobs.metrics import (
     metric,
     ordered,
 )
+from jobs.profile.kind import NAME as PROFILE
 from jobs.wording import times as times_of
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.pages.help.page import explained
 from ui.pages.run.decoding import drafting
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
-from ui.runs.profiles import perplexity_over_dense
+from ui.runs.profiles import first_to_break, perplexity_over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -132,6 +133,8 @@ def _figure(row: StoredResult | None) -> str:
 
 def finding(job: Job, results: RunResults) -> str:
     """What the run found, in one sentence with its rival; empty before there are results."""
+    if job.kind == PROFILE and (layer := first_to_break(job.run)):
+        return f"{layer} breaks first."
     kind = kind_of(job)
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
