@@ -1,4 +1,4 @@
-"""What a run measured, as HTML: figures of the run, of each stage, and the time of each step; and
+"""Results of a run as HTML: its finding, figures of the run, of each stage, and the time of each step; and
 what its model is worth beside the dense one, as an evaluation found, of which the run is the
 subject or which it is."""
 
@@ -132,7 +132,7 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def finding(job: Job, results: RunResults) -> str:
-    """What the run found, in one sentence with its rival; empty before there are results."""
+    """Finding of the run in one sentence, with its rival; empty before there are results."""
     if job.kind == PROFILE and (layer := first_to_break(job.run)):
         return f"{layer} breaks first."
     kind = kind_of(job)
