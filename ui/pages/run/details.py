@@ -77,8 +77,8 @@ def config_card(job: Job) -> Markup:
 
 
 def plan_card(job: Job) -> Markup:
-    """Operations of a run with their number of layers; the layers by name, except those of the largest part.
-    Empty for a run without a plan, or with one that cannot be read."""
+    """Operations of a run with their layers, those of the largest part not by name. Empty for a run
+    without a plan, or with one that cannot be read."""
     expected, stored = kinds()[job.kind].plan if job.kind in kinds() else None, queries.plan(job.id)
     try:
         parts = expected.model_validate(stored).parts if expected and stored else {}

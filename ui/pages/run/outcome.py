@@ -1,6 +1,5 @@
-"""Results of a run as HTML: its finding, figures of the run, of each stage, and the time of each step; and
-what its model is worth beside the dense one, as an evaluation found, of which the run is the
-subject or which it is."""
+"""Results of a run as HTML: its finding, its figures and those of each stage, the time of each
+step, and the findings of its newest evaluation."""
 
 import re
 from collections.abc import Callable
@@ -181,7 +180,7 @@ def certainty(job: Job, results: RunResults) -> Markup:
 
 
 def _figures(results: RunResults) -> dict[str, str]:
-    """Of the run as a whole, and of the kept stage alone. Size is told beside that before."""
+    """Figures of the run as a whole and of its kept stage; sizes stand in `_sizes`."""
     pairs = {}
     for name, row in results.run_level.items():
         value = format_value(metric(name), row.value)
