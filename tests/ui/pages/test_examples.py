@@ -69,7 +69,7 @@ SAID = (  # run, stage, metric, and the places where pages say it
     ("sds-example-2", "sds", "perplexity", r"SDS reaches perplexity (\S+),"),
     ("sds-example-2", "sds", "perplexity", r"\(SDS\) kept (\S+)"),
     ("sds-example-2", "control", "perplexity", r"its control at (\S+);"),
-    ("benchmark-example", "lookup", "speed_up", r"[Pp]rompt lookup (\S+) ×"),
+    ("benchmark-example", "lookup", "speed_up", r"[:;] [Pp]rompt lookup (\S+) ×"),
     ("benchmark-example", "lookup", "speed_up", r"(\S+) × with prompt lookup"),
     ("benchmark-example", "amphista-example", "speed_up", r"[Mm]easured:? (\S+) ×"),
     ("benchmark-example", "amphista-example", "speed_up", r"(\S+) × the speed .{12,20}; prompt"),

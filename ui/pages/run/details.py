@@ -1,4 +1,4 @@
-"""What is known of a run besides its figures, as HTML: settings, texts, environment, attempts,
+"""Facts of a run besides its figures, as HTML: settings, texts, environment, attempts,
 reproductions; where its model came from and what was made of it; and what it left: disk space,
 folders and files, how a model is loaded, what can be downloaded. What is missing is left out."""
 
@@ -76,8 +76,8 @@ def config_card(job: Job) -> Markup:
 
 
 def plan_card(job: Job) -> Markup:
-    """What the run does to how many layers; the layers by name, except those of the largest part.
-    Empty for a run without a plan, or with one that cannot be read."""
+    """Operations of a run with their layers, those of the largest part not by name. Empty for a run
+    without a plan, or with one that cannot be read."""
     expected, stored = kinds()[job.kind].plan if job.kind in kinds() else None, queries.plan(job.id)
     try:
         parts = expected.model_validate(stored).parts if expected and stored else {}

@@ -1,6 +1,5 @@
-"""What a run measured, as HTML: figures of the run, of each stage, and the time of each step; and
-what its model is worth beside the dense one, as an evaluation found, of which the run is the
-subject or which it is."""
+"""Results of a run as HTML: its finding, its figures and those of each stage, the time of each
+step, and the findings of its newest evaluation."""
 
 import re
 from collections.abc import Callable
@@ -35,13 +34,14 @@ from jobs.metrics import (
     metric,
     ordered,
 )
+from jobs.profile.kind import NAME as PROFILE
 from jobs.wording import times as times_of
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.help import explained
 from ui.pages.run.decoding import drafting
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
-from ui.runs.profiles import perplexity_over_dense
+from ui.runs.profiles import first_to_break, perplexity_over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -131,7 +131,9 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def finding(job: Job, results: RunResults) -> str:
-    """What the run found, in one sentence with its rival; empty before there are results."""
+    """Finding of the run in one sentence, with its rival; empty before there are results."""
+    if job.kind == PROFILE and (layer := first_to_break(job.run)):
+        return f"{layer} breaks first."
     kind = kind_of(job)
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
@@ -178,7 +180,7 @@ def certainty(job: Job, results: RunResults) -> Markup:
 
 
 def _figures(results: RunResults) -> dict[str, str]:
-    """Of the run as a whole, and of the kept stage alone. Size is told beside that before."""
+    """Figures of the run as a whole and of its kept stage; sizes stand in `_sizes`."""
     pairs = {}
     for name, row in results.run_level.items():
         value = format_value(metric(name), row.value)

@@ -90,7 +90,7 @@ TABS = {  # those without content are hidden
 STAGES = Panel(
     "stages",
     "Perplexity by stage",
-    "How much perplexity does each stage cost, and how much does it win back?",
+    "How much perplexity does each stage cost?",
     280,
 )
 WEIGHTS = Panel(
