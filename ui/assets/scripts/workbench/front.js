@@ -266,8 +266,10 @@ export class FrontPanel {
   /** @param {View} view @param {Totals} totals of what is shown @param {Known} known @param {number} height */
   draw(view, totals, known, height) {
     const { predictions, model } = view;
-    const measured = known.ratio !== undefined;
-    const ratio = known.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss));
+    const measured = known.ratio !== undefined && known.exactly !== false;
+    const predicted = totals.unknown ? NaN : Math.exp(totals.loss);
+    const isPreview = known.exactly === false && Number.isFinite(predicted); // the prediction is nearer to a run
+    const ratio = isPreview ? predicted : (known.ratio ?? predicted);
     const { nbytes } = predictions.totals(view.dense);
     if (this.view !== view) {
       this.uniform = this.#uniform(view);

@@ -165,9 +165,12 @@ export class Measured {
 
   /** @param {View} view @param {Known} known @returns {Reading} */
   #live(view, { ratio, low, high, tokens = 0, context = 0, exactly }) {
-    const { pruner, quantizer } = view.now;
-    const isRounded = !view.isInstant("quantizer");
-    const slow = [view.isInstant("pruner") ? "" : pruner, isRounded ? quantizer : ""];
+    const isPruned = view.formats.some(({ pattern }) => pattern);
+    const isRounded = view.formats.some(({ width }) => width);
+    const slow = [
+      isPruned && !view.isInstant("pruner") ? view.now.pruner : "",
+      isRounded && !view.isInstant("quantizer") ? view.now.quantizer : "",
+    ];
     if (ratio === undefined) {
       const details = [view.model.live.why ? "needs the live model" : ""];
       return { value: "–", details, how: "" };
