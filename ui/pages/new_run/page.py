@@ -1,8 +1,8 @@
 """New run: compose a run, a sweep or a pipeline, see its plan, and add it to the queue.
 
-composition   what the form holds; addresses
-form    fields of a step
-plan    the plan as a picture
+composition   contents of the form; addresses
+form          fields of a step
+plan          the plan as a picture
 
 The browser sends the composition whenever it changes, and gets the parts of the page that differ.
 """
