@@ -1,4 +1,4 @@
-"""New run: drafts and their addresses, the form, the plan, the shell command, and queueing."""
+"""New run: compositions and their addresses, form, plan, shell command, and queueing."""
 
 import json
 import shlex
@@ -27,9 +27,9 @@ from tests.ui.lab import GUEST, asked
 from tests.ui.visits import OTHER, Visit
 from ui.frame import VERSION, current_user
 from ui.pages.new_run import page, plan
-from ui.pages.new_run.draft import (
+from ui.pages.new_run.composition import (
     MAX_ADDRESS,
-    Draft,
+    Composition,
     change,
     label_of,
     preset_of,
@@ -60,19 +60,19 @@ def host(seeded: Settings) -> Actor:
     return current_user(asked())
 
 
-def draft_at(query: str) -> Draft:
-    draft, unfilled = read_address(query)
+def composition_at(query: str) -> Composition:
+    composition, unfilled = read_address(query)
     assert unfilled == []
-    return draft
+    return composition
 
 
 def answer(user: Actor, query: str, action: str = "", value: str = "") -> dict[str, Any]:
-    """The answer to a draft, or to a pressed button."""
-    return page.reply(user, message(draft_at(query), action=action, value=value))
+    """The answer to a composition, or to a pressed button."""
+    return page.reply(user, message(composition_at(query), action=action, value=value))
 
 
-def message(draft: Draft, **values: str) -> dict[str, Any]:
-    return {"version": VERSION, "draft": draft.model_dump(), **values}
+def message(composition: Composition, **values: str) -> dict[str, Any]:
+    return {"version": VERSION, "composition": composition.model_dump(), **values}
 
 
 def arrival(user: Actor, query: str) -> dict[str, Any]:
@@ -89,18 +89,18 @@ def shown_messages(parts: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize("kind", kinds().values(), ids=kinds())
 def test_an_address_fills_every_field_and_is_written_again(kind: Kind) -> None:
     given = {name: f"{name} = *, %&?" for name in kind.config.model_fields}
-    draft = draft_at(f"?kind={kind.name}&name=mine&{urlencode(given)}")
-    assert draft.steps[0].values == given and draft.name == "mine"
-    assert draft_at(draft.address()) == draft
+    composition = composition_at(f"?kind={kind.name}&name=mine&{urlencode(given)}")
+    assert composition.steps[0].values == given and composition.name == "mine"
+    assert composition_at(composition.address()) == composition
 
 
 @pytest.mark.parametrize(("kind", "recipe", "preset"), OPTIONS)
 def test_recipes_are_recognized_and_the_shell_command_queues_the_same(
     seeded: Settings, monkeypatch: pytest.MonkeyPatch, kind: Kind, recipe: str, preset: str
 ) -> None:
-    draft = change(draft_at(f"?kind={kind.name}"), "recipe", recipe)
-    draft = draft_at(change(draft, "preset", preset).address())
-    (step,) = draft.steps
+    composition = change(composition_at(f"?kind={kind.name}"), "recipe", recipe)
+    composition = composition_at(change(composition, "preset", preset).address())
+    (step,) = composition.steps
     assert (recipe_of(step), preset_of(step)) == (recipe, preset)
     queued: list[Any] = []
 
@@ -115,7 +115,7 @@ def test_recipes_are_recognized_and_the_shell_command_queues_the_same(
     monkeypatch.setattr(sweep.SweepPlan, "queue", record)
     monkeypatch.setattr(sweep.SweepPlan, "warnings", ())
     monkeypatch.setattr(sweep, "plan", unchecked)
-    words = shlex.split(plan.command(draft))
+    words = shlex.split(plan.command(composition))
     assert words[:3] == ["slimscope", "submit", kind.name]
     with pytest.raises(ConfigError, match="Not queued"):
         command_for(_operation(kind)).main(words[3:], standalone_mode=False)
@@ -125,36 +125,36 @@ def test_recipes_are_recognized_and_the_shell_command_queues_the_same(
 def test_the_shell_command_of_a_pipeline_queues_the_same(
     host: Actor, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    draft, read = draft_at(PIPELINE), list[pipeline.Pipeline]()
+    composition, read = composition_at(PIPELINE), list[pipeline.Pipeline]()
     monkeypatch.setattr(pipeline, "queue", lambda found, *_, **__: read.append(found) or [])
-    _, _, text, pipe, *words = shlex.split(plan.command(draft))
+    _, _, text, pipe, *words = shlex.split(plan.command(composition))
     (tmp_path / "file").write_text(text)
     with (tmp_path / "file").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         assert [pipe, *words] == ["|", "slimscope", "pipeline", "-"]
         command_for(OPERATIONS["pipeline"]).main(["-"], standalone_mode=False)
-    assert read == [pipeline.of_document(draft.document())]
+    assert read == [pipeline.of_document(composition.document())]
 
 
 def test_the_map_of_formats_arrives_and_is_queued(host: Actor) -> None:
     overrides = json.dumps(MAP, separators=(",", ":"))
     query = urlencode({"kind": "dlqat", "overrides": overrides, "stages": '["gptq"]'})
-    draft = draft_at(f"?{query}&{TOY}")
-    assert label_of(draft.shown) == "GPTQ"  # nothing is trained
-    said = answer(host, draft.address(), "queue")["parts"]["new-said"]
+    composition = composition_at(f"?{query}&{TOY}")
+    assert label_of(composition.shown) == "GPTQ"  # nothing is trained
+    said = answer(host, composition.address(), "queue")["parts"]["new-said"]
     job = queries.jobs()[0]
     assert f'href="run?id={job.run}"' in said
     assert job.config["overrides"] == ", ".join(f"{name}={form}" for name, form in MAP.items())
-    picture = plan.layer_map(plan.planned(draft)[0].plan.estimates[0].plan)  # type: ignore[union-attr]
+    picture = plan.layer_map(plan.planned(composition)[0].plan.estimates[0].plan)  # type: ignore[union-attr]
     assert picture and {"8 bits in groups of 64", "3 bits in groups of 64"} <= {
         label for _, label, _ in picture.legend
     }
 
 
 def test_a_pipeline_with_several_values_is_planned_and_queued(host: Actor) -> None:
-    draft, before = draft_at(PIPELINE), len(queries.jobs())
-    assert draft_at(draft.address()) == draft
-    assert [step.runs for step in plan.planned(draft)] == [1, 2]
+    composition, before = composition_at(PIPELINE), len(queries.jobs())
+    assert composition_at(composition.address()) == composition
+    assert [step.runs for step in plan.planned(composition)] == [1, 2]
     assert "3 runs" in arrival(host, PIPELINE)["parts"]["new-add"]
     assert "3 runs were added" in answer(host, PIPELINE, "queue")["parts"]["new-said"]
     jobs = queries.jobs()[: len(queries.jobs()) - before]
@@ -163,14 +163,14 @@ def test_a_pipeline_with_several_values_is_planned_and_queued(host: Actor) -> No
 
 
 def test_a_run_is_opened_again(host: Actor) -> None:
-    draft = draft_at("?from=sds-0001")
-    values = draft.shown.values
-    assert (values["base"], values["model"], draft.name) == (
+    composition = composition_at("?from=sds-0001")
+    values = composition.shown.values
+    assert (values["base"], values["model"], composition.name) == (
         "magnitude",
         "toy",
         queries.job(1).name,
     )
-    assert draft_at("?kind=dlqat&from=sds-0001").shown.kind == "sds"
+    assert composition_at("?kind=dlqat&from=sds-0001").shown.kind == "sds"
 
 
 @pytest.mark.parametrize(
@@ -205,35 +205,35 @@ def test_what_an_address_cannot_fill_is_said_and_the_form_is_there(host: Actor, 
     said = reply["parts"]["new-said"]
     assert "was not filled in" in said and len(said) < 60_000
     assert "<img" not in json.dumps(reply) and "${" not in said
-    assert reply["parts"]["new-form"] and len(reply["draft"]["steps"]) <= pipeline.MAX_STEPS
+    assert reply["parts"]["new-form"] and len(reply["composition"]["steps"]) <= pipeline.MAX_STEPS
 
 
 @given(st.text(max_size=300) | st.lists(st.sampled_from('{}[]":,&=%25step sds01')).map("".join))
 def test_any_address_is_read(query: str) -> None:
     for prefix in ("", "step=", "overrides=", "kind=dlqat&stages="):
-        draft, _ = read_address(prefix + query)
-        assert read_address(draft.address())[0] == draft
+        composition, _ = read_address(prefix + query)
+        assert read_address(composition.address())[0] == composition
 
 
 # the form -----------------------------------------------------------------------------------------
 
 
-def test_buttons_change_the_draft() -> None:
-    draft = change(draft_at("?kind=sds&model=toy"), "add", "dlqat")
-    assert draft.at == 1 and draft.model == "toy" and draft.shown.values == {}
-    draft = change(draft, "several", "bits")
-    assert draft.shown.several == {"bits": "3"}
-    draft.shown.several["bits"] = "4, 5"
-    assert change(draft, "single", "bits").shown.values == {"bits": "4"}
-    swept = change(draft, "several", "model")
+def test_buttons_change_the_composition() -> None:
+    composition = change(composition_at("?kind=sds&model=toy"), "add", "dlqat")
+    assert composition.at == 1 and composition.model == "toy" and composition.shown.values == {}
+    composition = change(composition, "several", "bits")
+    assert composition.shown.several == {"bits": "3"}
+    composition.shown.several["bits"] = "4, 5"
+    assert change(composition, "single", "bits").shown.values == {"bits": "4"}
+    swept = change(composition, "several", "model")
     assert swept.steps[0].several == {"model": "toy"}
-    assert change(swept, "single", "model") == draft
-    assert change(draft, "step", "0").shown.kind == "sds"
-    draft = change(change(draft, "step", "0"), "remove", "")
-    assert (draft.shown.kind, draft.model) == ("dlqat", "toy")
-    assert change(draft, "kind", "evaluation").shown.values == {"model": "toy"}
-    assert change(draft, "remove", "") == draft
-    chosen = change(draft, "pipeline", "prune, quantize, draft")
+    assert change(swept, "single", "model") == composition
+    assert change(composition, "step", "0").shown.kind == "sds"
+    composition = change(change(composition, "step", "0"), "remove", "")
+    assert (composition.shown.kind, composition.model) == ("dlqat", "toy")
+    assert change(composition, "kind", "evaluation").shown.values == {"model": "toy"}
+    assert change(composition, "remove", "") == composition
+    chosen = change(composition, "pipeline", "prune, quantize, draft")
     assert len(chosen.steps) == 6 and chosen.model == "toy"
     assert chosen.steps[1].values["segments"] == "12"  # of the preset
 
@@ -254,7 +254,7 @@ def test_buttons_change_the_draft() -> None:
     ],
 )
 def test_a_step_is_called_what_it_does(query: str, label: str) -> None:
-    assert label_of(draft_at(query).shown) == label
+    assert label_of(composition_at(query).shown) == label
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_an_error_in_another_step_is_named_in_the_plan(host: Actor) -> None:
     address = PIPELINE.replace("50%25", "5:3")
     parts = arrival(host, address)["parts"]
     assert shown_messages(parts) == {"message-pattern"} and "Step 1 cannot run" in parts["new-plan"]
-    draft = draft_at(address).model_copy(update={"at": 1})
-    parts = page.reply(host, message(draft))["parts"]
+    composition = composition_at(address).model_copy(update={"at": 1})
+    parts = page.reply(host, message(composition))["parts"]
     assert shown_messages(parts) == set() and "Step 1 cannot run" in parts["new-plan"]
 
 
@@ -326,7 +326,7 @@ def test_a_sweep_is_counted_and_queued(host: Actor) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 60.0, 1e9])
 def test_bars_stay_on_their_axis(host: Actor, seconds: float) -> None:
     assert 0 <= plan.time_position(seconds) <= 1
-    found = plan.bars(plan.planned(draft_at(PIPELINE)))
+    found = plan.bars(plan.planned(composition_at(PIPELINE)))
     assert all(0 <= bar.start <= bar.end <= 1 for bar in found)
 
 
@@ -349,7 +349,7 @@ def test_guests_who_may_add_runs_add_single_ones(open_to_guests: Visit) -> None:
     browser = open_to_guests(OTHER)
     browser.get("/new-run")  # sets the cookie
     for query, is_added in ((f"kind=sds&{TOY}&threads=1", True), (PIPELINE[1:], False)):
-        body = message(draft_at(query), action="queue")
+        body = message(composition_at(query), action="queue")
         parts = browser.post(page.PATH, json=body).json()["parts"]
         assert ("was added" in parts["new-said"]) == is_added
     assert "disabled" in parts["new-add"]
@@ -360,19 +360,22 @@ def test_guests_who_may_add_runs_add_single_ones(open_to_guests: Visit) -> None:
     [
         {},
         [],
-        {"draft": 1},
-        {"draft": {"steps": []}},
-        {"draft": {"steps": [{"kind": "spd"}]}},
-        {"draft": {"steps": [{"kind": "sds"}], "at": 9}},
-        {"draft": {"steps": [{"kind": "sds"}] * 99}},
-        {"draft": {"steps": [{"kind": "sds", "values": {"pattern": {}}}]}},
-        {"draft": {"steps": [{"kind": "sds", "bogus": 1}]}},
-        {"draft": {"steps": [{"kind": "sds"}]}, "action": "kind", "value": "spd"},
-        {"draft": {"steps": [{"kind": "sds"}]}, "action": "pipeline", "value": HOSTILE},
-        {"draft": {"steps": [{"kind": "sds"}]}, "action": "x" * 99},
-        {"draft": {"steps": [{"kind": "sds", "values": {HOSTILE: HOSTILE}}]}, "action": "queue"},
-        {"draft": {"steps": [{"kind": "sds", "several": {"bogus": "1", "model": '"'}}]}},
-        {"draft": {"steps": [{"kind": "sds", "several": {"seed": ","}}]}, "action": "single"},
+        {"composition": 1},
+        {"composition": {"steps": []}},
+        {"composition": {"steps": [{"kind": "spd"}]}},
+        {"composition": {"steps": [{"kind": "sds"}], "at": 9}},
+        {"composition": {"steps": [{"kind": "sds"}] * 99}},
+        {"composition": {"steps": [{"kind": "sds", "values": {"pattern": {}}}]}},
+        {"composition": {"steps": [{"kind": "sds", "bogus": 1}]}},
+        {"composition": {"steps": [{"kind": "sds"}]}, "action": "kind", "value": "spd"},
+        {"composition": {"steps": [{"kind": "sds"}]}, "action": "pipeline", "value": HOSTILE},
+        {"composition": {"steps": [{"kind": "sds"}]}, "action": "x" * 99},
+        {
+            "composition": {"steps": [{"kind": "sds", "values": {HOSTILE: HOSTILE}}]},
+            "action": "queue",
+        },
+        {"composition": {"steps": [{"kind": "sds", "several": {"bogus": "1", "model": '"'}}]}},
+        {"composition": {"steps": [{"kind": "sds", "several": {"seed": ","}}]}, "action": "single"},
         {"address": HOSTILE, "bogus": 1},
         {"address": "", "version": "0.0.1"},
     ],

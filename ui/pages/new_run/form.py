@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 
 from backend.models.layer_names import read_names
 from jobs.fields.types import holds_list, options
-from ui.pages.new_run.draft import MODEL, DraftStep, preset_of, recipe_of
+from ui.pages.new_run.composition import MODEL, ComposedStep, preset_of, recipe_of
 from ui.runs.choices import CHOICES
 from ui.widgets.config_form import advanced, as_text, extra, sections, title
 from ui.widgets.dropdown import Choices
@@ -41,7 +41,7 @@ class FieldView(NamedTuple):
     changed: bool
 
 
-def field_view(step: DraftStep, name: str) -> FieldView:
+def field_view(step: ComposedStep, name: str) -> FieldView:
     """A field of a step."""
     info = step.spec.config.model_fields[name]
     text = step.several.get(name, step.text(name))
@@ -65,7 +65,7 @@ def source_of(name: str, info: FieldInfo) -> str:
     return str(extra(info).get("choices", name))
 
 
-def _control(step: DraftStep, name: str, text: str) -> tuple[str, Choices]:
+def _control(step: ComposedStep, name: str, text: str) -> tuple[str, Choices]:
     """The control of a field, and its choices."""
     info = step.spec.config.model_fields[name]
     allowed = options(info.annotation)
@@ -90,7 +90,7 @@ def _control(step: DraftStep, name: str, text: str) -> tuple[str, Choices]:
     return ("number" if info.annotation in (int, float) else "text"), examples
 
 
-def key_fields(step: DraftStep) -> list[FieldView]:
+def key_fields(step: ComposedStep) -> list[FieldView]:
     """The key fields, and all fields that neither recipe nor preset has set; without the model."""
     kind = step.spec
     explained = {MODEL, *kind.main_fields}
@@ -101,7 +101,7 @@ def key_fields(step: DraftStep) -> list[FieldView]:
     return [field_view(step, name) for name in (*kind.main_fields, *given) if name in fields]
 
 
-def other_fields(step: DraftStep, above: Sequence[FieldView]) -> dict[str, list[FieldView]]:
+def other_fields(step: ComposedStep, above: Sequence[FieldView]) -> dict[str, list[FieldView]]:
     """All other fields by heading; advanced ones come last."""
     fields = step.spec.config.model_fields
     hidden = {MODEL, *(view.name for view in above)}

@@ -1,10 +1,10 @@
 """New run: compose a run, a sweep or a pipeline, see its plan, and add it to the queue.
 
-draft   what the form holds; addresses
-form    fields of a step
-plan    the plan as a picture
+composition   contents of the form; addresses
+form          fields of a step
+plan          the plan as a picture
 
-The browser sends the draft whenever it changes, and gets the parts of the page that differ.
+The browser sends the composition whenever it changes, and gets the parts of the page that differ.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ from ui.api_errors import error_response
 from ui.format import href, runs
 from ui.frame import VERSION, Page
 from ui.pages.new_run import plan
-from ui.pages.new_run.draft import (
+from ui.pages.new_run.composition import (
     MODEL,
-    Draft,
+    Composition,
     Unfilled,
     change,
     preset_of,
@@ -60,7 +60,7 @@ class FormMessage(BaseModel):
     Attributes:
         version: version of the page.
         address: query of the address, on arrival.
-        draft: what the form holds.
+        composition: what the form holds.
         action: button that was pressed; empty if a field was changed.
         value: value of the button.
     """
@@ -69,13 +69,13 @@ class FormMessage(BaseModel):
 
     version: str = Field(max_length=40)
     address: str | None = None
-    draft: Draft | None = None
+    composition: Composition | None = None
     action: str = Field("", max_length=20)
     value: str = Field("", max_length=200)
 
 
 async def endpoint(request: Request) -> Response:
-    """Answer a message with the draft and the parts of the page that it changes."""
+    """Answer a message with the composition and the parts of the page that it changes."""
     body = await request.json()
     try:
         answer = await run_in_threadpool(reply, current_user(request), body)
@@ -96,39 +96,39 @@ def reply(user: Actor, body: Any) -> dict[str, Any]:
         what = "The dashboard has changed since this page was opened."
         raise ConfigError(what, "", "Reload the page.")
     unfilled: list[Unfilled] = []
-    draft, parts = message.draft, Parts()
-    if draft is None:
-        draft, unfilled = read_address(message.address or "")
+    composition, parts = message.composition, Parts()
+    if composition is None:
+        composition, unfilled = read_address(message.address or "")
         parts["new-said"] = HTML.unfilled(unfilled) if unfilled else Markup()
     elif message.action == QUEUE:
-        parts["new-said"] = add(draft, user)
+        parts["new-said"] = add(composition, user)
     elif message.action:
-        draft = change(draft, message.action, message.value)
-    if message.draft is None or message.action not in ("", QUEUE):
-        parts["new-form"] = form_html(draft)
-    parts |= preview(draft, user)
-    query = draft.address()
+        composition = change(composition, message.action, message.value)
+    if message.composition is None or message.action not in ("", QUEUE):
+        parts["new-form"] = form_html(composition)
+    parts |= preview(composition, user)
+    query = composition.address()
     return {
-        "draft": draft.model_dump(),
+        "composition": composition.model_dump(),
         "address": f"{ADDRESS}?{query}" if len(query) <= MAX_KEPT else ADDRESS,
         "parts": parts,
     }
 
 
-def form_html(draft: Draft) -> Markup:
+def form_html(composition: Composition) -> Markup:
     """The form of the shown step."""
-    first = draft.steps[0]
-    model = field_view(first, MODEL) if draft.model else None
-    above = key_fields(draft.shown)
-    below = other_fields(draft.shown, above)
-    return HTML.form(draft, model, kinds(), pipeline.PRESETS, above, below)
+    first = composition.steps[0]
+    model = field_view(first, MODEL) if composition.model else None
+    above = key_fields(composition.shown)
+    below = other_fields(composition.shown, above)
+    return HTML.form(composition, model, kinds(), pipeline.PRESETS, above, below)
 
 
-def preview(draft: Draft, user: Actor) -> Parts:
+def preview(composition: Composition, user: Actor) -> Parts:
     """Steps, recipes, messages and plan, within the limits of the user. Guests who may not add runs
     get the command only: no model is looked up."""
     off = permissions.may_not_add(user) or (
-        permissions.may_not_change(user) if len(draft.steps) > 1 else ""
+        permissions.may_not_change(user) if len(composition.steps) > 1 else ""
     )
     limit: SlimscopeError | None = None
     steps: list[plan.PlannedStep] = []
@@ -136,38 +136,38 @@ def preview(draft: Draft, user: Actor) -> Parts:
         try:
             gate.previews.spend(user)
             service.expect_run(user)
-            steps = plan.planned(draft)
+            steps = plan.planned(composition)
         except RateLimitError as error:
             limit = error
     is_planned = bool(steps)
-    steps = steps or [plan.PlannedStep(step) for step in draft.steps]
+    steps = steps or [plan.PlannedStep(step) for step in composition.steps]
     return {
-        "new-steps": HTML.steps(steps, draft.at, kinds(), pipeline.MAX_STEPS),
+        "new-steps": HTML.steps(steps, composition.at, kinds(), pipeline.MAX_STEPS),
         "new-add": HTML.add(sum(step.runs for step in steps), off),
-        **options_html(draft, is_planned),
-        **messages(draft, steps[draft.at]),
-        "new-plan": plan_html(draft, steps, is_planned, limit),
+        **options_html(composition, is_planned),
+        **messages(composition, steps[composition.at]),
+        "new-plan": plan_html(composition, steps, is_planned, limit),
     }
 
 
-def options_html(draft: Draft, with_prices: bool) -> Parts:
+def options_html(composition: Composition, with_prices: bool) -> Parts:
     """Recipes and presets of the shown step with their times and sizes."""
-    step, parts = draft.shown, Parts()
+    step, parts = composition.shown, Parts()
     offered = {"recipe": step.spec.recipes, "preset": step.spec.presets}
     chosen = {"recipe": recipe_of(step), "preset": preset_of(step)}
     for group, options in offered.items():
-        prices = {x: plan.price(draft, options, x) if with_prices else "" for x in options}
+        prices = {x: plan.price(composition, options, x) if with_prices else "" for x in options}
         parts[f"new-{group}s"] = HTML.options(group, prices, chosen[group], step.spec.notes)
     return parts
 
 
-def messages(draft: Draft, step: plan.PlannedStep) -> Parts:
+def messages(composition: Composition, step: plan.PlannedStep) -> Parts:
     """The error or warning of each field of the shown step, and of the model."""
     error = step.error
     errors = {item.field: item for item in (error, *error.others)} if error else {}
     warnings = step.plan.estimate.field_warnings if step.plan else {}
     parts = Parts()
-    for name in {MODEL, *draft.shown.spec.config.model_fields}:
+    for name in {MODEL, *composition.shown.spec.config.model_fields}:
         html = FIELDS.field_error(errors[name]) if name in errors else Markup()
         if not html and name in warnings:
             html = FIELDS.field_warning(warnings[name])
@@ -176,16 +176,19 @@ def messages(draft: Draft, step: plan.PlannedStep) -> Parts:
 
 
 def plan_html(
-    draft: Draft, steps: list[plan.PlannedStep], is_planned: bool, limit: SlimscopeError | None
+    composition: Composition,
+    steps: list[plan.PlannedStep],
+    is_planned: bool,
+    limit: SlimscopeError | None,
 ) -> Markup:
     """The plan as a picture, or the reason why there is none, and the command."""
-    command, refused = plan.command(draft), plan.first_error(steps)
+    command, refused = plan.command(composition), plan.first_error(steps)
     if not is_planned:
         return HTML.plan(command, error=limit)
     if refused:
         return HTML.refused(command, *refused, len(steps))
     maps = [plan.layer_map(step.plan.estimate.plan) if step.plan else None for step in steps]
-    title, note = plan.source_of(draft)
+    title, note = plan.source_of(composition)
     picture = HTML.picture(title, [*zip(steps, maps, strict=True)])
     return HTML.plan(
         command,
@@ -200,28 +203,28 @@ def plan_html(
     )
 
 
-def add(draft: Draft, user: Actor) -> Markup:
-    """Add the runs of a draft to the queue; a message that says so, or what is wrong."""
+def add(composition: Composition, user: Actor) -> Markup:
+    """Add the runs of a composition to the queue; a message that says so, or what is wrong."""
     try:
-        jobs = enqueue(draft, user)
+        jobs = enqueue(composition, user)
     except SlimscopeError as error:
         return problem(error)
-    return HTML.added(jobs, scheduling.status().position(jobs[0].id), links(draft, jobs))
+    return HTML.added(jobs, scheduling.status().position(jobs[0].id), links(composition, jobs))
 
 
-def enqueue(draft: Draft, user: Actor) -> list[Job]:
-    """Queue the runs of a draft. Raises the errors of `sweep.queue` and `pipeline.queue`."""
-    if len(draft.steps) > 1:
-        return pipeline.queue(pipeline.of_document(draft.document()), user)
-    (step,) = draft.steps
+def enqueue(composition: Composition, user: Actor) -> list[Job]:
+    """Queue the runs of a composition. Raises the errors of `sweep.queue` and `pipeline.queue`."""
+    if len(composition.steps) > 1:
+        return pipeline.queue(pipeline.of_document(composition.document()), user)
+    (step,) = composition.steps
     several = sweep.read(step.kind, step.several.items())
-    return sweep.queue(step.kind, step.values, several, user, name=draft.name)
+    return sweep.queue(step.kind, step.values, several, user, name=composition.name)
 
 
-def links(draft: Draft, jobs: list[Job]) -> Mapping[str, str]:
+def links(composition: Composition, jobs: list[Job]) -> Mapping[str, str]:
     """Links to the runs that were added."""
     first = jobs[0].run
-    if len(jobs) > 1 and len(draft.steps) == 1:
+    if len(jobs) > 1 and len(composition.steps) == 1:
         return {"Open the sweep": href("runs", q=f"sweep={first}", open=first)}
     return {f"Open {first}": href("run", id=first)}
 

@@ -1,5 +1,5 @@
-"""The plan of a draft as a picture: the model, each step with its map of formats, time, sizes,
-memory and disk; and the command that queues the same runs."""
+"""The plan of a composition as a picture: the model, each step with its map of formats, time,
+sizes, memory and disk; and the command that queues the same runs."""
 
 import json
 import math
@@ -27,7 +27,14 @@ from jobs.kind import Estimate
 from jobs.sweep import SweepPlan
 from ui.charts.heatmap import in_order
 from ui.format import short_count, size, time_range
-from ui.pages.new_run.draft import MODEL, Draft, DraftStep, Options, label_of, with_option
+from ui.pages.new_run.composition import (
+    MODEL,
+    ComposedStep,
+    Composition,
+    Options,
+    label_of,
+    with_option,
+)
 from ui.runs.results import size_before, size_saved
 
 MAX_LINKS = 3  # to runs of the same config
@@ -37,13 +44,13 @@ TICKS = {"1 min": 60, "1 h": 3600, "1 day": 86_400}
 
 @dataclass
 class PlannedStep:
-    """A step of a draft with its plan, or the reason why it cannot run.
+    """A step of a composition with its plan, or the reason why it cannot run.
 
     Attributes:
         runs: number of its runs, on the results of all runs of the step before.
     """
 
-    step: DraftStep
+    step: ComposedStep
     plan: SweepPlan | None = None
     error: SlimscopeError | None = None
     runs: int = 0
@@ -68,14 +75,14 @@ class PlannedStep:
         return time_range(*self.seconds) if self.plan else ""
 
 
-def planned(draft: Draft) -> list[PlannedStep]:
+def planned(composition: Composition) -> list[PlannedStep]:
     """Plan every step; a step after an invalid one is planned, too."""
     steps, branches, runs = list[PlannedStep](), 1, 0
-    for number, step in enumerate(draft.steps):
+    for number, step in enumerate(composition.steps):
         each = PlannedStep(step)
         steps.append(each)
         try:
-            each.plan = _plan(draft, number)
+            each.plan = _plan(composition, number)
             branches *= len(each.plan.configs)
             runs += branches
             each.runs = branches
@@ -85,19 +92,19 @@ def planned(draft: Draft) -> list[PlannedStep]:
     return steps
 
 
-def _plan(draft: Draft, number: int) -> SweepPlan:
-    step = draft.steps[number]
+def _plan(composition: Composition, number: int) -> SweepPlan:
+    step = composition.steps[number]
     several = sweep.read(step.kind, step.several.items())
-    if len(draft.steps) == 1:
+    if len(composition.steps) == 1:
         return sweep.plan(step.kind, step.values, several)
     values = {name: text for name, text in step.values.items() if name != MODEL}
-    return pipeline.plan_step(pipeline.Step(step.kind, "", values, several), draft.model)
+    return pipeline.plan_step(pipeline.Step(step.kind, "", values, several), composition.model)
 
 
-def price(draft: Draft, options: Options, name: str) -> str:
+def price(composition: Composition, options: Options, name: str) -> str:
     """Time and saved size with a recipe or preset in the shown step; empty if it cannot run."""
-    step = with_option(draft.shown, options, name)
-    model = {MODEL: draft.model} if MODEL in step.spec.config.model_fields else {}
+    step = with_option(composition.shown, options, name)
+    model = {MODEL: composition.model} if MODEL in step.spec.config.model_fields else {}
     try:
         cost = sweep.plan(step.kind, {**step.values, **model}, {}).estimate
     except SlimscopeError:
@@ -106,12 +113,12 @@ def price(draft: Draft, options: Options, name: str) -> str:
     return f"{time_range(cost.low, cost.high)}{saved}"
 
 
-def command(draft: Draft) -> str:
-    """The shell command that queues the runs of a draft."""
-    if len(draft.steps) > 1:
-        text = json.dumps(draft.document(), ensure_ascii=False)
+def command(composition: Composition) -> str:
+    """The shell command that queues the runs of a composition."""
+    if len(composition.steps) > 1:
+        text = json.dumps(composition.document(), ensure_ascii=False)
         return f"printf '%s' {shlex.quote(text)} | slimscope pipeline -"
-    (step,) = draft.steps
+    (step,) = composition.steps
     values: Mapping[str, Any] = step.values
     try:
         several = sweep.read(step.kind, step.several.items())
@@ -196,7 +203,7 @@ class Bar(NamedTuple):
 
 
 def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
-    """Time, size before and after, memory and disk of a valid draft."""
+    """Time, size before and after, memory and disk of a valid composition."""
     costs = [step.plan.estimate for step in steps if step.plan]
     low, high = (sum(step.seconds[i] for step in steps) for i in (0, 1))
     found = [Bar("Time", time_range(low, high), time_position(low), time_position(high))]
@@ -237,12 +244,12 @@ def ticks() -> dict[str, float]:
     return {label: time_position(seconds) for label, seconds in TICKS.items()}
 
 
-def source_of(draft: Draft) -> tuple[str, str]:
+def source_of(composition: Composition) -> tuple[str, str]:
     """Title and size of the model, and the note of the catalog."""
     try:
-        facts = resolve_model(draft.model, reads=False).facts
+        facts = resolve_model(composition.model, reads=False).facts
     except SlimscopeError:  # the kind says why
-        return draft.model, ""
+        return composition.model, ""
     shape = f"{short_count(facts.parameters)} parameters, {facts.blocks} blocks"
     return f"{facts.title}: {shape}", facts.note
 

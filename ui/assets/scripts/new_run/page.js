@@ -1,9 +1,9 @@
-/* New run: sends the draft to the server whenever it changes, and shows the parts of the page that come back. The
+/* New run: sends the composition to the server whenever it changes, and shows the parts of the page that come back. The
    server knows fields, recipes and plans (`ui/pages/new_run`). */
 
 /** @typedef {{kind: string, values: Record<string, string>, several: Record<string, string>}} Step */
-/** @typedef {{name: string, steps: Step[], at: number}} Draft */
-/** @typedef {{draft: Draft, address: string, parts: Record<string, string>}} Answer */
+/** @typedef {{name: string, steps: Step[], at: number}} Composition */
+/** @typedef {{composition: Composition, address: string, parts: Record<string, string>}} Answer */
 /** @typedef {HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement} Control */
 
 const PATH = "slimscope/new-run";
@@ -15,8 +15,8 @@ export function start(element) {
 }
 
 class Form {
-  /** @type {Draft | null} */
-  #draft = null;
+  /** @type {Composition | null} */
+  #composition = null;
   #last = Promise.resolve();
   #isDue = false; // a change that was not sent yet
 
@@ -38,7 +38,7 @@ class Form {
   /** @param {Event} event */
   #changed({ target }) {
     if (!(target instanceof HTMLElement) || target.dataset.action || isOther(target)) return;
-    this.said.replaceChildren(); // it was about the draft before
+    this.said.replaceChildren(); // it was about the composition before
     if (this.#isDue) return;
     this.#isDue = true;
     this.#then(() => {
@@ -74,12 +74,12 @@ class Form {
 
   /** @param {string} action @param {string} value */
   async #send(action, value) {
-    const draft = this.#draft;
-    if (!draft) return;
-    const sent = this.#read(draft);
-    const answer = await this.#ask({ draft: sent, action, value });
+    const composition = this.#composition;
+    if (!composition) return;
+    const sent = this.#read(composition);
+    const answer = await this.#ask({ composition: sent, action, value });
     if (!answer) return;
-    const later = answer.parts["new-form"] ? changes(sent, this.#read(draft)) : [];
+    const later = answer.parts["new-form"] ? changes(sent, this.#read(composition)) : [];
     this.#show(answer);
     for (const [name, text] of later) this.#type(name, text);
   }
@@ -106,11 +106,11 @@ class Form {
     box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  /** The draft with what the controls hold. @param {Draft} draft @returns {Draft} */
-  #read(draft) {
-    const copy = structuredClone(draft);
+  /** The composition with what the controls hold. @param {Composition} composition @returns {Composition} */
+  #read(composition) {
+    const copy = structuredClone(composition);
     copy.name = find(this.root, "#new-name", HTMLInputElement).value;
-    for (const [control, name, step] of this.#controls(draft.at)) {
+    for (const [control, name, step] of this.#controls(composition.at)) {
       const isSeveral = control.dataset.several !== undefined;
       const { values, several } = copy.steps[step];
       (isSeveral ? several : values)[name] = this.#value(control, name);
@@ -136,10 +136,10 @@ class Form {
   }
 
   /** @param {Answer} answer */
-  #show({ draft, address, parts }) {
+  #show({ composition, address, parts }) {
     const { activeElement } = document;
     const isOpen = this.root.querySelector("#new-all")?.hasAttribute("open") ?? false;
-    this.#draft = draft;
+    this.#composition = composition;
     for (const id of Object.keys(parts).sort((id) => (id === "new-form" ? -1 : 1))) {
       const part = this.root.querySelector(`#${id}`);
       if (part && part.innerHTML !== parts[id]) part.innerHTML = parts[id];
@@ -147,7 +147,7 @@ class Form {
     this.root.querySelector("#new-all")?.toggleAttribute("open", isOpen || this.#hidesProblem());
     if (activeElement?.id && !activeElement.isConnected)
       document.getElementById(activeElement.id)?.focus();
-    if (parts["new-form"]) find(this.root, "#new-name", HTMLInputElement).value = draft.name;
+    if (parts["new-form"]) find(this.root, "#new-name", HTMLInputElement).value = composition.name;
     history.replaceState(history.state, "", address);
   }
 
@@ -156,7 +156,7 @@ class Form {
   }
 }
 
-/** Fields of the shown step whose text differs. @param {Draft} before @param {Draft} now @returns {[string, string][]} */
+/** Fields of the shown step whose text differs. @param {Composition} before @param {Composition} now @returns {[string, string][]} */
 function changes({ steps, at }, now) {
   return Object.entries(now.steps[at].values).filter(
     ([name, text]) => steps[at].values[name] !== text,

@@ -1,5 +1,5 @@
-"""The draft of a run, a sweep or a pipeline: what the form holds, as the browser sends it and as an
-address spells it.
+"""The contents of the form: a run, a sweep or a pipeline, as the browser sends it and as an address
+spells it.
 
     new-run?kind=dlqat&model=toy&bits=3&bits=4
     new-run?model=toy&step={"sds":{"pattern":"2:4"}}&step={"dlqat":{"bits":[3,4]}}
@@ -35,8 +35,8 @@ SHORT = (
 )  # characters of an address that the browser shows; longer ones are not kept
 
 
-class DraftStep(BaseModel):
-    """One step of a draft.
+class ComposedStep(BaseModel):
+    """One step of a composition.
 
     Attributes:
         kind: name of its kind.
@@ -84,17 +84,17 @@ class DraftStep(BaseModel):
         return {**{n: text for n, text in self.values.items() if n != MODEL}, **lists}
 
 
-class Draft(BaseModel):
+class Composition(BaseModel):
     """All steps of the form. `at`: the step that is shown."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field("", max_length=MAX_NAME)
-    steps: list[DraftStep] = Field(min_length=1, max_length=pipeline.MAX_STEPS)
+    steps: list[ComposedStep] = Field(min_length=1, max_length=pipeline.MAX_STEPS)
     at: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _check_steps(self) -> "Draft":
+    def _check_steps(self) -> "Composition":
         if self.at >= len(self.steps):
             raise ValueError("there is no such step")
         for step in self.steps:
@@ -102,7 +102,7 @@ class Draft(BaseModel):
         return self
 
     @property
-    def shown(self) -> DraftStep:
+    def shown(self) -> ComposedStep:
         """The step that is shown."""
         return self.steps[self.at]
 
@@ -113,13 +113,13 @@ class Draft(BaseModel):
         return first.text(MODEL) if MODEL in first.spec.config.model_fields else ""
 
     def document(self) -> dict[str, Any]:
-        """The draft as a pipeline file."""
+        """The composition as a pipeline file."""
         steps = [{step.kind: step.settings()} for step in self.steps]
         name = {"name": self.name} if self.name else {}
         return {**name, "model": self.model, "steps": steps}
 
     def address(self) -> str:
-        """The query of the address of this draft."""
+        """The query of the address of this composition."""
         pairs: list[tuple[str, str]]
         if len(self.steps) > 1:
             document = self.document()
@@ -171,10 +171,10 @@ def _listed(kind: Kind, name: str, text: str) -> list[Any]:
 Unfilled = tuple[str, str]  # a part of an address that the form cannot take, and the reason
 
 
-def read_address(query: str) -> tuple[Draft, list[Unfilled]]:
-    """The draft of an address, and the parts of the address that it does not contain."""
+def read_address(query: str) -> tuple[Composition, list[Unfilled]]:
+    """The composition of an address, and the parts of the address that it does not contain."""
     reader = _Reader()
-    return reader.draft(query), reader.unfilled
+    return reader.composition(query), reader.unfilled
 
 
 class _Reader:
@@ -183,7 +183,7 @@ class _Reader:
     def __init__(self) -> None:
         self.unfilled: list[Unfilled] = []
 
-    def draft(self, query: str) -> Draft:
+    def composition(self, query: str) -> Composition:
         given = self._parameters(query)
         run, kind = given.pop("from", [""])[-1], given.pop("kind", [""])[-1]
         name, model = given.pop("name", [""])[-1], given.pop(MODEL, [])
@@ -191,15 +191,15 @@ class _Reader:
         if run:
             steps, name = self._of_run(run) or steps, name or getattr(find_job(run), "name", "")
         if not steps:
-            steps = [DraftStep(kind=self._kind(kind) or next(iter(kinds())))]
+            steps = [ComposedStep(kind=self._kind(kind) or next(iter(kinds())))]
         if len(steps) > pipeline.MAX_STEPS:
             self._refuse("step", f"A pipeline has at most {pipeline.MAX_STEPS} steps.")
         self._fill(steps[0], {**({MODEL: model} if model else {}), **given})
-        draft = Draft(name=name[:MAX_NAME], steps=steps[: pipeline.MAX_STEPS])
-        for step in draft.steps[1:]:
-            if step.values.pop(MODEL, draft.model) != draft.model:
+        composition = Composition(name=name[:MAX_NAME], steps=steps[: pipeline.MAX_STEPS])
+        for step in composition.steps[1:]:
+            if step.values.pop(MODEL, composition.model) != composition.model:
                 self._refuse(MODEL, "Later steps work on the model that the step before saves.")
-        return draft
+        return composition
 
     def _parameters(self, query: str) -> dict[str, list[Any]]:
         """Values by parameter; JSON is read."""
@@ -222,18 +222,18 @@ class _Reader:
             self._refuse(f"kind={name}", "There is no such kind of run.")
         return name if name in kinds() else ""
 
-    def _of_run(self, run: str) -> list[DraftStep]:
+    def _of_run(self, run: str) -> list[ComposedStep]:
         """The config of a run as a step."""
         job = find_job(run)
         if job is None:
             self._refuse(f"from={run}", "There is no such run.")
         if job is None or not self._kind(job.kind):
             return []
-        step = DraftStep(kind=job.kind)
+        step = ComposedStep(kind=job.kind)
         self._fill(step, {name: [value] for name, value in job.config.items()})
         return [step]
 
-    def _step(self, text: str) -> DraftStep | None:
+    def _step(self, text: str) -> ComposedStep | None:
         """A step such as {"sds": {"pattern": "2:4"}}."""
         try:
             return self.of_step(pipeline.read_step(1, json.loads(text)))
@@ -241,14 +241,14 @@ class _Reader:
             self._refuse(f"step={text}", 'It is not a step such as {"sds":{"pattern":"2:4"}}.')
             return None
 
-    def of_step(self, read: pipeline.Step) -> DraftStep:
+    def of_step(self, read: pipeline.Step) -> ComposedStep:
         """The step of a pipeline file."""
-        step = DraftStep(kind=read.kind)
+        step = ComposedStep(kind=read.kind)
         step.set(step.spec.preset(read.preset))
         self._fill(step, {**{name: [value] for name, value in read.settings.items()}, **read.sweep})
         return step
 
-    def _fill(self, step: DraftStep, given: Mapping[str, Sequence[Any]]) -> None:
+    def _fill(self, step: ComposedStep, given: Mapping[str, Sequence[Any]]) -> None:
         """Give fields of a step the values of an address."""
         fields = step.spec.config.model_fields
         for name, values in given.items():
@@ -293,7 +293,7 @@ def fields_of(options: Options) -> list[str]:
     return [*dict.fromkeys(field for values in options.values() for field in values)]
 
 
-def recipe_of(step: DraftStep) -> str:
+def recipe_of(step: ComposedStep) -> str:
     """The recipe that the values of a step follow; empty if there is none.
 
     The field that most recipes set decides; of the recipes with its value, the one with the most
@@ -305,26 +305,26 @@ def recipe_of(step: DraftStep) -> str:
     return max(fitting, key=lambda name: len(recipes[name]), default="")
 
 
-def preset_of(step: DraftStep) -> str:
+def preset_of(step: ComposedStep) -> str:
     """The preset that the values of a step follow; empty if there is none."""
     presets = step.spec.presets
     usual = {field: step.default(field) for field in fields_of(presets)}
     return next((name for name, x in presets.items() if matches(step, {**usual, **x})), "")
 
 
-def matches(step: DraftStep, values: Mapping[str, Any]) -> bool:
+def matches(step: ComposedStep, values: Mapping[str, Any]) -> bool:
     """Return True if the step has these values, and no others."""
     is_single = step.several.keys().isdisjoint(values)
     return is_single and all(step.text(name) == text_of(x) for name, x in values.items())
 
 
-def label_of(step: DraftStep) -> str:
+def label_of(step: ComposedStep) -> str:
     """The name of what a step does: its recipe, or its kind if there are no recipes."""
     kind = step.spec
     return recipe_of(step) or f"{kind.title}{', own settings' if kind.recipes else ''}"
 
 
-def with_option(step: DraftStep, options: Options, name: str) -> DraftStep:
+def with_option(step: ComposedStep, options: Options, name: str) -> ComposedStep:
     """The step with a recipe or preset; the fields of the others get their defaults."""
     changed = step.model_copy(deep=True)
     usual = {field: changed.default(field) for field in fields_of(options)}
@@ -332,12 +332,11 @@ def with_option(step: DraftStep, options: Options, name: str) -> DraftStep:
     return changed
 
 
-def change(draft: Draft, action: str, value: str) -> Draft:
-    """The draft after a button of the form was pressed. Raises `SlimscopeError` for an unknown
-    value."""
-    steps, at = [step.model_copy(deep=True) for step in draft.steps], draft.at
+def change(composition: Composition, action: str, value: str) -> Composition:
+    """The composition after a button was pressed. Raises `SlimscopeError` for an unknown value."""
+    steps, at = [step.model_copy(deep=True) for step in composition.steps], composition.at
     shown = steps[at]
-    model = {MODEL: draft.model} if draft.model else {}
+    model = {MODEL: composition.model} if composition.model else {}
     owner = steps[0] if value == MODEL else shown
     fields = owner.spec.config.model_fields
     match action:
@@ -362,19 +361,19 @@ def change(draft: Draft, action: str, value: str) -> Draft:
         case "reset" if value in fields:
             owner.set({value: owner.default(value)})
         case "pipeline":
-            text = pipeline.preset(value, draft.model)
+            text = pipeline.preset(value, composition.model)
             return of_pipeline(pipeline.read(text))
-    return Draft(name=draft.name, steps=steps, at=at)
+    return Composition(name=composition.name, steps=steps, at=at)
 
 
-def _of_kind(name: str, values: Mapping[str, str]) -> DraftStep:
-    step = DraftStep(kind=name)
+def _of_kind(name: str, values: Mapping[str, str]) -> ComposedStep:
+    step = ComposedStep(kind=name)
     step.set({n: text for n, text in values.items() if n in step.spec.config.model_fields})
     return step
 
 
-def of_pipeline(read: pipeline.Pipeline) -> Draft:
-    """The draft of a pipeline file."""
+def of_pipeline(read: pipeline.Pipeline) -> Composition:
+    """The composition of a pipeline file."""
     steps = [_Reader().of_step(step) for step in read.steps]
     steps[0].set({MODEL: read.model})
-    return Draft(name=read.name, steps=steps)
+    return Composition(name=read.name, steps=steps)
