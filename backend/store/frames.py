@@ -18,6 +18,7 @@ from backend.store.session import reading
 from backend.store.tables import MetricPoint
 
 REDUCED = "reduced"
+LARGEST = 1e300  # value of a point that is drawn: no infinity, and no number that overflows
 MAX_POINTS = 20_000  # points of all curves of a run, more than a screen can show
 
 
@@ -74,11 +75,14 @@ def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[
 
 
 def samples(job_id: int, key: MetricKey, span: CurveSpan, points: int) -> list[tuple[int, float]]:
-    """Step and value of about `points` points of a curve at equal distances, and its last point."""
+    """Step and finite value of about `points` points of a curve at equal distances, and of its last
+    point."""
     stride = max(1, (span.last - span.first) // points)
     is_sampled = (MetricPoint.step - span.first) % stride == 0
     query = select(MetricPoint.step, MetricPoint.value).where(
-        *_of_curve(MetricPoint, job_id, key), is_sampled | (MetricPoint.step == span.last)
+        *_of_curve(MetricPoint, job_id, key),
+        is_sampled | (MetricPoint.step == span.last),
+        MetricPoint.value.between(-LARGEST, LARGEST),
     )
     with reading() as session:
         return [*session.execute(query.order_by(MetricPoint.step)).tuples()]

@@ -33,7 +33,7 @@ def listed(page: Page) -> list[str]:
 
 
 def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/runs?q=kind:sds")
+    opened(visitor, f"{lab.url}/runs?q=kind:sds&group=none")
     best_first = sorted(perplexities(), key=lambda run: perplexities()[run])
     head = visitor.get_by_test_id("sort-perplexity")
     head.focus()
@@ -42,7 +42,12 @@ def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboa
         expect(visitor.locator(f'th[aria-sort="{order}"]')).to_contain_text("Perplexity")
         assert listed(visitor) == wanted
         assert head.evaluate("(e) => e === document.activeElement")
-    assert query(visitor) == {"q": "kind:sds", "sort": "perplexity", "dir": "asc"}
+    assert query(visitor) == {
+        "q": "kind:sds",
+        "group": "none",
+        "sort": "perplexity",
+        "dir": "asc",
+    }
     visitor.go_back()  # which undoes the last view
     expect(visitor.locator('th[aria-sort="descending"]')).to_contain_text("Age")
     visitor.go_forward()
@@ -71,6 +76,7 @@ def test_a_filter_is_written_as_typed_and_is_cleared(visitor: Page, lab: Dashboa
 
 def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs")
+    visitor.get_by_role("button", name="Sweep of 3 runs").click()  # it was folded
     visitor.get_by_role("checkbox", name="Select sds-0001").click()
     visitor.get_by_role("button", name="Set as baseline").click()
     expect(visitor.get_by_test_id("row-sds-0001")).to_contain_text("Baseline")

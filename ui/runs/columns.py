@@ -15,6 +15,7 @@ from jobs.kind import KeyFigure
 from jobs.metrics import DISK, DURATION, METRICS, PEAK, PERPLEXITY, SIZE, metric, ordered
 from jobs.profile import kind as profile
 from jobs.wording import distinguishable
+from ui.charts.headlines import lower
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.groups import sweep_name
@@ -129,8 +130,8 @@ def _result_cell(row: RunRow) -> Markup:
     error = "" if job.state == State.SUCCEEDED else str((job.error or {}).get("what") or "")
     rivals = {stage: figures.value(stage, PERPLEXITY) for stage in figures.rivals}
     shown = [figures.final(), *rivals.values()] if rivals else []
-    texts = distinguishable([value for value in shown if value is not None])
-    names = [metric(PERPLEXITY).title, *map(figures.label, rivals)]
+    texts = distinguishable([value for value in shown if value is not None], 2)
+    names = [lower(name) for name in (metric(PERPLEXITY).title, *map(figures.label, rivals))]
     return HTML.result(job.shown_state, _key_figure(row), [*zip(names, texts, strict=False)], error)
 
 

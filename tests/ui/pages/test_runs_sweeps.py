@@ -126,9 +126,9 @@ def test_all_runs_are_cancelled_or_resumed_together_by_hosts(swept: list[Job]) -
 
     assert "may not" in press("resume-sweep", GUEST)
     html = table(open=first)
-    assert "Resume 1 run" in html and "cancel-sweep" not in html
+    assert "resume-sweep" in html and "cancel-sweep" not in html
     assert f"{swept[3].run} is queued again." in press("resume-sweep")
-    assert "Cancel 1 run" in table(open=first)
+    assert "cancel-sweep" in table(open=first)
     assert f"{swept[3].run} is cancelled." in press("cancel-sweep")
     assert queries.job(swept[3].id).state == State.CANCELLED
     assert "Nothing was cancelled." in press("cancel-sweep")

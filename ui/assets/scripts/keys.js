@@ -32,6 +32,8 @@
   class Help {
     /** @type {HTMLDialogElement | null} */
     drawer = null;
+    /** @type {Promise<void> | null} */
+    content = null;
 
     /** @param {Shortcut[]} shortcuts */
     constructor(shortcuts) {
@@ -47,19 +49,20 @@
 
     /** @param {string} hash of a term, or "" */
     async open(hash = "") {
-      const drawer = (this.drawer ??= await this.build());
-      if (!drawer.open) drawer.showModal();
+      const drawer = (this.drawer ??= this.build());
+      if (!drawer.open) drawer.showModal(); // at once: keys typed meanwhile are for its field
       const field = find(drawer, "input", HTMLInputElement);
       field.value = "";
+      field.focus();
+      await (this.content ??= this.load(find(drawer, "div")));
       this.filter();
       const term = document.getElementById(hash.slice(1));
       term?.scrollIntoView({ block: "center" });
       for (const entry of findAll(drawer, ".found")) entry.classList.remove("found");
-      if (term) term.classList.add("found");
-      else field.focus();
+      term?.classList.add("found");
     }
 
-    async build() {
+    build() {
       const drawer = dialog(
         "help",
         '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
@@ -70,7 +73,11 @@
       drawer.onclick = (event) => {
         if (event.target === drawer) drawer.close(); // beside it
       };
-      const content = find(drawer, "div");
+      return drawer;
+    }
+
+    /** @param {HTMLElement} content */
+    async load(content) {
       try {
         content.innerHTML = await (await fetch("slimscope/help")).text();
       } catch {
@@ -86,7 +93,6 @@
       }
       if (window.isSecureContext && window.Notification?.permission === "default")
         content.prepend(notifyButton());
-      return drawer;
     }
 
     /** Hides what does not contain all words of the field. */

@@ -2,20 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from backend.metric_key import MetricKey
 from backend.queue.actor import Actor
 from backend.statistics.paired import paired_ratio
-from backend.store.states import ACTIVE, RESUMABLE
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import PERPLEXITY, Metric, metric, ordered
-from jobs.operations.registry import OPERATIONS
 from jobs.sweep import SweepRow, importance
-from ui.format import number, runs
-from ui.runs.actions import Action
+from ui.format import number
+from ui.runs.actions import Action, available_actions
 from ui.runs.groups import Group
 from ui.runs.results import (
     RUN,
@@ -124,17 +122,8 @@ def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[S
 
 def sweep_actions(jobs: Sequence[Job], user: Actor) -> list[Action]:
     """Buttons that cancel or resume all runs of a sweep."""
-    going = [job for job in jobs if job.state in ACTIVE and job.desired == "run"]
-    ended = [job for job in jobs if job.state in RESUMABLE]
-    question = f"Cancel {runs(len(going))}? Running ones stop at the next safe point."
-    choices = (("cancel", "Cancel", going, question), ("resume", "Resume", ended, ""))
     return [
-        Action(
-            f"{name}-sweep",
-            f"{verb} {runs(len(jobs))}",
-            question,
-            OPERATIONS[name].forbidden(user, jobs),
-        )
-        for name, verb, jobs, question in choices
-        if jobs
+        replace(action, name=f"{action.name}-sweep")
+        for action in available_actions(jobs, user, "queue")
+        if action.name in ("cancel", "resume")
     ]

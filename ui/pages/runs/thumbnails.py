@@ -1,10 +1,11 @@
 """Small pictures of runs in the table: a histogram of weights and a curve, as paths of an SVG of
 `WIDTH` x `HEIGHT`."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
+from itertools import cycle
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,8 +22,10 @@ from ui.runs.rows import RunRow
 from ui.theme import OKABE_ITO, stage_style
 
 WIDTH, HEIGHT = 96, 32
+LIVE_WIDTH, LIVE_HEIGHT = 480, 120
 BARS = 32
 SAMPLES, LIVE_SAMPLES = 32, 120  # points of a curve
+NO_POINTS = [(0, 0.0)]  # of a curve without a finite value
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,13 @@ class Picture:
 NOTHING = Picture((), "")
 
 
-class Thumbnails(NamedTuple):
-    """The pictures of one run."""
-
-    histogram: Picture
-    curve: Picture
+_DRAWN: WeakKeyDictionary[RunRow, tuple[Picture, Picture]] = WeakKeyDictionary()
 
 
-_DRAWN: WeakKeyDictionary[RunRow, Thumbnails] = WeakKeyDictionary()
-
-
-def thumbnails(row: RunRow) -> Thumbnails:
-    """The pictures of a run, drawn once for each state of its row."""
+def thumbnails(row: RunRow) -> tuple[Picture, Picture]:
+    """Histogram and curve of a run, drawn once for each state of its row."""
     if row not in _DRAWN:
-        _DRAWN[row] = Thumbnails(_histogram(row.job), _curve(row.job))
+        _DRAWN[row] = (_histogram(row.job), _curve(row.job))
     return _DRAWN[row]
 
 
@@ -57,7 +53,8 @@ def _histogram(job: Job) -> Picture:
     """The first tensor: the original model as an area, the kept stage as bars."""
     last: dict[str, TensorSnapshot] = {}
     for snapshot in tensors.first_snapshots(job.id):  # by step
-        last[snapshot.stage] = snapshot
+        if len(snapshot.counts):
+            last[snapshot.stage] = snapshot
     order = [stage for stage in stages_of(job) if stage in last] or [*last]
     if not order:
         return NOTHING
@@ -85,7 +82,7 @@ def _curve(job: Job) -> Picture:
     spans = frames.spans(job.id)
     if (key := main_curve(spans)) is None:
         return NOTHING
-    points = frames.samples(job.id, key, spans[key], SAMPLES)
+    points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
     values = [value for _, value in points]
     low, high = min(values), max(values)
     title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
@@ -111,55 +108,26 @@ def polyline(
     return "M" + "L".join(places)
 
 
-class LiveCurves(NamedTuple):
-    """Curves of one metric of several live runs over each other.
-
-    Attributes:
-        title: title of the metric.
-        high: highest value.
-        low: lowest value.
-        last: last step.
-        lines: run, last value, path and color.
-    """
-
-    title: str
-    high: str
-    low: str
-    last: int
-    lines: Sequence[tuple[str, str, str, str]]
-
-
-LIVE_WIDTH, LIVE_HEIGHT = 480, 120
-
-
-def live_curves(jobs: Iterable[Job]) -> list[LiveCurves]:
+def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """The main curves of live runs, one picture for each metric."""
-    curves = []
+    curves = defaultdict[str, dict[str, Points]](dict)
     for job in jobs:
         spans = frames.spans(job.id)
         if (key := main_curve(spans)) is not None:
-            curves.append(
-                (key.family, job.run, frames.samples(job.id, key, spans[key], LIVE_SAMPLES))
-            )
-    curves.sort(key=lambda curve: curve[0])
-    return [
-        _overlay(family, {run: points for _, run, points in group})
-        for family, group in groupby(curves, key=lambda curve: curve[0])
-    ]
+            points = frames.samples(job.id, key, spans[key], LIVE_SAMPLES) or NO_POINTS
+            curves[key.family][job.run] = points
+    return [_overlay(family, group) for family, group in curves.items()]
 
 
-def _overlay(family: str, curves: dict[str, Points]) -> LiveCurves:
+def _overlay(family: str, curves: dict[str, Points]) -> dict[str, Any]:
+    """Title, lowest and highest value, last step, and run, last value, path and color of each
+    line."""
     values = [value for points in curves.values() for _, value in points]
     last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
-    colors = dict(zip(curves, OKABE_ITO * len(curves), strict=False))
     lines = [
-        (
-            run,
-            number(points[-1][1]),
-            polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT),
-            colors[run],
-        )
-        for run, points in curves.items()
+        (run, number(points[-1][1]), polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT), color)
+        for (run, points), color in zip(curves.items(), cycle(OKABE_ITO), strict=False)
     ]
+    low, high = map(number, extent)
     title = metric(MetricKey(family)).title
-    return LiveCurves(title, number(extent[1]), number(extent[0]), last, lines)
+    return {"title": title, "low": low, "high": high, "last": last, "lines": lines}
