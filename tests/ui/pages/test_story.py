@@ -79,7 +79,7 @@ def test_one_chart_that_fails_keeps_no_other_away(seeded: Settings, caplog: Any)
     def fails(_request: gr.Request) -> Any:
         raise ZeroDivisionError
 
-    part = drawn(StoryView(1, "x", "a"), "a", {"a": PageChart("Broken", "", 100, fails)})
+    part = drawn(StoryView(1, "x", "a"), "a", {"a": PageChart("Broken", "", fails)})
     assert part.sentence == FAILED and "ZeroDivisionError" in caplog.text
 
 

@@ -98,4 +98,4 @@ def _opened(number: int) -> Updates:
     return {"message": show_html(), "leave": str(href("story", n=number))}
 
 
-PAGE = Page("Stories", "story", build, order=95, section="", key="t", heading=False)
+PAGE = Page("Stories", "story", build, 95, section="", key="t", listed=False, heading=False)

@@ -155,8 +155,8 @@ def present(request: Request, body: bytes) -> Response:
     """Present a view; return its code, and the address of the dashboard for phones."""
     actor = current_user(request)
     require(actor, "present", may_not_change(actor))
-    code = _presentations.show(PresentedView.model_validate_json(body))
-    return JSONResponse({"code": code, "base": base_address(request)})
+    view = PresentedView.model_validate_json(body)
+    return JSONResponse({"code": _presentations.show(view), "base": base_address(request)})
 
 
 def share(request: Request, _: bytes) -> Response:
