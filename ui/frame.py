@@ -83,7 +83,6 @@ class PageChart:
 
     title: str
     question: str
-    height: int
     draw: Callable[[gr.Request], Chart]
     runs: str = ""
 

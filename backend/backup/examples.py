@@ -55,7 +55,7 @@ def install_examples(check: RowCheck) -> list[Job]:
 def remove_examples(actor: Actor) -> list[Job]:
     """Delete the example runs, their stories and the recorded conversation; return the runs."""
     removed = removal.remove([run for run in bundled() if _exists(run)], actor)
-    for number in _stories().values():
+    for number in installed_stories().values():
         stories.delete_story(number, actor)
     if turn := recorded_turn():
         conversations.remove(turn.number, actor)
@@ -83,7 +83,7 @@ def bundled_stories() -> dict[str, list[StoryView]]:
     }
 
 
-def _stories() -> dict[str, int]:
+def installed_stories() -> dict[str, int]:
     """Map the titles of the bundled stories in the database to their numbers."""
     titles = bundled_stories().keys()
     return {
@@ -94,7 +94,7 @@ def _stories() -> dict[str, int]:
 
 
 def _write_stories() -> None:
-    existing = _stories()
+    existing = installed_stories()
     for title, views in bundled_stories().items():
         if title not in existing:
             stories.create_story(title, PACKAGE, views)

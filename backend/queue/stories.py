@@ -63,22 +63,14 @@ class StoryView:
         return [*dict.fromkeys(word for word in words if RUN_NAME.fullmatch(word))]
 
 
-class _FileView(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    address: str
-    chart: str = ""
-    text: str = ""
-
-
 class StoryFile(BaseModel):
     """The part of an exported story that an import reads."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     slimscope_story: Literal[1] = 1
     title: str
-    views: list[_FileView] = Field(max_length=MAX_VIEWS)
+    views: list[StoryView] = Field(max_length=MAX_VIEWS)
 
 
 def stored_views(data: Any) -> list[StoryView]:
@@ -90,11 +82,6 @@ def stored_views(data: Any) -> list[StoryView]:
         for row in rows
         if isinstance(row.get("id"), int) and isinstance(row.get("address"), str)
     ]
-
-
-def runs_of(views: Iterable[StoryView]) -> list[str]:
-    """The runs of all views, in order of appearance."""
-    return [*dict.fromkeys(run for view in views for run in view.runs)]
 
 
 def story(number: int) -> Story:
@@ -122,7 +109,8 @@ def create_story(title: str, actor: Actor, views: Iterable[StoryView] = ()) -> i
         ConfigError: the title is empty or too long, or a view is malformed.
     """
     require_host(actor, "write a story")
-    now, checked = now_ms(), _checked(views)
+    numbered = [replace(view, id=id) for id, view in enumerate(views, 1)]
+    now, checked = now_ms(), _checked(numbered)
     row = Story(title=_title(title), owner=actor.name, views=checked, created_at=now, saved_at=now)
     with writing(durable=True) as session:
         session.add(row)
@@ -143,22 +131,18 @@ def import_story(text: str, actor: Actor) -> int:
         )
     try:
         file = StoryFile.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        why = f"{one_line(place)[:60]}: {first['msg'][:120]}."
-        raise ConfigError("The story was not imported.", why, "Export it again.") from None
-    rows = [StoryView(id, **view.model_dump()) for id, view in enumerate(file.views, 1)]
-    return create_story(file.title, actor, rows)
+    except ValidationError:
+        raise ConfigError(
+            "The story was not imported.",
+            "The file holds no story of this version.",
+            "Export it again.",
+        ) from None
+    return create_story(file.title, actor, file.views)
 
 
 def exported_story(row: Story) -> str:
     """The JSON of the `StoryFile` of a story."""
-    views = [
-        _FileView(address=view.address, chart=view.chart, text=view.text)
-        for view in stored_views(row.views)
-    ]
-    return StoryFile(title=row.title, views=views).model_dump_json()
+    return StoryFile(title=row.title, views=stored_views(row.views)).model_dump_json()
 
 
 def rename_story(number: int, title: str, actor: Actor) -> None:

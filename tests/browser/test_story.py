@@ -29,16 +29,14 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
     rows = visitor.locator(".story-views li")
     expect(rows).to_have_count(4)
     first = rows.first.get_attribute("data-file")
-    down = rows.first.get_by_role("button", name="down")
-    down.click()
+    rows.first.get_by_role("button", name="down").click()
     expect(rows.nth(1)).to_have_attribute("data-file", first or "")
     expect(rows.nth(1).get_by_role("button", name="down")).to_be_focused()
     rows.nth(1).drag_to(rows.first, target_position={"x": 4, "y": 2})
     expect(rows.first).to_have_attribute("data-file", first or "")
     visitor.get_by_test_id("story-present").click()
     visitor.wait_for_url("**/slimscope/story?n=1&at=0")
-    shown = visitor.locator("section.shown")
-    expect(shown.locator(".main-svg").first).to_be_visible()
+    expect(visitor.locator(".shown .main-svg").first).to_be_visible()
     for _ in range(3):
         assert visitor.evaluate(CUT) == 0
         visitor.keyboard.press("PageDown")

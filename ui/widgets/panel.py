@@ -172,7 +172,7 @@ def page_charts(
         return draw_request
 
     return {
-        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw_at(draw), runs)
+        panel.id_on(page): PageChart(panel.title, panel.question, draw_at(draw), runs)
         for panel, draw in drawn.items()
     }
 

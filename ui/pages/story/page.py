@@ -6,7 +6,6 @@ routes    presenting, following on phones, links with a QR code, and adding view
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -14,13 +13,12 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import stories as writing
 from backend.queue.actor import Actor
 from backend.queue.permissions import may_not_change
-from backend.queue.stories import StoryView, runs_of, stored_views, stories, story
+from backend.queue.stories import stored_views, stories, story
 from backend.store.session import now_ms
-from ui import pages
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
-from ui.pages.story.slides import exported
+from ui.pages.story.slides import exported, number_of, page_of
 from ui.templates import fragments
 from ui.widgets.html import Download, file_payload, notice, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
@@ -33,23 +31,11 @@ SCRIPT = (
 )
 
 
-class ListedView(NamedTuple):
-    """A view in the editor."""
-
-    view: StoryView
-    title: str
-
-
-class StoryPanel(gr.HTML):
-    """The list of stories or the editor of one; raises `act` as an `HtmlPanel` does."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__("", js_on_load=SCRIPT, apply_default_css=False, **options)
-
-
 def build() -> None:
     message = notice("story-notice")
-    panel = StoryPanel(elem_id="story-panel", min_height=240)
+    panel = gr.HTML(
+        "", js_on_load=SCRIPT, apply_default_css=False, elem_id="story-panel", min_height=240
+    )
     done = Outputs(message=message, file=Download())
     done["leave"] = gr.HTML(  # opens the address it is given
         None, html_template="", js_on_load="slimscope.leave(props, watch)", elem_classes="saver"
@@ -60,35 +46,24 @@ def build() -> None:
 
 
 def draw(request: gr.Request) -> str:
-    number, off = _number(query(request, "n")), may_not_change(current_user(request))
-    if number is None:
-        rows = [(row, stored_views(row.views)) for row in stories()]
-        listed = [(row, len(views), runs_of(views)) for row, views in rows]
+    number, off = number_of(query(request, "n")), may_not_change(current_user(request))
+    if not number:
+        listed = [(row, len(stored_views(row.views))) for row in stories()]
         return str(HTML.listing(listed, now_ms(), off))
     try:
         row = story(number)
     except NotFoundError:
         return str(HTML.unknown(number))
-    return str(HTML.editor(row, listed_views(stored_views(row.views)), now_ms(), off))
-
-
-def listed_views(views: list[StoryView]) -> list[ListedView]:
-    """Views with the titles of their pages and charts."""
-    known = {page.path: page for page in pages.pages()}
-    return [ListedView(view, _title(view, known.get(view.page))) for view in views]
-
-
-def _title(view: StoryView, page: Page | None) -> str:
-    if page is None:
-        return f"{view.page}: no such page in this version"
-    chart = page.charts.get(view.chart)
-    return f"{page.name}: {chart.title}" if chart else page.name
+    views = [(view, page_of(view)) for view in stored_views(row.views)]
+    return str(HTML.editor(row, views, now_ms(), off))
 
 
 CHANGES: dict[str, Callable[[int, int, str, Actor], None]] = {  # story, view, text, who
     "rename": lambda number, _, text, user: writing.rename_story(number, text, user),
     "write": writing.write_text,
-    "move": lambda number, view, text, user: writing.move_view(number, view, _steps(text), user),
+    "move": lambda number, view, text, user: writing.move_view(
+        number, view, number_of(text.removeprefix("-")) * (-1 if text[:1] == "-" else 1), user
+    ),
     "up": lambda number, view, _, user: writing.move_view(number, view, -1, user),
     "down": lambda number, view, _, user: writing.move_view(number, view, 1, user),
     "remove": lambda number, view, _, user: writing.remove_view(number, view, user),
@@ -98,7 +73,7 @@ CHANGES: dict[str, Callable[[int, int, str, Actor], None]] = {  # story, view, t
 def act(event: gr.EventData, request: gr.Request) -> Updates:
     sent = {key: str(value or "") for key, value in event_data(event).items()}
     do, text, user = sent.get("do", ""), sent.get("text", ""), current_user(request)
-    number, view = _number(sent.get("run", "")) or 0, _number(sent.get("file", "")) or 0
+    number, view = number_of(sent.get("run", "")), number_of(sent.get("file", ""))
     try:
         match do:
             case "create":
@@ -111,8 +86,7 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
             case "export":
                 row = story(number)
                 name = re.sub(r"[^\w.-]+", "-", row.title).strip("-.") or "story"
-                file = file_payload(f"{name}.html", exported(row).encode())
-                return {"message": show_html(), "file": file}
+                return {"message": show_html(), "file": file_payload(f"{name}.html", exported(row))}
         if do in CHANGES:
             CHANGES[do](number, view, text, user)
     except SlimscopeError as error:
@@ -124,12 +98,4 @@ def _opened(number: int) -> Updates:
     return {"message": show_html(), "leave": str(href("story", n=number))}
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 16 else None
-
-
-def _steps(text: str) -> int:
-    return int(text) if re.fullmatch(r"-?\d{1,3}", text, re.ASCII) else 0
-
-
-PAGE = Page("Stories", "story", build, order=95, section="", key="t", heading=False)
+PAGE = Page("Stories", "story", build, 95, section="", key="t", listed=False, heading=False)

@@ -4,39 +4,35 @@ memory."""
 
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from io import BytesIO
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urljoin
 
 import segno
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from backend.backup import examples
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.queue import stories as writing
 from backend.queue.permissions import may_not_change, require
 from backend.queue.stories import ADDRESS, StoryView, stored_views, story
 from backend.settings import settings, space_host
 from jobs.serving.openai_format import StrictBody
-from ui import pages
 from ui.api_errors import error_response
 from ui.format import href
-from ui.frame import Page
-from ui.pages.story.slides import presented
+from ui.pages.story.slides import number_of, page_of, presented
 from ui.security.auth import current_user
 from ui.templates import fragments, render
 
 HTML = fragments("pages/story/share.html")
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O
 CODE, MOST = 6, 100  # letters of a code; presentations at once
-EXPIRY_S = 3600.0  # without a sign of the presenter
 
 
 def _page_address(text: str) -> str:
@@ -66,36 +62,21 @@ class PresentedView(StrictBody):
     address: Address = ""
 
 
-class Presentations:
+class Presentations(dict[str, PresentedView]):
     """The presented views by code; the oldest are dropped."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, tuple[PresentedView, float]] = {}
 
     def show(self, view: PresentedView) -> str:
         """Present a view under its code, a new one if unknown; return the code."""
-        now, code = time.monotonic(), view.code
-        self._shown = {c: s for c, s in self._shown.items() if now - s[1] < EXPIRY_S}
-        if code not in self._shown:
+        code = view.code
+        if self.pop(code, None) is None:
             code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
-        while len(self._shown) >= MOST:
-            del self._shown[next(iter(self._shown))]
-        self._shown[code] = view, now
+        while len(self) >= MOST:
+            del self[next(iter(self))]
+        self[code] = view
         return code
-
-    def view(self, code: str) -> PresentedView:
-        """The presented view.
-
-        Raises:
-            NotFoundError: nothing is presented with the code.
-        """
-        if code.upper() not in self._shown:
-            raise NotFoundError("Nothing is presented with this code.")
-        return self._shown[code.upper()][0]
 
 
 _presentations = Presentations()
-Handler = Callable[[Request, bytes], Response]
 
 
 def routes() -> list[Route]:
@@ -106,21 +87,19 @@ def routes() -> list[Route]:
         Route("/slimscope/presented", _guarded(present), methods=["POST"]),
         Route("/slimscope/share", _guarded(share)),
         Route("/slimscope/share", _guarded(add), methods=["POST"]),
-        Route("/slimscope/qr", qr),
+        Route("/slimscope/qr", _guarded(qr)),
     ]
 
 
-def _guarded(handler: Handler) -> Callable[..., object]:
+def _guarded(handler: Callable[[Request, bytes], Response]) -> Callable[..., object]:
     """An endpoint that runs a handler with the body in a thread, and answers its errors."""
 
-    @wraps(handler)
     async def endpoint(request: Request) -> Response:
         try:
             return await run_in_threadpool(handler, request, await request.body())
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or "body"
-            return error_response(ConfigError(f"{field} is invalid.", f"{first['msg']}."))
+            why = error.errors(include_url=False, include_input=False)[0]["msg"]
+            return error_response(ConfigError("The request is invalid.", f"{why}."))
         except SlimscopeError as error:
             return error_response(error)
 
@@ -128,42 +107,47 @@ def _guarded(handler: Handler) -> Callable[..., object]:
 
 
 def presenter(request: Request, _: bytes) -> Response:
-    """The slides of the story `?n=`, presented from `&at=`; with `&live` the pages themselves. Or
-    the single page `?view=`."""
-    fields = request.query_params
-    hosts = current_user(request).role == "host"
-    settings = {"story": 0, "hosts": hosts, "presents": True, "at": _number(fields.get("at"))}
-    if address := fields.get("view", ""):
-        view = TypeAdapter(Address).validate_python(address)
-        page = presented("Presentation", [StoryView(1, view)], settings, view)
-        return HTMLResponse(page)
-    row = story(_number(fields.get("n")))
-    settings |= {"story": row.id, "presents": "at" in fields}
-    views, leave = stored_views(row.views), str(href("story", n=row.id))
-    if "live" in fields:
-        views = [replace(view, chart="") for view in views]
-    return HTMLResponse(presented(row.title, views, settings, leave))
+    """The slides of the story `?n=`, presented from `&at=`; with `&live` its pages themselves, as
+    with `?tour` those of the bundled story. Or the single page `?view=`."""
+    fields, is_tour = request.query_params, "tour" in request.query_params
+    tours = examples.installed_stories().values() if is_tour else []
+    number, address = next(iter(tours), number_of(fields.get("n", ""))), fields.get("view", "")
+    settings = {
+        "hosts": current_user(request).role == "host",
+        "presents": bool(is_tour or address or "at" in fields),
+        "at": number_of(fields.get("at", "")),
+    }
+    return _slides(number, address, settings, is_live=is_tour or "live" in fields)
 
 
 def follower(request: Request, _: bytes) -> Response:
     """The slides that are presented with `?code=`; without one, the form that asks for it."""
     code = request.query_params.get("code", "").strip().upper()
+    view = _presentations.get(code)
+    if view is None:
+        return HTMLResponse(render("templates/follow.html", is_unknown=bool(code)))
+    address = "" if view.story else view.address
+    return _slides(view.story, address, {"follows": code, "at": view.at})
+
+
+def _slides(number: int, address: str, settings: dict[str, Any], is_live: bool = False) -> Response:
+    if address:
+        views = [StoryView(1, TypeAdapter(Address).validate_python(address))]
+        return HTMLResponse(presented("Presentation", views, settings | {"story": 0}, address))
+    leave = str(href("story", n=number))
     try:
-        shown = _presentations.view(code)
-    except NotFoundError as error:
-        said = error.what if code else ""
-        return HTMLResponse(render("templates/follow.html", problem=said))
-    settings = {"story": shown.story, "follows": code, "at": shown.at}
-    if not shown.story:
-        views = [StoryView(1, shown.address)]
-        return HTMLResponse(presented("Presentation", views, settings, "./"))
-    row = story(shown.story)
-    return HTMLResponse(presented(row.title, stored_views(row.views), settings, "./"))
+        row = story(number)
+    except NotFoundError:
+        return RedirectResponse(f"../{leave}")  # the page says so
+    views = [replace(view, chart="" if is_live else view.chart) for view in stored_views(row.views)]
+    return HTMLResponse(presented(row.title, views, settings | {"story": number}, leave))
 
 
 def presented_view(request: Request, _: bytes) -> Response:
     """The view presented with `?code=`."""
-    view = _presentations.view(request.query_params.get("code", ""))
+    view = _presentations.get(request.query_params.get("code", "").upper())
+    if view is None:
+        raise NotFoundError("Nothing is presented with this code.")
     return JSONResponse(view.model_dump(exclude={"code"}))
 
 
@@ -171,8 +155,8 @@ def present(request: Request, body: bytes) -> Response:
     """Present a view; return its code, and the address of the dashboard for phones."""
     actor = current_user(request)
     require(actor, "present", may_not_change(actor))
-    code = _presentations.show(PresentedView.model_validate_json(body))
-    return JSONResponse({"code": code, "base": base_address(request)})
+    view = PresentedView.model_validate_json(body)
+    return JSONResponse({"code": _presentations.show(view), "base": base_address(request)})
 
 
 def share(request: Request, _: bytes) -> Response:
@@ -184,7 +168,7 @@ def share(request: Request, _: bytes) -> Response:
 def _dialog(
     request: Request, address: str, chart: str, story: int = 0, error: SlimscopeError | None = None
 ) -> Response:
-    base, page = base_address(request), _page_of(StoryView(1, address))
+    base, page = base_address(request), page_of(StoryView(1, address))
     html = HTML.dialog(
         address,
         urljoin(base or str(request.base_url), address),
@@ -204,7 +188,7 @@ def add(request: Request, body: bytes) -> Response:
     actor, new = current_user(request), NewView.model_validate_json(body)
     try:
         view = StoryView(1, new.address, new.chart, new.text)
-        page, number = _page_of(view), new.story
+        page, number = page_of(view), new.story
         if page is None or (view.chart and view.chart not in page.charts):
             raise ConfigError("The view was not added.", "There is no such page or chart.")
         if number:
@@ -216,25 +200,12 @@ def add(request: Request, body: bytes) -> Response:
     return _dialog(request, new.address, new.chart, number)
 
 
-def _page_of(view: StoryView) -> Page | None:
-    return next((page for page in pages.pages() if page.path == view.page), None)
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() and len(text) < 16 else 0
-
-
-def qr(request: Request) -> Response:
+def qr(request: Request, _: bytes) -> Response:
     """A QR code of the page at `?address=`, as SVG."""
     address = request.query_params.get("address", "")
-    if not ADDRESS.fullmatch(address.removeprefix("slimscope/")):
-        return JSONResponse({"detail": "It is no page of this dashboard."}, 422)
-    base = base_address(request) or str(request.base_url)
+    TypeAdapter(Address).validate_python(address.removeprefix("slimscope/"))
     image = BytesIO()
-    try:
-        code = segno.make(urljoin(base, address), error="m")
-    except segno.DataOverflowError:
-        return JSONResponse({"detail": "The address is too long for a QR code."}, 422)
+    code = segno.make(urljoin(base_address(request) or str(request.base_url), address), error="m")
     code.save(image, kind="svg", scale=6, border=2, dark="#000", light="#fff")
     return Response(image.getvalue(), media_type="image/svg+xml")
 

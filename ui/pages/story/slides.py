@@ -60,21 +60,24 @@ class Slide:
             return self.parts[0].title
         return self.page.name if self.page else self.view.page
 
-    @property
-    def about(self) -> str:
-        """Page, runs and tensor."""
-        name = self.page.name if self.page else ""
-        named = (name, ", ".join(self.view.runs), self.view.query.get("tensor", ""))
-        return " · ".join(filter(None, named))
-
 
 def slides(views: Iterable[StoryView], *, is_live: bool) -> list[Slide]:
     """The slides of views. A whole page is drawn as its charts, unless it is shown live."""
-    known = {page.path: page for page in pages.pages()}
-    return [_slide(view, known.get(view.page), is_live) for view in views]
+    return [_slide(view, is_live) for view in views]
 
 
-def _slide(view: StoryView, page: Page | None, is_live: bool) -> Slide:
+def page_of(view: StoryView) -> Page | None:
+    """The page of a view; None if this version has no such page."""
+    return next((page for page in pages.pages() if page.path == view.page), None)
+
+
+def number_of(text: str) -> int:
+    """A number in an address; 0 for anything else."""
+    return int(text) if text.isdecimal() and len(text) < 16 else 0
+
+
+def _slide(view: StoryView, is_live: bool) -> Slide:
+    page = page_of(view)
     if page is None:
         return Slide(view, None, [Part(view.page, sentence="This version has no such page.")])
     if view.chart:
@@ -131,11 +134,11 @@ def presented(title: str, views: list[StoryView], settings: Mapping[str, Any], l
     return _page(title, slides(views, is_live=True), settings, leave=leave)
 
 
-def exported(story: Story) -> str:
+def exported(story: Story) -> bytes:
     """A story as one file that needs no network; it can be imported again."""
     shown = slides(stored_views(story.views), is_live=False)
     file = _json(exported_story(story))
-    return _page(story.title, shown, {}, plotly=_script(get_plotlyjs()), file=file)
+    return _page(story.title, shown, {}, plotly=_script(get_plotlyjs()), file=file).encode()
 
 
 def _page(
@@ -164,13 +167,12 @@ def _page(
         leave=leave,
         css=Markup((STYLES / "story/slides.css").read_text("utf-8")),
         plotly_url=SCRIPT_URL,
-        scripts=[_script((SCRIPTS / name).read_text("utf-8")) for name in SOURCES],
+        scripts=[
+            _script((SCRIPTS / name).read_text("utf-8")) for name in ("shade.js", "story/slides.js")
+        ],
         data=_json(json.dumps({"figures": figures, **settings})),
         templates=_json(templates()),
     )
-
-
-SOURCES = ("shade.js", "story/slides.js")
 
 
 def _script(source: str) -> Markup:
