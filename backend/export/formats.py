@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from backend.errors import ConfigError, ModelError
-from backend.models.families.stored import together
+from backend.models.families.stored import tensor_name
 from backend.models.memory import WEIGHT_BYTES
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import WORD_BITS, PackedGroup, parse_layout
@@ -75,13 +75,13 @@ def experts_of(
         "" if no expert is quantized, "fused" if the experts of a block cannot be stored separately,
         "alike" if all experts of a block have the most common settings, or "unlike".
     """
-    experts = {name for name in linears if together(name) != name}
+    experts = {name for name in linears if tensor_name(name) != name}
     if experts.isdisjoint({*common, *special}):
         return ""
     if not separate:
         return "fused"
-    packed = {together(name) for name in experts.intersection(common)}
-    unpacked = {together(name) for name in experts.difference(common)}
+    packed = {tensor_name(name) for name in experts.intersection(common)}
+    unpacked = {tensor_name(name) for name in experts.difference(common)}
     return "alike" if experts.isdisjoint(special) and packed.isdisjoint(unpacked) else "unlike"
 
 

@@ -21,7 +21,7 @@ from backend.export.layouts import (
 )
 from backend.models.blocks import all_linears, swap_weights, turned
 from backend.models.families.experts import fused
-from backend.models.families.stored import SEPARATE_EXPERTS, stored_modules, together
+from backend.models.families.stored import SEPARATE_EXPERTS, stored_modules, tensor_name
 from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.saving import (
     SHARD_BYTES,
@@ -71,7 +71,7 @@ def export(
             save(model, tokenizer, folder, card, dtype)
         return
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
-    packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
+    packed = {f"{name}.weight" for name in layers} | {tensor_name(name) for name in layers}
     with fused(model):
         for name, tensor in (*model.named_parameters(), *persistent_buffers(model).items()):
             if name not in packed:
@@ -80,9 +80,12 @@ def export(
                 value = value.to(dtype) if value.is_floating_point() else value
                 tensors[f"{stored_modules(family, module)[0]}.{part}"] = value
     # stored name -> name and shape of the parameter that transformers loads it into
-    parameters, experts = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
+    parameters, experts = (
+        dict[str, tuple[str, tuple[int, ...]]](),
+        Counter(map(tensor_name, layers)),
+    )
     for module, layer in layers.items():
-        fused_name, shape = together(module), (*layer.codes.shape,)
+        fused_name, shape = tensor_name(module), (*layer.codes.shape,)
         parameter = f"{module}.weight", shape
         if fused_name != module:
             parameter = fused_name, (experts[fused_name], *shape)

@@ -172,7 +172,7 @@ REMEDIES = {  # part of the memory -> (its description, remedy, config field)
         "Lower the context length, or turn off block-wise training.",
         "stages",
     ),
-    "stages": ("the stages of one block", "Choose a smaller model.", "model"),
+    "stages": ("the versions of one block", "Choose a smaller model.", "model"),
     "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),
     "training": ("the training", "Lower the batch size or the sequence length.", "batch"),
     "logits": ("the logits", "Lower the context length or the segments per pass.", "context"),

@@ -32,7 +32,7 @@ BLOCK_EPOCHS = 4  # epochs of block-wise training
 
 @dataclass(frozen=True)
 class Width:
-    """Integer format of a layer: bits per code, and inputs per group (0: one group per row)."""
+    """Integer format of a layer: bits per weight, and inputs per group (0: one group per row)."""
 
     bits: int
     group: int = 0
@@ -139,8 +139,8 @@ class DLQATConfig(Options):
     track). Defaults that the available text of the paper does not give are ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
-    """Bits per weight, 2 to 8. 4 is close to the dense model. 3 needs training. 2 breaks small
-    models."""
+    """Bits per weight, 2 to 8. 4 is close to the dense model. 3 needs training. Small models
+    become unusable at 2."""
     group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
     """Neighboring inputs that share a scale, a zero-point and a magnitude. 0: one group per output
     channel."""
@@ -173,7 +173,7 @@ class DLQATConfig(Options):
     (dlqat) or by distillation (dlqat-kd), its ablations m-only and lora-only, and LoRA on the same
     text, unquantized (lora) or quantized afterwards (lora-gptq)."""
     rank: int = option(16, "Rank", ge=0, le=1024)
-    """Rank of the low-rank matrices A and B inside the rounding. 0: no low-rank update."""
+    """Rank of the low-rank update, which is added before rounding. 0: no update."""
     steps: int = option(40, "Training steps", ge=1, le=100_000)
     """Optimizer steps per trained stage."""
     batch: int = option(4, "Batch size", ge=1, le=1024, unit="sequences")

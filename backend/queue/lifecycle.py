@@ -255,6 +255,6 @@ def first_run_id(session: Session) -> int | None:
     """The id of the first run; None if the database assigns the id.
 
     Without it, SQLite would continue from the examples, whose ids are negative."""
-    if not dialect_of(session).numbers_follow_largest:
+    if not dialect_of(session).reuses_largest_id:
         return None
     return None if session.scalar(select(Job.id).where(Job.id > 0).limit(1)) else 1

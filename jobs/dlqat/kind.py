@@ -10,7 +10,7 @@ from backend.export.formats import ExportRequirements, Format, check_format, exp
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
-from backend.models.families.stored import GATE_UP, LinearShape, together
+from backend.models.families.stored import GATE_UP, LinearShape, tensor_name
 from backend.options import option
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS
@@ -423,7 +423,7 @@ def export_requirements(
     """Return the properties of a group of layers that the export format must support."""
     layers = planned_layers(plan, facts)
     largest_group = max(plan.groups, key=lambda x: len(x.layers))
-    gate_up = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
+    gate_up = {x.name for x in layers if tensor_name(x.name).endswith(f"experts.{GATE_UP}")}
     experts = experts_of(
         facts.support.separate,
         {x.name for x in facts.linears},

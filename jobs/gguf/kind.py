@@ -4,7 +4,7 @@ from collections import Counter
 
 from backend.export.gguf.types import EmbeddingType, GGUFType
 from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
-from backend.models.families.stored import together as written_name
+from backend.models.families.stored import tensor_name
 from backend.models.memory import RUNTIME_BYTES
 from backend.options import option
 from backend.printable import readable_bytes
@@ -38,7 +38,7 @@ def requirements(config: GGUFJob) -> Requirements:
     embedding_type = exported_embedding(config.embedding, linear_type, model)
     written_weights = Counter[str]()  # the experts of a block become one tensor
     for matrix in (*model.facts.linears, *model.facts.embeddings):
-        written_weights[written_name(matrix.name)] += matrix.weights
+        written_weights[tensor_name(matrix.name)] += matrix.weights
     largest_weights = max(written_weights.values())
     sizes = model.facts.bytes, gguf_bytes(model.facts, linear_type, embedding_type, model.layout)
     code_bytes = 2 * model.facts.parameters if model.packed else 0
@@ -62,7 +62,7 @@ def size_warning(
     linear_type: str,
     embedding_type: str,
 ) -> dict[str, str]:
-    """Warn if the file is larger than its source: field that would shrink it -> warning."""
+    """Return a warning if the file would be larger than its source, by the field to change."""
     smallest_type = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
     field, advice = "type", f"Choose {smallest_type} for a smaller file."
     if linear_type == smallest_type or model.layout:

@@ -44,13 +44,13 @@ class Action:
     Attributes:
         name: identifier that the browser sends back.
         text: label of the button.
-        question: confirmation that is asked for first; empty for none.
-        forbidden: reason why this user may not press it; empty if allowed.
-        limit: reason why it cannot apply to the selected runs; empty if it can.
+        question: confirmation question; empty for none.
+        forbidden: reason why the user lacks permission; empty if allowed.
+        limit: reason why it does not apply to the selection; empty if it does.
         address: target of a link; empty if the button is not a link.
-        view: fields that it writes into the address, for a change of the view.
-        prompt: label of the text that the user has to type; empty for none.
-        initial: initial value of that text.
+        view: URL parameters to set, if the button changes the view.
+        prompt: label of the text input; empty for none.
+        initial: initial value of the text input.
     """
 
     name: str

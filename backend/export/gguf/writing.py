@@ -33,7 +33,6 @@ from backend.models.families.stored import (
     ONE_EXPERT,
     block_matrices,
     compressed,
-    together,
 )
 from backend.models.sources.headers import read_config, read_headers, weight_files
 from backend.quantization.grid import QuantizedWeight, joined
@@ -332,7 +331,7 @@ def _stack(experts: Sequence[GGUFSource], parts: int, number: int) -> Tensor | Q
 def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
     family, headers = str(read_config(folder)["model_type"]), read_headers(folder)
     matrices = block_matrices(family, headers)
-    experts = [x for x in matrices if together(x.name) != x.name]
+    experts = [x for x in matrices if tensor_name(x.name) != x.name]
     reader = StoredLinears(folder, experts)
     expert_names = {name for x in experts for name in x.stored.names}
     for x in experts:

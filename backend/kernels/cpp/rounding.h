@@ -130,8 +130,8 @@ int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
   return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
 }
 
-// Replaces G = dL/dW_hat by D = dL/dW' in place. Writes dL/dm [rows, groups], and W_hat to `out`
-// unless it is null.
+// Replaces G = dL/dW_hat by D, the gradient of the merged weights W, in place. Writes dL/dm [rows,
+// groups], and W_hat to `out` unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
   return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
               : backward_as(*r, (float*)G, (float*)out, dm, threads);
@@ -157,12 +157,12 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
                          float* error, float* inside) {
   Rows start = *r;
   start.rank = 0;
-  int64_t histograms[4][256] = {};  // several: equal neighboring codes would stall on one counter
+  int64_t histograms[4][256] = {};  // four, as consecutive equal codes would wait for one counter
   each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t first, int64_t group) {
     Columns initial = t;
     quantize(start, initial);
     float step = r->m[group] * r->scale[group], zero = r->zero[group];
-    Floats squares = {}, kept = {}, moved = {};
+    Floats squares = {}, unclipped = {}, moved = {};
     each_vector(t, [&](int v, int i, int n) {
       Floats codes = clamp(round_to_integer(t.level[v] + zero), all(0), all(r->top));
       __builtin_prefetch(dense + first + i + AHEAD);
@@ -170,7 +170,7 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
       // 1 for valid lanes, 0 for lanes past the end of the group
       Floats valid = load_some(ONES, n);
       squares += D * D * valid;
-      kept += t.inside[v] * valid;
+      unclipped += t.inside[v] * valid;
       moved += select(initial.level[v] == t.level[v], all(0), valid);
       int32_t integers[LANES];  // NaN is counted as code 0
       store(integers, nearest(select(codes == codes, codes, all(0))));
@@ -179,7 +179,7 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
     bool is_first = t.column % r->group == 0;
     changed[0] += (int64_t)sum(moved);
     error[group] = (is_first ? 0 : error[group]) + sum(squares);
-    inside[group] = (is_first ? 0 : inside[group]) + sum(kept);
+    inside[group] = (is_first ? 0 : inside[group]) + sum(unclipped);
   });
   for (auto& histogram : histograms)
     for (int code = 0; code <= r->top; code++) counts[code] += histogram[code];

@@ -163,7 +163,7 @@ def expert_position(family: str, module: str) -> tuple[str, int]:
     return f"{match[1]}.{match[2]}.{loaded_part}", int(part == "up_proj")
 
 
-def together(module: str) -> str:
+def tensor_name(module: str) -> str:
     """The loaded tensor of all experts that contains the matrix of one expert; any other name is
     unchanged."""
     return ONE_EXPERT.sub(r"\1.\3", module)

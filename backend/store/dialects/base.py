@@ -52,14 +52,14 @@ class Dialect(ABC):
         title: name on the screen.
         one_machine: only processes of one machine can use the database.
         backup_advice: sentence about backups, for databases that Slimscope does not copy.
-        numbers_follow_largest: a new row gets the largest existing number plus 1, rather than the
+        reuses_largest_id: a new row gets the largest existing number plus 1, rather than the
             last assigned number plus 1.
     """
 
     title: str
     one_machine: bool
     backup_advice: str = ""
-    numbers_follow_largest: bool
+    reuses_largest_id: bool
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

@@ -28,12 +28,12 @@ READ_ONLY_STATE = "25006"  # SQLSTATE of a server in standby mode, during a fail
 class PostgreSQL(Dialect):
     """A PostgreSQL server.
 
-    Commits are never asynchronous, because they must survive a crash of the server: the process
-    that committed continues, and would not write its data again."""
+    Commits are synchronous. A process does not write its data again after a commit, so the commit
+    must survive a crash of the server."""
 
     title = "PostgreSQL"
     one_machine = False
-    numbers_follow_largest = False
+    reuses_largest_id = False
     backup_advice = "Use pg_dump for it, and copy the folder artifacts/."
 
     def options(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class SQLite(Dialect):
 
     title = "SQLite"
     one_machine = True
-    numbers_follow_largest = True
+    reuses_largest_id = True
 
     def options(self) -> dict[str, Any]:
         return {"connect_args": {"timeout": BUSY_MS / 1000}}
