@@ -33,6 +33,7 @@ from backend.models.families.stored import (
     ONE_EXPERT,
     block_matrices,
     compressed,
+    tensor_name,
 )
 from backend.models.sources.headers import read_config, read_headers, weight_files
 from backend.quantization.grid import QuantizedWeight, joined
