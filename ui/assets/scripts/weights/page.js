@@ -59,7 +59,6 @@ export function start(element, opened) {
       page.restore();
       return true;
     },
-    nextStop: () => page.step(),
     pin: () => {
       const { run, stage } = page.state.now;
       window.slimscope.address({ run, stage });
@@ -78,8 +77,6 @@ class Page {
   plot = null;
   /** @type {MapFigure | null} */
   drawnFigure = null;
-  /** Stages that `step` has passed. @type {Set<string>} */
-  passed = new Set();
   viewRequest = 0; // stale responses are dropped
   runRequest = 0;
 
@@ -249,20 +246,6 @@ class Page {
     this.hovered = -1;
     this.state.set({ tensor: this.data.tensors[t].name });
     this.preview();
-  }
-
-  /** Moves to the next main stage, from the last to the first; false where it began. */
-  step() {
-    if (!this.#data) return false;
-    const { main, stages } = this.data;
-    const next = stages[main[(main.indexOf(this.s) + 1) % main.length]];
-    if (this.passed.has(next.name)) {
-      this.passed.clear();
-      return false;
-    }
-    this.passed.add(stages[this.s].name).add(next.name);
-    this.state.set({ stage: next.name });
-    return true;
   }
 
   /** @param {Set<string>} changed */
