@@ -182,8 +182,6 @@ interface Slimscope {
   changed?(): void;
   /** The address has changed by Back or Forward; false where the page has to be loaded again. */
   back?(): boolean;
-  /** Moves to the next stage; false after the last one. */
-  nextStop?(): boolean;
   /** Writes what the address leaves out by default. */
   pin?(): void;
   openedRun?(): string;

@@ -64,7 +64,6 @@ export function start(element, opened) {
       page.restore();
       return true;
     },
-    nextStop: () => page.step(),
     pin: () => {
       const { run, stage } = page.state.now;
       window.slimscope.address({ run, stage });
@@ -85,8 +84,6 @@ class Page {
   plot = null;
   /** @type {{key: string, figure: MapFigure} | null} */
   mapped = null;
-  /** Stages that `step` has passed. @type {Set<string>} */
-  passed = new Set();
   drawnStage = -1;
   isPlaying = false;
   viewRequest = 0; // stale responses are dropped
@@ -262,20 +259,6 @@ class Page {
     this.hovered = this.map.hovered = -1;
     this.state.set({ tensor: this.data.tensors[t].name });
     this.preview();
-  }
-
-  /** Moves to the next main stage, from the last to the first; false where it began. */
-  step() {
-    if (!this.#data) return false;
-    const { main, stages } = this.data;
-    const next = stages[main[(main.indexOf(this.s) + 1) % main.length]];
-    if (this.passed.has(next.name)) {
-      this.passed.clear();
-      return false;
-    }
-    this.passed.add(stages[this.s].name).add(next.name);
-    this.state.set({ stage: next.name });
-    return true;
   }
 
   /** @param {Set<string>} changed */
