@@ -244,7 +244,6 @@ def test_a_damaged_row_is_shown_as_damaged(
 
 
 VIEWS: dict[str, Callable[[], dict[str, Any]]] = {
-    "home": lambda: home.draw(None, asked()),
     "runs": lambda: runs.draw(asked()),
     "a run": lambda: run.draw(None, asked(id="sds-0001")),
     "a run that failed": lambda: run.draw(None, asked(id="sds-0004")),

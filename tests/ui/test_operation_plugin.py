@@ -62,7 +62,7 @@ def test_it_is_a_command(plugged: None) -> None:
 def test_it_is_a_documented_request(plugged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     host = ask("127.0.0.1")
     described = host.get("/openapi.json").json()["paths"]["/runs/{run}/star"]["post"]
-    assert described["description"] == "Star a run. For hosts."
+    assert described["description"] == "Star a run. Hosts only."
     stars = next(each for each in described["parameters"] if each["name"] == "stars")
     assert (stars["schema"]["minimum"], stars["schema"]["maximum"]) == (1, 5)
     monkeypatch.setattr(api, "_docs", once(api.docs_html))

@@ -106,10 +106,9 @@ def device() -> HealthCheck:
     """Check that torch can use an installed GPU."""
     import torch
 
-    from backend.models.devices import accelerators, device_name
-
-    if names := [device_name(each) for each in accelerators()]:
-        return HealthCheck("device", True, f"{', '.join(names)} ({torch.__version__})")
+    if torch.accelerator.is_available():
+        module = torch.get_device_module()
+        return HealthCheck("device", True, f"{module.get_device_name()} ({torch.__version__})")
     gpus = len(installed_gpus())
     text = f"cpu (torch {torch.__version__}); {gpus or 'no'} GPU{'s' * (gpus > 1)} installed"
     fix = "Install torch with CUDA (pytorch.org/get-started) and a matching driver."

@@ -135,10 +135,10 @@ def test_all_runs_are_cancelled_or_resumed_together_by_hosts(swept: list[Job]) -
 
 
 def test_a_run_leads_to_its_sweep(swept: list[Job]) -> None:
-    who, first = current_user(asked()), swept[0].run
-    head = run.head_html(queries.job(swept[1].id), who)
+    first = swept[0].run
+    head = run.draw(None, asked(id=swept[1].run))["head"]
     assert f'href="runs?q=sweep%3D{first}&amp;open={first}"' in head
-    assert "See its sweep" not in run.head_html(queries.job(1), who)
+    assert "See its sweep" not in run.draw(None, asked(id="sds-0001"))["head"]
     assert {job.run for job in swept} == {
         row.head.run for row in query_runs(TableQuery.from_address(asked(q=f"sweep={first}"))).rows
     }

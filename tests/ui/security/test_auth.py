@@ -24,6 +24,8 @@ from backend.settings import Settings
 from backend.store import queries
 from jobs import submit
 from tests.ui.visits import OTHER, TOKEN, Visit, event_of, set_up
+from ui.pages.new_run.page import PATH as NEW_RUN
+from ui.pages.new_run.page import VERSION
 from ui.security import auth
 
 
@@ -44,24 +46,14 @@ def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "run
     return json.dumps(answer.json()["data"])
 
 
-def raw_launch(client: TestClient, web: App, **values: Any) -> str:
-    """What the server says when the browser claims that "Add to queue" was pressed."""
-    return raw_form(client, web, event_of(web, "new-add", "click"), **values)
-
-
-def raw_form(client: TestClient, web: App, number: int, **values: Any) -> str:
-    """What event `number` of the form answers to these values."""
-    config = web.get_blocks().config
-    inputs = next(d["inputs"] for d in config["dependencies"] if d["id"] == number)
-    props = {c["id"]: c["props"] for c in config["components"]}
-    data = [props[i].get("value") for i in inputs]
-    named = {f"sds-field-{name.replace('_', '-')}": value for name, value in values.items()}
-    for place, i in enumerate(inputs):
-        data[place] = named.get(props[i].get("elem_id"), data[place])
-    body = {"fn_index": number, "data": data, "session_hash": "x"}
-    answer = client.post("/gradio_api/run/predict", json=body)
+def compose(client: TestClient, action: str = "", **values: Any) -> dict[str, str]:
+    """Return the parts that *New run* sends for an SDS run with these values."""
+    steps = [{"kind": "sds", "values": values}]
+    body = {"version": VERSION, "composition": {"steps": steps}, "action": action}
+    answer = client.post(NEW_RUN, json=body)
     assert answer.status_code == 200, answer.text
-    return json.dumps(answer.json()["data"])
+    parts: dict[str, str] = answer.json()["parts"]
+    return parts
 
 
 # who is who ---------------------------------------------------------------------------------------
@@ -192,7 +184,7 @@ def test_a_guest_changes_nothing_by_raw_requests(
         for run in ("sds-0002", "sds-0003", "sds-0004"):
             assert "Guests have read-only access" in raw_act(guest, web, deed, run)
     assert "Guests have read-only access" in raw_act(guest, web, "free", "sds-0004", "run-disk")
-    assert "Guests have read-only access" in raw_launch(guest, web, model="toy")
+    assert "Guests have read-only access" in compose(guest, "queue", model="toy")["new-said"]
     for path in (
         "runs/sds-0003/cancel",
         "runs/sds-0004/resume",
@@ -209,7 +201,7 @@ def test_a_guest_changes_nothing_by_raw_requests(
 
 
 def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
-    shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+    shared: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
 
@@ -218,25 +210,21 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         return catalog.inspect(spec)
 
     monkeypatch.setattr("jobs.fields.models.inspect", inspect)
-    number = event_of(web, "sds-preview-due", "change")
-    assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
-    assert looked == []
-    raw_form(shared(authorization=f"Bearer {TOKEN}"), web, number, model="toy")
+    plan = compose(shared(OTHER), model="org/name")["new-plan"]
+    assert "org/name" in plan and looked == []
+    compose(shared(authorization=f"Bearer {TOKEN}"), model="toy")
     assert set(looked) == {"toy"}
 
 
 def test_previews_are_limited_for_each_visitor(
-    shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+    shared: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.previews, "limit", 2)
-    host, number = (
-        shared(authorization=f"Bearer {TOKEN}"),
-        event_of(web, "sds-preview-due", "change"),
-    )
-    answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
+    host = shared(authorization=f"Bearer {TOKEN}")
+    answers = [json.dumps(compose(host, model="toy")) for _ in range(3)]
     assert ["Too many requests" in answer for answer in answers] == [False, False, True]
     other = shared(OTHER, authorization=f"Bearer {TOKEN}")
-    assert "Too many requests" not in raw_form(other, web, number, model="toy")
+    assert "Too many requests" not in json.dumps(compose(other, model="toy"))
 
 
 def test_a_guest_starts_no_supervisor_by_cancelling_nothing(

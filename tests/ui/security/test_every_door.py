@@ -112,7 +112,7 @@ def test_every_function_answers_a_guest_and_changes_nothing(
     sent: str, unchanged: None, shared: Visit, web: App
 ) -> None:
     before, answers = stored(), [*answers_of(shared(OTHER), web, sent)]
-    assert len(answers) > 200 and {*answers} <= {200, 422, 429}
+    assert len(answers) > 80 and {*answers} <= {200, 422, 429}
     assert stored() == before
 
 

@@ -167,14 +167,16 @@ def film() -> dict[str, Any] | None:
             if weights and len(stages) >= (1 if live else FILM_STAGES):
                 figure = row.figures.key_figure
                 title = figure.text if figure else f"{kind.title} of {row.job.config.get('model')}"
-                film = _film(row, stages, weights.example_tensor)
-                return film | {"title": title, "live": live}
+                if film := _film(row, stages, weights.example_tensor):
+                    return film | {"title": title, "live": live}
     return None
 
 
-def _film(row: RunRow, stages: Sequence[str], tensor: str) -> dict[str, Any]:
+def _film(row: RunRow, stages: Sequence[str], tensor: str) -> dict[str, Any] | None:
     newest_of = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
     drawn = [newest_of[stage] for stage in stages if stage in newest_of]
+    if not drawn:  # damaged rows are left out
+        return None
     edge = WIDTH * drawn[0].hi
     edges = np.linspace(-edge, edge, BARS + 1)
     heights = [rebinned(snapshot, edges).counts / snapshot.n for snapshot in drawn]

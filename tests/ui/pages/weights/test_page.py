@@ -54,7 +54,7 @@ def test_the_histogram_of_a_story_says_where_another_view_is(seeded: Settings, v
     assert ("drawn on the page Weights only" in chart.note) is (view in ("spectrum", "joint"))
     assert "n = " in chart.note and chart.theory and chart.question.endswith("?")
     assert "Perplexity appears here" in str(drawn("perplexity", run="sds-0002").figure)
-    assert "wins back" in drawn("perplexity").headline
+    assert "reaches perplexity 5.9" in drawn("perplexity").headline
 
 
 def test_two_runs_of_a_story_are_compared_at_what_each_kept(seeded: Settings) -> None:
