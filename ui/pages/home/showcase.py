@@ -11,6 +11,7 @@ import numpy as np
 
 from backend.models.sources.spec import TOY
 from backend.queue.actor import Actor
+from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import LIVE, State
 from backend.store.tables import Job
@@ -161,22 +162,20 @@ def film() -> dict[str, Any] | None:
     for kind in methods:
         for row in newest(kind.name, states=(State.SUCCEEDED, *LIVE)):
             weights = weights_of(row.head.run) if queries.weights_mark(row.head.run) else None
+            if not weights or not weights.tensors:
+                continue
+            tensor, live = weights.example_tensor, row.head.state in LIVE
+            stored = {s.stage: s for s in tensors.tensor_snapshots(row.head.id, tensor)}
             main = [stage for stage, style in kind.styles.items() if style.main]
-            stages = [stage for stage in main if weights and stage in weights.stages]
-            live = row.head.state in LIVE
-            if weights and len(stages) >= (1 if live else FILM_STAGES):
+            drawn = [stored[stage] for stage in main if stage in stored]  # readable ones
+            if len(drawn) >= (1 if live else FILM_STAGES):
                 figure = row.figures.key_figure
                 title = figure.text if figure else f"{kind.title} of {row.job.config.get('model')}"
-                if film := _film(row, stages, weights.example_tensor):
-                    return film | {"title": title, "live": live}
+                return _film(row, drawn, tensor) | {"title": title, "live": live}
     return None
 
 
-def _film(row: RunRow, stages: Sequence[str], tensor: str) -> dict[str, Any] | None:
-    newest_of = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
-    drawn = [newest_of[stage] for stage in stages if stage in newest_of]
-    if not drawn:  # damaged rows are left out
-        return None
+def _film(row: RunRow, drawn: Sequence[TensorSnapshot], tensor: str) -> dict[str, Any]:
     edge = WIDTH * drawn[0].hi
     edges = np.linspace(-edge, edge, BARS + 1)
     heights = [rebinned(snapshot, edges).counts / snapshot.n for snapshot in drawn]
