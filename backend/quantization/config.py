@@ -22,7 +22,7 @@ from backend.options import Dtype, Options, option
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 MIN_BITS, MAX_BITS = 2, 8
-WIDTH_PATTERN = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
+FORMAT_PATTERN = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
 RangeSearchName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # maximum calibration segments in one forward pass
@@ -31,20 +31,20 @@ BLOCK_EPOCHS = 4  # epochs of block-wise training
 
 
 @dataclass(frozen=True)
-class Width:
+class IntegerFormat:
     """Integer format of a layer: bits per weight, and inputs per group (0: one group per row)."""
 
     bits: int
     group: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> "Width":
+    def parse(cls, text: str) -> "IntegerFormat":
         """Parse "int4-g64" or "int8".
 
         Raises:
             ValueError: the text is not a format; the message shows the syntax.
         """
-        match = WIDTH_PATTERN.fullmatch(text.strip())
+        match = FORMAT_PATTERN.fullmatch(text.strip())
         if not match:
             raise ValueError(f"{text[:40]!r} is not a format. Write int4-g64, for example.")
         if not MIN_BITS <= int(match[1]) <= MAX_BITS:
@@ -55,13 +55,13 @@ class Width:
         return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
 
 
-def read_overrides(text: str) -> tuple[tuple[str, Width], ...]:
+def read_overrides(text: str) -> tuple[tuple[str, IntegerFormat], ...]:
     """Parse a list such as "mlp.down_proj=int4-g32, 0.*=int8-g64" into names and widths.
 
     Raises:
         ValueError: the text is not a list of this form; the message shows the syntax.
     """
-    return read_assignments(text, Width.parse, "format", "mlp.down_proj=int4-g64")
+    return read_assignments(text, IntegerFormat.parse, "format", "mlp.down_proj=int4-g64")
 
 
 class DLQATStage(StrEnum):

@@ -21,7 +21,13 @@ from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.options import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
-from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, Width, read_overrides
+from backend.quantization.config import (
+    STAGE_LABELS,
+    DLQATConfig,
+    DLQATStage,
+    IntegerFormat,
+    read_overrides,
+)
 
 READERS = {  # layer that reads the residual stream -> norm before it
     **dict.fromkeys(
@@ -116,9 +122,9 @@ class QuantizationPlan(Plan):
         return self.groups[0].format
 
     @property
-    def widths(self) -> dict[str, Width]:
+    def widths(self) -> dict[str, IntegerFormat]:
         """Full name -> width of each quantized layer."""
-        return {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
+        return {name: IntegerFormat(x.bits, x.group_size) for name, x in self.layers.items() if x}
 
     @property
     def formats(self) -> dict[str, str]:
@@ -153,7 +159,7 @@ def plan(
     format: str = "dense",
     outside: Collection[LinearShape] = (),
     bits: int = 0,
-    mix: Mapping[str, Width] = MappingProxyType({}),
+    mix: Mapping[str, IntegerFormat] = MappingProxyType({}),
 ) -> QuantizationPlan:
     """Return the plan of a run on a model.
 
@@ -204,11 +210,11 @@ def group_layers(
     config: DLQATConfig,
     layers: Collection[layer_names.NamedLayer],
     format: str,
-    mix: Mapping[str, Width],
+    mix: Mapping[str, IntegerFormat],
 ) -> QuantizationPlan:
     """Return the plan of some layers, independent of their model."""
     widths = layer_widths(config, layers, mix)
-    by_width: dict[Width, list[str]] = {}
+    by_width: dict[IntegerFormat, list[str]] = {}
     for name, width in widths.items():
         by_width.setdefault(width, []).append(name)
     groups = tuple(
@@ -230,8 +236,10 @@ def group_layers(
 
 
 def layer_widths(
-    config: DLQATConfig, layers: Collection[layer_names.NamedLayer], mix: Mapping[str, Width]
-) -> dict[str, Width]:
+    config: DLQATConfig,
+    layers: Collection[layer_names.NamedLayer],
+    mix: Mapping[str, IntegerFormat],
+) -> dict[str, IntegerFormat]:
     """Map the full name of every quantized layer to its width.
 
     Raises:
@@ -241,8 +249,8 @@ def layer_widths(
     overrides = read_overrides(config.overrides)
     layer_names.check_layer_patterns((name for name, _ in overrides), layers, "overrides")
     has_budget = budget_of(config.allocation) is not None
-    uniform = Width(config.bits, config.group_size)
-    widths: dict[str, Width] = {}
+    uniform = IntegerFormat(config.bits, config.group_size)
+    widths: dict[str, IntegerFormat] = {}
     columns: dict[tuple[str, int], dict[str, int]] = {}  # field and group size -> layer -> inputs
     for layer in layer_names.select_layers(layers, config.exclude, "quantize"):
         override = [width for name, width in overrides if layer_names.fits(name, layer)]

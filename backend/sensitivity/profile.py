@@ -40,7 +40,7 @@ from pydantic import BaseModel, Field, ValidationError
 from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
-from backend.quantization.config import Width
+from backend.quantization.config import IntegerFormat
 from backend.sensitivity.allocation import Table
 
 DENSE_BITS, SCALE_BITS = 16, 16
@@ -63,7 +63,7 @@ class Format:
         pattern: sparsity pattern; None for a layer that is not pruned.
     """
 
-    width: Width | None = None
+    width: IntegerFormat | None = None
     pattern: Pattern | None = None
 
     @classmethod
@@ -75,9 +75,9 @@ class Format:
         """
         pattern, plus, width = text.strip().rpartition("+")
         if plus:
-            return cls(Width.parse(width), Pattern.parse(pattern))
+            return cls(IntegerFormat.parse(width), Pattern.parse(pattern))
         if width.startswith("int"):
-            return cls(Width.parse(width))
+            return cls(IntegerFormat.parse(width))
         return cls() if width == "dense" else cls(pattern=Pattern.parse(width))
 
     def __str__(self) -> str:

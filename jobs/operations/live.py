@@ -27,7 +27,7 @@ from backend.live.address import (
 from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
-from backend.quantization.config import Width
+from backend.quantization.config import IntegerFormat
 from backend.queue.actor import Actor
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
@@ -45,7 +45,7 @@ MISSING = {
     "dlqat": ("No layer is quantized.", "Set a number of bits."),
 }
 
-FormatPart = TypeVar("FormatPart", Pattern, Width)
+FormatPart = TypeVar("FormatPart", Pattern, IntegerFormat)
 Model = Annotated[str, Field(min_length=1, max_length=300, description="Model of the state.")]
 State = Annotated[Address, Field(description="Address of the state.")]
 EffortField = Annotated[

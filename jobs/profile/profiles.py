@@ -12,7 +12,7 @@ from backend.models.layer_names import check_layer_patterns, fits, read_assignme
 from backend.models.sources.catalog import local_folder
 from backend.models.sources.headers import weight_files
 from backend.pruning.pattern import Pattern
-from backend.quantization.config import Width
+from backend.quantization.config import IntegerFormat
 from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.profile import Format, SensitivityProfile, profile_of
 from backend.statistics.tensors import SENSITIVITY
@@ -171,7 +171,7 @@ def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
-def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[str, Width]:
+def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[str, IntegerFormat]:
     """Return the width of each quantized layer, by full name, including embedding and head. Raises
     the errors of `pruned_mix`. `embedding` is the fixed format of embedding and head; empty if the
     budget includes them."""

@@ -30,7 +30,7 @@ from backend.live.model import DENSE, LiveModel
 from backend.models.foreign_tokenizer import tokenizer_session
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
-from backend.quantization.config import Width
+from backend.quantization.config import IntegerFormat
 from backend.quantization.grid import QuantizedWeight
 from backend.reporter import SilentReporter
 from backend.settings import settings
@@ -203,10 +203,10 @@ def _write_folder(
         export(model, tokenizer, codes, layout, dtype, folder, card)
 
 
-def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
+def _layout(format: Any, widths: Mapping[str, IntegerFormat]) -> Layout:
     """Return the export layout: the settings of most layers, and groups of layers with other
     settings."""
-    groups: dict[Width, list[str]] = {}
+    groups: dict[IntegerFormat, list[str]] = {}
     for name, width in widths.items():
         groups.setdefault(width, []).append(name)
     (common, _), *exceptions = sorted(groups.items(), key=lambda pair: -len(pair[1]))

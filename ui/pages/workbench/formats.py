@@ -5,7 +5,7 @@ from typing import Any
 
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
-from backend.quantization.config import MAX_BITS, MIN_BITS, Width
+from backend.quantization.config import MAX_BITS, MIN_BITS, IntegerFormat
 from backend.sensitivity.profile import DENSE_BITS, Format
 from ui.format import NBSP
 
@@ -15,9 +15,9 @@ BITS = range(MIN_BITS, MAX_BITS + 1)
 OFFERED = (  # values of the knobs; formats of a pattern and a width are composed of these
     *map(Format.parse, PATTERNS),
     *(Format.parse(f"{percent}%") for percent in range(1, MAX_PERCENT + 1)),
-    *(Format(Width(bits, group)) for group in (0, *GROUPS) for bits in BITS),
+    *(Format(IntegerFormat(bits, group)) for group in (0, *GROUPS) for bits in BITS),
 )
-NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), Width(DENSE_BITS)
+NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), IntegerFormat(DENSE_BITS)
 
 
 def names_of(form: Format) -> tuple[str, str]:
@@ -34,7 +34,7 @@ def format_parts(
     for form in formats:
         for part in (Format(pattern=form.pattern), Format(form.width)):
             pattern, width = part.pattern or NO_PATTERN, part.width or NO_WIDTH
-            short = Format(part.width and Width(width.bits), part.pattern)
+            short = Format(part.width and IntegerFormat(width.bits), part.pattern)
             parts[str(part)] = {
                 "label": part.label.replace("%", f"{NBSP}%"),
                 "short": short.label.replace("%", f"{NBSP}%"),

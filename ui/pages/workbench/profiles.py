@@ -16,7 +16,7 @@ from backend.budget import Budget
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.live.address import state_at
 from backend.models.families.stored import LinearShape
-from backend.quantization.config import Width
+from backend.quantization.config import IntegerFormat
 from backend.queue import gate, permissions
 from backend.queue.actor import Actor
 from backend.sensitivity.profile import Format, SensitivityProfile
@@ -161,7 +161,9 @@ def packed_profile(run: str) -> PackedArrays | None:
                 f"{name}_loss": np.array([mix.loss for mix in mixes], "<f4"),
                 f"{name}_ms": np.array(times, "<f4"),
             }
-    widths = [Format(Width(bits, x.width.group)) for x in formats if x.width for bits in BITS]
+    widths = [
+        Format(IntegerFormat(bits, x.width.group)) for x in formats if x.width for bits in BITS
+    ]
     header = {
         "run": run,
         "formats": [*map(names_of, formats)],
