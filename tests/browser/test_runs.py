@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import Browser, Page, expect
 
 from backend.store import queries
+from backend.store.states import State
 from tests.browser.conftest import Dashboard, opened
 
 
@@ -16,11 +17,10 @@ def query(page: Page) -> dict[str, str]:
 def perplexities() -> dict[str, float]:
     """Run -> perplexity of the stage it kept, from the database."""
     found = {}
-    for n in (1, 2, 3):
-        rows = queries.results([n])
-        kept = queries.job(n).kept_stage
-        found[f"sds-{n:04d}"] = next(
-            r.value for r in rows if (r.stage, str(r.metric)) == (kept, "perplexity")
+    for job in queries.jobs([State.SUCCEEDED], "sds"):
+        rows = queries.results([job.id])
+        found[job.run] = next(
+            r.value for r in rows if (r.stage, str(r.metric)) == (job.kept_stage, "perplexity")
         )
     return found
 
@@ -33,7 +33,7 @@ def listed(page: Page) -> list[str]:
 
 
 def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/runs?q=kind:sds&group=none")
+    opened(visitor, f"{lab.url}/runs?q=kind:sds%20state:succeeded&group=none")
     best_first = sorted(perplexities(), key=lambda run: perplexities()[run])
     head = visitor.get_by_test_id("sort-perplexity")
     head.focus()
@@ -43,7 +43,7 @@ def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboa
         assert listed(visitor) == wanted
         assert head.evaluate("(e) => e === document.activeElement")
     assert query(visitor) == {
-        "q": "kind:sds",
+        "q": "kind:sds state:succeeded",
         "group": "none",
         "sort": "perplexity",
         "dir": "asc",
@@ -56,7 +56,9 @@ def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboa
     visitor.wait_for_url(f"{lab.url}/")
     visitor.go_back()
     expect(visitor.locator('th[aria-sort="ascending"]')).to_contain_text("Perplexity")
-    expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value("kind:sds")
+    expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value(
+        "kind:sds state:succeeded"
+    )
     assert listed(visitor) == best_first
 
 
@@ -64,7 +66,7 @@ def test_a_filter_is_written_as_typed_and_is_cleared(visitor: Page, lab: Dashboa
     opened(visitor, f"{lab.url}/runs")
     field = visitor.locator("#runs-filter input, #runs-filter textarea")
     field.fill("state:failed")
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 8 runs")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text(f"1 of {len(queries.jobs())} runs")
     assert listed(visitor) == ["count-0004"] and query(visitor)["q"] == "state:failed"
     field.fill("perplexty>1")
     expect(visitor.locator("#runs-board .warn")).to_contain_text("Did you mean perplexity?")

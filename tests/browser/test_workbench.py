@@ -347,7 +347,7 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     texts = visitor.locator(".workbench-texts p")
     visitor.get_by_role("button", name="Write").click()
     expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
-    expect(ratio(visitor, "live").locator("small")).to_contain_text("× 64 tokens")
+    expect(ratio(visitor, "live").locator("small")).to_contain_text("× 256 tokens")
     alike = "([one, other]) => one.textContent === other.textContent"
     until(lambda: texts.evaluate_all(alike))
     expect(gauge(visitor, "speed").locator("i")).to_have_text("live")
@@ -445,7 +445,7 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
     state = "~magnitude~rtn~50p_2of4_dense~0x20_1_2"
     with warm_tab(warm_context, workshop.url) as page:
         opened_workbench(page, workshop, f"state={state}")
-        expect(gauge(page, "kl").locator("dd").last).to_contain_text("32 × 64 tokens")
+        expect(gauge(page, "kl").locator("dd").last).to_contain_text("5 × 256 tokens")
         menu = page.locator("[data-menu='run']")
         menu.locator("summary").click()
         row = menu.locator("[data-effort='one-shot']")
