@@ -1,6 +1,5 @@
 """The Playground page: conversations, streamed answers, the token strip, votes."""
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -145,24 +144,26 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_the_room_sees_letters_until_whoever_shows_it_has_voted(
-    blind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def status() -> dict[str, Any]:
-        return {"requests": 3, "models": {HOSTILE: dict.fromkeys(numbers, 2) | {"decoder": "C++"}}}
-
-    numbers = ("running", "waiting", "batch", "tokens_per_s", "per_sequence", "accepted")
-    monkeypatch.setattr(board, "serving_status", status)
-
+def test_the_votes_name_letters_until_whoever_looks_has_voted(blind: str) -> None:
     def shown(**query: str) -> str:
-        return asyncio.run(board.draw_room(asked(HOST, **query)))
+        votes = page.draw_votes(asked(HOST, **query))
+        assert votes["drawer"]["visible"] == votes["clock"].active == bool(votes["tally"])
+        return str(votes["tally"])
 
     html = shown(chat=blind)
-    assert HOSTILE not in html and f"chat%3D{blind}" in html and "<dt>Requests</dt><dd>3" in html
-    assert "<dt>A is better</dt>" in html and "toy" not in html and "0 votes" in html
+    assert f"chat%3D{blind}" in html and "0 votes" in html
+    assert "<dt>A is better</dt>" in html and "toy" not in html
     press("vote1", blind)
-    assert "toy is better" in shown(chat=blind) and "1 vote." in shown(chat=blind)
-    assert "No vote is open" in shown() and "No vote is open" in shown(chat=str(prompted()))
+    assert "toy is better" in shown(chat=blind) and "21\u00a0% to 100\u00a0%" in shown(chat=blind)
+    for number in ("", "x", "9" * 300, HOSTILE, str(prompted())):
+        assert shown(chat=number) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "low", "high"), [(0, 0, 0, 1), (8, 10, 0.490, 0.943), (0, 4, 0, 0.490)]
+)
+def test_the_interval_of_votes(count: int, total: int, low: float, high: float) -> None:
+    assert board.vote_interval(count, total) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:
