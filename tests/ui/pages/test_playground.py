@@ -29,11 +29,12 @@ from jobs.dlqat.kind import DLQATJob
 from jobs.imported import check_row
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep
 from jobs.sweep import plan
-from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
+from tests.ui.lab import GUEST, HOST, asked, job, pressed, result, saved_folder, store
 from ui import openai_api
 from ui.api import build
 from ui.pages.playground import answers, board, page
 from ui.pages.playground.answers import facts, tints, token_spans
+from ui.pages.playground.heads import UNEQUAL, column_heads
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values
 from ui.widgets.html import WIDGETS
@@ -142,6 +143,44 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     written = Transcript([TranscriptStep([("A", 0)], [], 30.0), *steps], unused=unused)
     assert " · ".join(facts(written, hidden=False)).startswith(told)
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
+
+
+def timed(number: int, threads: Any) -> list[Any]:
+    """A run that has timed its model and the dense one."""
+    speeds = {"dense": 31.1, "dlqat": 75.0}
+    config = {"model": "toy", "bits": 4}
+    details = {"threads": threads}
+    return [
+        job(number, kind="dlqat", config=config, kept_stage="dlqat", environment={"threads": 2}),
+        result(number, "dlqat", "bits_per_weight", 4.25),
+        result(number, "dlqat", "bytes/slimscope", 113e6),
+        *(result(number, s, "tokens_per_second", v, **details) for s, v in speeds.items()),
+    ]
+
+
+def test_a_column_begins_with_size_bits_and_speed_on_equal_threads(tables: Settings) -> None:
+    store(*timed(2, 1), *timed(3, 2), *timed(4, [HOSTILE]), *timed(5, HOSTILE))
+    heads = column_heads(["toy", "dlqat-0002"])
+    assert heads["toy"].endswith("16 bits · 31.1 tokens/s alone on 1\u00a0thread")
+    assert heads["dlqat-0002"] == "113\u00a0MB · 4.25 bits · 75.0 tokens/s alone on 1\u00a0thread"
+    for other in ("dlqat-0003", "dlqat-0004", "dlqat-0005"):
+        unequal = column_heads(["dlqat-0002", other])
+        assert all(head.endswith(UNEQUAL) for head in unequal.values())
+    assert column_heads(["sds-0999", HOSTILE, "x" * 999]) == {
+        "sds-0999": "",
+        HOSTILE: "",
+        "x" * 999: "",
+    }
+    with writing() as session:
+        begun = conversations.begin(["toy", "dlqat-0002"], False, ME, session).id
+        number = conversations.add_prompt(session, begun, None, "Why?", {}, "local").id
+    assert "75.0 tokens/s alone" in draw(chat=str(number))
+
+
+def test_answers_on_unequal_threads_have_no_speed() -> None:
+    steps = [TranscriptStep([("A", 0)], [], 10.0)] * 40
+    told = facts(Transcript(steps, threads=1), hidden=False, are_equal=False)
+    assert "unequal threads" in " ".join(told) and "tokens/s" not in " ".join(told)
 
 
 def test_the_votes_name_letters_until_whoever_looks_has_voted(blind: str) -> None:

@@ -85,7 +85,7 @@ def stage_dots(
     ends = {run: end for run, r in results.items() if (end := r.final(key) or _best(r, key))}
     ranked = sorted(ends, key=lambda run: ends[run], reverse=shown.better == "higher")
     unit = "\u00a0×" if key == SPEED_UP else ""
-    told = "; ".join(f"{run}: {number(ends[run])}{unit}" for run in ranked[:MAX_NAMED])
+    told = "; ".join(f"{run} {number(ends[run])}{unit}" for run in ranked[:MAX_NAMED])
     headline = f"{shown.label}: {told}" if len(ends) > 1 else ""
     return Chart(go.Figure(traces, looks), frame, note, headline=headline)
 
