@@ -87,12 +87,10 @@ def test_ask_two_go_on_and_vote(page: Page, workshop: Dashboard) -> None:
     page.get_by_role("button", name="Tie").click()
     expect(page.get_by_test_id("vote")).to_contain_text("Your vote: tie")
     assert conversations.turn(asked).votes == {"local": 0}
-    page.get_by_role("tab", name="Room").click()
-    room = page.locator("#playground-room")
-    expect(room.get_by_role("row", name="toy")).to_be_visible()
-    expect(room.locator("dl > div", has_text="Tie")).to_contain_text("1")
-    page.wait_for_function("document.querySelector('#playground-room .qr').naturalWidth > 0")
-    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("button", name="Votes").click()
+    votes = page.locator("#playground-votes")
+    expect(votes.locator("dl > div", has_text="Tie")).to_contain_text("1")
+    page.wait_for_function("document.querySelector('#playground-votes .qr').naturalWidth > 0")
 
     ask(page, "And then?")
     expect(page.locator(".turn")).to_have_count(2)

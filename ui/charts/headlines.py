@@ -10,6 +10,7 @@ from jobs.wording import distinguishable, times
 from ui.format import NBSP, number, of_unit, share
 
 NEGLIGIBLE_CHANGE = 0.02  # relative changes below count as no change
+MAX_NAMED = 3  # runs in a headline
 NO_GAIN = "No decoder is measurably faster than plain decoding"
 
 
@@ -90,25 +91,18 @@ def usage_headline(frame: pd.DataFrame, quantity: str, unit: str) -> str:
 
 
 def rivals_headline(
-    frame: pd.DataFrame, quantity: str, better: str, unit: str = "", over_blocks: bool = False
+    frame: pd.DataFrame, quantity: str, unit: str = "", over_blocks: bool = False
 ) -> str:
-    """Headline of the same curve of several runs: the best and the second-best mean.
+    """Headline of the same curve of several runs: the mean of each, in the order of the columns.
 
     Args:
         frame: steps or blocks in the first column, one run in each other column.
-        better: "lower", "higher", or "" if neither is better.
         over_blocks: take the mean over all blocks, rather than over the last tenth of the steps.
     """
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     ends = {x: y if over_blocks else y.tail(max(1, len(y) // 10)) for x, y in lines.items()}
-    means = sorted(((y.mean(), x) for x, y in ends.items() if len(y)), reverse=better == "higher")
-    if len(means) < 2 or not better:
-        return ""
-    (best_mean, best), (rival_mean, rival) = means[:2]
-    best_text = _with_unit(unit, best_mean)
-    if abs(rival_mean - best_mean) <= NEGLIGIBLE_CHANGE * max(abs(best_mean), abs(rival_mean)):
-        return f"{best} and {rival} are equally good: {lower(quantity)} {best_text}"
-    return f"{best} is best: {lower(quantity)} {best_text}, {rival} {_with_unit(unit, rival_mean)}"
+    means = [f"{x} {_with_unit(unit, y.mean())}" for x, y in ends.items() if len(y)]
+    return f"{quantity}: {'; '.join(means[:MAX_NAMED])}" if len(means) > 1 else ""
 
 
 def _main_line(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":

@@ -21,7 +21,7 @@ from backend.store.tables import Job, run_name
 from jobs.benchmark import kind as benchmark
 from jobs.dlqat import kind as dlqat
 from jobs.fields import drafters
-from jobs.fields.models import has_saved
+from jobs.fields.models import has_saved, original_model, parameters_of
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import OPERATIONS, Button, Operation
 from jobs.profile import kind as profile
@@ -203,8 +203,10 @@ def next_links(job: Job) -> Markup:
     """Links to the next steps with a run: inspect its recorded data, use its saved model."""
     if job.removed_at:
         return Markup()
-    succeeded, base = job.state == State.SUCCEEDED, job.config.get("model", "")
+    succeeded, base = job.state == State.SUCCEEDED, str(job.config.get("model", ""))
     mark = queries.weights_mark(job.run)
+    source = original_model(base)
+    sides = f"{source},{job.run}" if parameters_of(source) else job.run
     can_generate = any(has_saved(job, part) for part in ("model", drafters.DRAFTER_FOLDER))
     candidates = [
         (
@@ -212,7 +214,7 @@ def next_links(job: Job) -> Markup:
             href("new-run", kind=benchmark.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
-        (succeeded and can_generate, href("playground", sides=job.run), "Generate with it"),
+        (succeeded and can_generate, href("playground", sides=sides), "Generate with it"),
         (
             succeeded and job.kind == profile.NAME,
             href("workbench", model=base),

@@ -81,28 +81,35 @@ def curves(curve: str | None = None) -> dict[str, Any]:
 # which runs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ids", ["", "sds-0001", "sds-0001,sds-0001", "sds-0999,x", "'; drop"])
+@pytest.mark.parametrize("ids", ["sds-0001", "sds-0001,sds-0001", "sds-0999,x", "'; drop", "<b>"])
 def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
-    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
+    assert 'href="compare"' in page["head"]
     assert compare.draw_curves(None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
     assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
-def test_runs_without_a_perplexity_to_compare_are_not_offered() -> None:
+def test_without_runs_in_the_address_the_newest_of_one_model_are_compared() -> None:
     newest = [job(n, kind="benchmark", state="succeeded") for n in range(11, 14)]
-    store(*newest, job(14, state="failed"))
-    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in drawn(ids="")["head"]
+    store(*newest, job(14, state="failed"))  # without a perplexity to compare
+    assert compare.compared(asked()).runs == ["sds-0001", "sds-0002", "sds-0003"]
+    assert compare.compared(asked(base="sds-0002")).base.job.run == "sds-0002"
+    assert "sds-0001,sds-0002,sds-0003" in drawn()["head"] and drawn()["body"]["visible"]
 
 
 def test_the_address_names_six_runs_at_most_and_the_baseline() -> None:
-    for base, wanted in (("", "sds-0001"), ("sds-0002", "sds-0002"), ("sds-0099", "sds-0001")):
+    for base, wanted in (
+        ("<b>", "sds-0001"),
+        ("", "sds-0001"),
+        ("sds-0002", "sds-0002"),
+        ("sds-0099", "sds-0001"),
+    ):
         assert compare.compared(asked(**TWO, base=base)).base.job.run == wanted
-        pressed_one = re.findall(
-            r'aria-pressed="true" data-testid="base-([\w-]+)"', drawn(**TWO, base=base)["head"]
-        )
-        assert pressed_one == [wanted]
+        head = drawn(**TWO, base=base)["head"]
+        offered = re.findall(r'data-testid="base-([\w-]+)"', head)
+        assert {*offered, wanted} == {"sds-0001", "sds-0002"} and wanted not in offered
+        assert head.count('data-testid="baseline"') == head.count('aria-current="true"') == 1
     store(*[job(n) for n in range(5, 9)])
     of = compare.compared(asked(ids=",".join(f"sds-{n:04d}" for n in range(1, 9))))
     assert len(of.rows) == 6
@@ -240,16 +247,16 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
     assert labels == [
         ["Dense", "no exact zeros"],
         ["sds-0001", "Second pruning (SDS)"],
-        ["sds-0002", "First pruning"],  # it stored no later stage
     ]
-    assert "Not stored by sds-0003, sds-0004" in note and "n = 4,096 weights" in note
+    assert (
+        "Not stored by sds-0002, sds-0003, sds-0004" in note
+    )  # its kept stage is not stored and "n = 4,096 weights" in note
     assert choice["value"] == "model.layers.0.self_attn.q_proj.weight"
     for trace in figure.data[1:]:
-        stage = {"sds-0001": "sds", "sds-0002": "first"}[trace.name.split(" ")[0]]
         (snapshot,) = (
             s
             for s in tensors.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
-            if s.stage == stage
+            if s.stage == "sds"
         )
         drawn = sum(trace.customdata)
         assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
@@ -308,14 +315,56 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
         compare.compared(asked(**TWO))
     )
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))
-    assert "data" not in compare.export(pressed("csv"), asked())
+    assert "data" not in compare.export(pressed("csv"), asked(ids="x"))
 
 
 def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:
-    request = asked(**TWO, base="sds-0002")
+    request = asked(**TWO, base="sds-0001")
     for figure in (
         compare.draw_curves(None, None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
-        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0001"))
         assert (line.color, line.dash) == (LIGHT.text, "solid")
+
+
+def benchmark(number: int, threads: int, speed_up: float) -> list[Any]:
+    """A benchmark of two decoders; the speed-up of the vanilla decoder is 1."""
+    figures = {"vanilla": (1.0, 1.0), "lookup": (speed_up, 1.4)}
+    machine = {"device": "cpu", "threads": threads}
+    return [
+        job(number, kind="benchmark", environment=machine, kept_stage=None),
+        result(number, "run", "tokens_per_second", 50.0),
+        *(
+            result(number, decoder, name, value)
+            for decoder, values in figures.items()
+            for name, value in zip(("speed_up", "accepted_length"), values, strict=True)
+        ),
+    ]
+
+
+def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
+    store(*benchmark(11, 2, 1.2), *benchmark(12, 2, 1.5), *benchmark(13, 1, 9.0))
+    page = drawn(ids="benchmark-0011,benchmark-0012,benchmark-0013")
+    assert page["benchmarks"]["visible"]
+    for panel, most in (("speedup", 1.5), ("accepted", 1.4)):
+        figure = page[f"{panel}_chart"]
+        assert [trace.name for trace in figure.data] == ["benchmark-0011", "benchmark-0012"]
+        assert max(figure.data[1].x) == most
+        assert "benchmark-0013" in page[f"{panel}_note"]
+        assert "best" not in page[f"{panel}_title"]
+    unequal = drawn(ids="benchmark-0011,benchmark-0013")
+    assert not unequal["benchmarks"]["visible"]
+    assert unequal["speedup_chart"] == compare.NO_BENCHMARKS
+    assert not drawn(**TWO)["benchmarks"]["visible"]
+
+
+def test_errors_against_different_sources_are_not_ranked() -> None:
+    title = compare.draw_curves(None, None, asked(**TWO))["lines_title"]
+    assert "(SDS): sds-0001 30.0\u00a0%; sds-0002 20.0" in title and "best" not in title
+    with writing() as session:
+        other = {"model": "sds-0001"}
+        session.execute(update(Job).where(Job.id == 2).values(config=other))
+        session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
+    shown = compare.draw_curves(None, None, asked(**TWO))
+    assert "sds-000" not in shown["lines_title"] and "not comparable" in shown["lines_note"]

@@ -28,6 +28,8 @@ SHOWS = {  # page -> kinds of the runs it offers
 }
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
     "compare-lines",
+    "compare-speedup",
+    "compare-accepted",
 }
 
 

@@ -1,6 +1,5 @@
 """The Playground page: conversations, streamed answers, the token strip, votes."""
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -30,11 +29,12 @@ from jobs.dlqat.kind import DLQATJob
 from jobs.imported import check_row
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep
 from jobs.sweep import plan
-from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
+from tests.ui.lab import GUEST, HOST, asked, job, pressed, result, saved_folder, store
 from ui import openai_api
 from ui.api import build
 from ui.pages.playground import answers, board, page
 from ui.pages.playground.answers import facts, tints, token_spans
+from ui.pages.playground.heads import UNEQUAL, column_heads
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values
 from ui.widgets.html import WIDGETS
@@ -145,24 +145,64 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_the_room_sees_letters_until_whoever_shows_it_has_voted(
-    blind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def status() -> dict[str, Any]:
-        return {"requests": 3, "models": {HOSTILE: dict.fromkeys(numbers, 2) | {"decoder": "C++"}}}
+def timed(number: int, threads: Any) -> list[Any]:
+    """A run that has timed its model and the dense one."""
+    speeds = {"dense": 31.1, "dlqat": 75.0}
+    config = {"model": "toy", "bits": 4}
+    details = {"threads": threads}
+    return [
+        job(number, kind="dlqat", config=config, kept_stage="dlqat", environment={"threads": 2}),
+        result(number, "dlqat", "bits_per_weight", 4.25),
+        result(number, "dlqat", "bytes/slimscope", 113e6),
+        *(result(number, s, "tokens_per_second", v, **details) for s, v in speeds.items()),
+    ]
 
-    numbers = ("running", "waiting", "batch", "tokens_per_s", "per_sequence", "accepted")
-    monkeypatch.setattr(board, "serving_status", status)
 
+def test_a_column_begins_with_size_bits_and_speed_on_equal_threads(tables: Settings) -> None:
+    store(*timed(2, 1), *timed(3, 2), *timed(4, [HOSTILE]), *timed(5, HOSTILE))
+    heads = column_heads(["toy", "dlqat-0002"])
+    assert heads["toy"].endswith("16 bits · 31.1 tokens/s alone on 1\u00a0thread")
+    assert heads["dlqat-0002"] == "113\u00a0MB · 4.25 bits · 75.0 tokens/s alone on 1\u00a0thread"
+    for other in ("dlqat-0003", "dlqat-0004", "dlqat-0005"):
+        unequal = column_heads(["dlqat-0002", other])
+        assert all(head.endswith(UNEQUAL) for head in unequal.values())
+    assert column_heads(["sds-0999", HOSTILE, "x" * 999]) == {
+        "sds-0999": "",
+        HOSTILE: "",
+        "x" * 999: "",
+    }
+    with writing() as session:
+        begun = conversations.begin(["toy", "dlqat-0002"], False, ME, session).id
+        number = conversations.add_prompt(session, begun, None, "Why?", {}, "local").id
+    assert "75.0 tokens/s alone" in draw(chat=str(number))
+
+
+def test_answers_on_unequal_threads_have_no_speed() -> None:
+    steps = [TranscriptStep([("A", 0)], [], 10.0)] * 40
+    told = facts(Transcript(steps, threads=1), hidden=False, are_equal=False)
+    assert "unequal threads" in " ".join(told) and "tokens/s" not in " ".join(told)
+
+
+def test_the_votes_name_letters_until_whoever_looks_has_voted(blind: str) -> None:
     def shown(**query: str) -> str:
-        return asyncio.run(board.draw_room(asked(HOST, **query)))
+        votes = page.draw_votes(asked(HOST, **query))
+        assert votes["drawer"]["visible"] == votes["clock"].active == bool(votes["tally"])
+        return str(votes["tally"])
 
     html = shown(chat=blind)
-    assert HOSTILE not in html and f"chat%3D{blind}" in html and "<dt>Requests</dt><dd>3" in html
-    assert "<dt>A is better</dt>" in html and "toy" not in html and "0 votes" in html
+    assert f"chat%3D{blind}" in html and "0 votes" in html
+    assert "<dt>A is better</dt>" in html and "toy" not in html
     press("vote1", blind)
-    assert "toy is better" in shown(chat=blind) and "1 vote." in shown(chat=blind)
-    assert "No vote is open" in shown() and "No vote is open" in shown(chat=str(prompted()))
+    assert "toy is better" in shown(chat=blind) and "21\u00a0% to 100\u00a0%" in shown(chat=blind)
+    for number in ("", "x", "9" * 300, HOSTILE, str(prompted())):
+        assert shown(chat=number) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "low", "high"), [(0, 0, 0, 1), (8, 10, 0.490, 0.943), (0, 4, 0, 0.490)]
+)
+def test_the_interval_of_votes(count: int, total: int, low: float, high: float) -> None:
+    assert board.vote_interval(count, total) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:

@@ -1,8 +1,8 @@
-"""Several runs in the colors of the comparison: perplexity of their stages, one curve over each
-other, and the weights of one tensor as each left them."""
+"""Several runs in the colors of the comparison: figures of their stages or decoders, one curve over
+each other, and the weights of one tensor as each left them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -11,9 +11,19 @@ import plotly.graph_objects as go
 from backend.metric_key import MetricKey
 from backend.statistics.tensors import RELATIVE_ERROR
 from backend.store import frames, tensors
-from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
-from ui.charts.chart import Chart, layout, legend_row, log_axis
-from ui.charts.headlines import rivals_headline
+from jobs.metrics import (
+    BLOCK,
+    ERROR,
+    LOSS,
+    MEMORY,
+    PERPLEXITY,
+    PROCESSOR,
+    SPEED_UP,
+    axis_title,
+    metric,
+)
+from ui.charts.chart import Chart, axis, layout, legend_row, log_axis
+from ui.charts.headlines import MAX_NAMED, rivals_headline
 from ui.charts.lines import (
     Line,
     curves_frame,
@@ -27,11 +37,12 @@ from ui.charts.lines import (
     symbol,
 )
 from ui.charts.series import Series, overlay_chart
-from ui.format import number
+from ui.format import number, share
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of
-from ui.runs.weights import DENSE, RunWeights, grid_description, kept_stage, weights_of
-from ui.theme import LineStyle, stage_style
+from ui.runs.rows import RunRow
+from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
+from ui.theme import stage_style
 
 TAKEN = (MEMORY, PROCESSOR)
 KEPT_ERROR = replace(ERROR, stage="kept stages")
@@ -41,42 +52,55 @@ Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
 
 def stage_dots(
-    results: Mapping[str, RunResults],
-    drawn: Mapping[str, LineStyle],
-    labels: Mapping[str, str],
-    note: str = "",
+    comparison: RunComparison, rows: Sequence[RunRow], key: MetricKey, note: str = ""
 ) -> Chart:
-    """Perplexity by stage (rows, `labels` from top to bottom) and run (color and shape); all
-    measured on the same text."""
+    """A metric by stage or decoder (rows) and run (color and shape).
+
+    Args:
+        rows: the runs that were measured under the same conditions.
+    """
+    shown = metric(key)
+    results = {row.job.run: row.figures for row in rows}
+    labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
     frame = pd.DataFrame(
-        {"Stage": label, **{run: r.value(stage, PERPLEXITY) for run, r in results.items()}}
+        {"Stage": label, **{run: r.value(stage, key) for run, r in results.items()}}
         for stage, label in labels.items()
     ).dropna(how="all", subset=[*results])
-    rows = frame["Stage"].map(in_lines)
+    names = frame["Stage"].map(in_lines)
     values = [value for run in results for value in frame[run].dropna()]
     traces = []
     for place, run in enumerate(results):
-        measured, stroke = frame[run].dropna(), drawn[run]
-        at = rows[measured.index]
+        points, stroke = frame[run].dropna(), comparison.strokes[run]
+        at = names[points.index]
         hover = [
-            f"<b>{run}</b><br>{row}<br>Perplexity {number(value)}"
-            for row, value in zip(at, measured, strict=True)
+            f"<b>{run}</b><br>{row}<br>{shown.title} {number(value)}"
+            for row, value in zip(at, points, strict=True)
         ]
         shape = symbol(stroke, SHAPES[place % len(SHAPES)])
-        traces.append(dots(measured.tolist(), at, stroke.color, shape, hover, name=run))
-    x = log_axis("Perplexity", log_span(values), showgrid=False, tickangle=0)
-    looks = layout(view="stages", xaxis=x, yaxis=rows_axis([*rows]), **legend_row())
-    ends = {run: end for run, each in results.items() if (end := each.final())}
-    best = min(ends, key=lambda run: ends[run], default="")
-    told = f"{best} ends lowest, at a perplexity of {number(ends[best])}" if len(ends) > 1 else ""
-    return Chart(go.Figure(traces, looks), frame, note, headline=told)
+        traces.append(dots(points.tolist(), at, stroke.color, shape, hover, name=run))
+    x = axis(shown.title)
+    if key == PERPLEXITY:
+        x = log_axis(shown.title, log_span(values), showgrid=False, tickangle=0)
+    looks = layout(view=str(key), xaxis=x, yaxis=rows_axis([*names]), **legend_row())
+    ends = {run: end for run, r in results.items() if (end := r.final(key) or _best(r, key))}
+    ranked = sorted(ends, key=lambda run: ends[run], reverse=shown.better == "higher")
+    unit = "\u00a0×" if key == SPEED_UP else ""
+    told = "; ".join(f"{run} {number(ends[run])}{unit}" for run in ranked[:MAX_NAMED])
+    headline = f"{shown.label}: {told}" if len(ends) > 1 else ""
+    return Chart(go.Figure(traces, looks), frame, note, headline=headline)
+
+
+def _best(results: RunResults, key: MetricKey) -> float | None:
+    """The highest value of a metric at any stage; None without one."""
+    values = [row.value for (_, measured), row in results.rows.items() if measured == key]
+    return max(values, default=None)
 
 
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that two or more of them have
     recorded, by name: what the processes took last, else those of most runs first, of these the
     errors of the stage the baseline kept, and losses. Runs that kept different stages are compared
-    by the errors of what each kept first."""
+    by the errors of what each kept first; errors of stages that no run kept are left out."""
     found = {run: frames.by_key(display_units(frames.chart_curves(run))) for run in comparison.runs}
     kept_stages = {row.figures.kept for row in comparison.rows}
     if len(kept_stages) > 1 or not {*_shared(found)} - {*TAKEN}:
@@ -90,15 +114,20 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
                 percent = metric(ERROR).scale * means.to_numpy(float)
                 points = pd.DataFrame({"step": means.index, "value": percent})
                 found[row.job.run][KEPT_ERROR] = points
-    several, kept = _shared(found), replace(ERROR, stage=comparison.base.figures.kept or "")
+    several = _shared(found)
+    offered = [
+        k
+        for k in several
+        if k.family != ERROR.family or k == KEPT_ERROR or kept_stages & {k.stage, None}
+    ]
     keys = sorted(
-        several,
+        offered,
         key=lambda k: (
             k in TAKEN,
             k != KEPT_ERROR,
             -several[k],
-            k != kept,
-            k.family != LOSS.family,
+            k.family not in (ERROR.family, LOSS.family),
+            k.family != ERROR.family,
         ),
     )
     return found, {str(key): key for key in keys}
@@ -133,10 +162,15 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
     note = f"n = {lengths} {points_label(key)}.{hidden}{reduced}"
-    shown = metric(key)
-    told = rivals_headline(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
-    headline = told or curve_label(key, comparison)
-    return Chart(figure, frame.head(2000), note, headline=headline)
+    label = curve_label(key, comparison)
+    sources = {row.job.config.get("model") for row in comparison.rows if row.job.run in drawn}
+    if key.family == ERROR.family and len(sources) > 1:
+        note += " Errors are relative to different source models: not comparable."
+        return Chart(figure, frame.head(2000), note, headline=label)
+    shown = metric(replace(key, series=""))
+    quantity = label.replace(shown.title, shown.label, 1)  # the unit follows each figure
+    told = rivals_headline(frame, quantity, shown.shown_unit, key.axis == BLOCK)
+    return Chart(figure, frame.head(2000), note, headline=told or label)
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:
@@ -168,12 +202,13 @@ def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], te
         by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
         if not series and DENSE in by_stage:
             series[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
-        stage = kept_stage(by_run[run], by_stage)
+        stage = row.figures.kept or kept_stage(by_run[run], by_stage)
+        if stage not in by_stage:
+            continue
         label = f"{run} · {by_run[run].labels.get(stage, stage)}"
         series[run] = Series(by_stage[stage], label, comparison.strokes[run])
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
-    chart, last = overlay_chart([*series.values()], lacking), [*series][-1:]
-    jobs = (row.job for row in comparison.rows if [row.job.run] == last)
-    grid = next((words for job in jobs if (words := grid_description(job, tensor))), "")
-    return replace(chart, headline=f"{series[last[0]].label}: {grid}") if grid else chart
+    zeros = [f"{run} {share(each.zero_share)}" for run, each in series.items() if run != DENSE]
+    headline = f"Exactly zero: {'; '.join(zeros[:MAX_NAMED])}" if zeros else ""
+    return replace(overlay_chart([*series.values()], lacking), headline=headline)

@@ -1,13 +1,15 @@
 """Compare: two to six runs against a baseline: results, stages, curves, weights, settings that
 differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from backend.store.states import State
+from jobs.benchmark.kind import NAME as BENCHMARK
+from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
@@ -32,8 +34,8 @@ from ui.pages.compare.comparison import (
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparison_key
-from ui.runs.rows import all_rows, chosen
-from ui.runs.view import query_list
+from ui.runs.rows import RunRow, all_rows, chosen
+from ui.runs.view import query_list, query_text
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import valid_or_first
 from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
@@ -45,11 +47,16 @@ STAGES = Panel(
     "Which run keeps the model's perplexity best, stage by stage? Lower is better.",
     360,
 )
+SPEED_UPS = Panel("speedup", "Speed-up", "Which decoder is faster, in which run?", 300)
+LENGTHS = Panel("accepted", "Accepted length", "How many tokens does a step yield?", 300)
+BENCHMARKS = {SPEED_UPS: SPEED_UP, LENGTHS: ACCEPTED_LENGTH}
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_CURVES = "No two of these runs have recorded the same curve."
+NO_BENCHMARKS = "Fewer than two of these runs are benchmarks on one machine and thread count."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
+NEWEST = 3  # runs that are shown without a choice
 SCALES = {"linear": "Linear", "log": "Log"}
 
 
@@ -70,15 +77,18 @@ def build() -> None:
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         with gr.Row(equal_height=False):
-            weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=3, min_width=320):
                 page["results"] = plain(elem_id="compare-figures")
-        with gr.Row(equal_height=True):
-            page |= STAGES.build("compare")
-            lines = Outputs(curve=curve, y=scale)
-            with gr.Column(min_width=320) as lines["card"]:
-                lines |= LINES.build("compare", [[curve, scale]])
+            page |= STAGES.build("compare", scale=2)
+        with gr.Row(equal_height=True, visible=False) as page["benchmarks"]:
+            for panel in BENCHMARKS:
+                page |= panel.build("compare")
         page["texts"] = plain(elem_id="compare-texts")
+        with gr.Row(equal_height=False):
+            weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))
+            lines = Outputs(curve=curve, y=scale)
+            with gr.Column(scale=2, min_width=320) as lines["card"]:
+                lines |= LINES.build("compare", [[curve, scale]])
         page["trace"] = plain(elem_id="compare-trace")
         page["config"] = plain(elem_id="compare-config")
 
@@ -98,23 +108,33 @@ def build() -> None:
 
 
 def compared(request: gr.Request) -> RunComparison | None:
-    """Comparison of the runs in the address, by default with the first; None for too few runs."""
-    rows = chosen(all_rows(), query_list(request, "ids", MAX_COMPARED))
+    """Comparison of the runs in the address, by default with the first; without runs there, of the
+    newest of one model. None for too few runs."""
+    found = all_rows()
+    if query_text(request, "ids"):
+        rows = chosen(found, query_list(request, "ids", MAX_COMPARED))
+    else:
+        rows = newest_alike(found)
     if len(rows) < MIN_COMPARED:
         return None
     base = query(request, "base")
     return RunComparison(rows, next((row for row in rows if row.job.run == base), rows[0]))
 
 
+def newest_alike(rows: Sequence[RunRow]) -> list[RunRow]:
+    """The newest runs of one model whose perplexities can be compared, the oldest first."""
+    alike: dict[object, list[RunRow]] = {}
+    for row in rows:
+        if row.job.state == State.SUCCEEDED and (key := comparison_key(row)):
+            alike.setdefault(key, []).append(row)
+    several = (each[:NEWEST] for each in alike.values() if len(each) >= MIN_COMPARED)
+    return next(several, [])[::-1]
+
+
 def draw(request: gr.Request) -> Updates:
     runs = compared(request)
-    if runs is None:  # the newest runs whose perplexity can be compared are suggested
-        alike: dict[object, list[str]] = {}
-        for row in all_rows():
-            if row.job.state == State.SUCCEEDED and (key := comparison_key(row)):
-                alike.setdefault(key, []).append(row.job.run)
-        several = (each[:3] for each in alike.values() if len(each) >= MIN_COMPARED)
-        head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])
+    if runs is None:
+        head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, bool(newest_alike(all_rows())))
         return {"head": head, "body": gr.update(visible=False)}
     html = {
         "head": HTML.head(runs.columns, runs.base),
@@ -123,19 +143,40 @@ def draw(request: gr.Request) -> Updates:
         "results": comparison.metrics_card(runs),
         "texts": texts_card(runs),
         "trace": trace_card(runs),
+        "benchmarks": gr.update(visible=len(benchmarks(runs)) >= MIN_COMPARED),
     }
-    return updates(html, STAGES.show(stages_chart(runs)))
+    charts = [panel.show(benchmark_chart(runs, panel)) for panel in BENCHMARKS]
+    return updates(html, STAGES.show(stages_chart(runs)), *charts)
 
 
 def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart("None of these runs has measured perplexity on the baseline's text.")
-    results = {row.job.run: row.figures for row in rows}
-    labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
-    left_out = [run for run in runs.runs if run not in results]
-    note = f"Not measured on the baseline's text: {', '.join(left_out)}." if left_out else ""
-    return stage_dots(results, runs.strokes, labels, note)
+    return stage_dots(runs, rows, PERPLEXITY, left_out(runs, rows, "text"))
+
+
+def benchmarks(runs: RunComparison) -> list[RunRow]:
+    """The benchmarks on the baseline's device and number of threads."""
+
+    def machine(row: RunRow) -> list[object]:
+        return [(row.job.environment or {}).get(name) for name in ("device", "cpu", "threads")]
+
+    timed = (row for row in runs.rows if row.figures.final(TOKENS_PER_SECOND) is not None)
+    alike = [row for row in timed if row.job.kind == BENCHMARK]
+    return [row for row in alike if machine(row) == machine(runs.base)]
+
+
+def benchmark_chart(runs: RunComparison, panel: Panel) -> Chart:
+    rows = benchmarks(runs)
+    if len(rows) < MIN_COMPARED:
+        return Chart(NO_BENCHMARKS)
+    return stage_dots(runs, rows, BENCHMARKS[panel], left_out(runs, rows, "machine and threads"))
+
+
+def left_out(runs: RunComparison, rows: Sequence[RunRow], condition: str) -> str:
+    missing = [row.job.run for row in runs.rows if row not in rows]
+    return f"Not measured on the baseline's {condition}: {', '.join(missing)}." if missing else ""
 
 
 def open_curves(request: gr.Request) -> Updates:
@@ -213,6 +254,8 @@ REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
         comparison.settings_chart(at[0])
     ),
     STAGES: lambda at: stages_chart(at[0]),
+    SPEED_UPS: lambda at: benchmark_chart(at[0], SPEED_UPS),
+    LENGTHS: lambda at: benchmark_chart(at[0], LENGTHS),
     LINES: lambda at: lines_chart(*at),
     WEIGHTS: lambda at: weights_chart(*at),
 }

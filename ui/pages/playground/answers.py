@@ -32,6 +32,7 @@ from ui.openai_api import (
     serving_response,
     transcript_rows,
 )
+from ui.pages.playground.heads import column_heads
 from ui.runs.html import model_name
 from ui.security.auth import current_user
 from ui.templates import fragments
@@ -87,12 +88,13 @@ def tints(sources: Collection[int]) -> list[tuple[str, str]]:
 @dataclass(frozen=True)
 class Answer:
     """One column: `side` of the config, from 1, and its letter ("" if alone); `model` is None where
-    hidden; `status` says what it waits for; `begins`: the page is to ask for it; `text` is that of
-    a finished answer, else ""."""
+    hidden; `head`: size, bits and speed of the model, in the first turn; `status` says what it
+    waits for; `begins`: the page is to ask for it; `text` is that of a finished answer, else ""."""
 
     side: int
     letter: str
     model: Markup | None
+    head: str
     status: str
     begins: bool
     facts: list[str]
@@ -108,7 +110,9 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
     texts = {side: parse_transcript(each.transcript) for side, each in turn.answers.items()}
     begins = not may_not_begin(turn, actor)
     status = "Starting" if begins else "Being answered"
+    heads = {} if hidden or len(turns) > 1 else column_heads(turn.names)
     first = texts.get(order[0])
+    are_equal = len({text.threads for text in texts.values() if text.speed}) < 2
     shown = []
     for side, letter in zip(order, LETTERS, strict=False):
         text = texts.get(side)
@@ -128,9 +132,10 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
                 side,
                 letter if len(order) > 1 else "",
                 None if hidden else model_name(turn.names[side - 1]),
+                heads.get(turn.names[side - 1], ""),
                 "" if text else status,
                 begins and not text,
-                [*facts(found, hidden), *apart],
+                [*facts(found, hidden, are_equal), *apart],
                 [Span(found.text)] if hidden else token_spans(found, differs or None),
                 found.text if found.complete else "",
             )
@@ -156,7 +161,8 @@ def stop(turn: Turn) -> None:
             writing_now.stopped = True
 
 
-def facts(transcript: Transcript, hidden: bool) -> list[str]:
+def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[str]:
+    """Figures of one answer; `are_equal`: all answers were computed on as many threads."""
     ended = [ENDS[transcript.end]] if transcript.end in ENDS else []
     if not transcript.passes:
         return ended
@@ -164,7 +170,9 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
     accepted = transcript.accepted or 1.0
     rejected = any(each.rejected for each in transcript.passes)
     if not hidden:  # else they would tell the author
-        known += [f"{transcript.speed:.1f}{NBSP}tokens/s"] if transcript.speed else []
+        if transcript.speed:
+            speed = f"{transcript.speed:.1f}{NBSP}tokens/s"
+            known.append(speed if are_equal else "unequal threads: no speed")
         known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
         if transcript.unused:
             known.append("drafter unused: no draft tree is faster on this machine")

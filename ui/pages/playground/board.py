@@ -1,12 +1,11 @@
 """A conversation, the votes for its answers, and the conversations before it; what people do with
-one: go on, ask again, vote, delete it; and its view on a projector, with a QR code for phones."""
+one: go on, ask again, vote, delete it."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import sqrt
 
-import gradio as gr
 from markupsafe import Markup
 
 from backend.backup.examples import PACKAGE
@@ -16,10 +15,8 @@ from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from jobs.chat import ask_again, display_order, is_hidden, vote, would_repeat
 from jobs.fields.models import has_saved
-from jobs.serving.client import serving_status
 from jobs.serving.transcript import parse_transcript
 from ui.format import threads
-from ui.frame import current_user, query
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -34,6 +31,7 @@ from ui.pages.playground.answers import (
 from ui.runs.html import model_name
 from ui.runs.results import find_job, kind_of
 
+Z95 = 1.96  # standard deviations of a 95 % interval
 MAX_PROMPT = 120  # characters of an earlier prompt
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
@@ -162,20 +160,25 @@ def carry_out(action: str, number: str, actor: Actor) -> str:
     return ""
 
 
-async def draw_room(request: gr.Request) -> Markup:
-    """The models at work, and the vote on the answers shown, with letters for models as long as
-    whoever looks may not know them."""
-    status = await serving_status()
-    models: dict[str, dict[str, Any]] = status.get("models", {})
-    speed = sum(each["tokens_per_s"] for each in models.values())
-    waiting = sum(each["waiting"] for each in models.values())
-    turns, open_vote = shown_turns(query(request, "chat")), None
-    if turns and len(turns[-1].names) > 1 and turns[-1].finished:
-        turn, hidden = turns[-1], is_hidden(turns, current_user(request).name)
-        counted = Counter(turn.votes.values())
-        tally = [
-            (letter if hidden else said(turn, choice), counted[choice])
-            for choice, letter in choices(turn).items()
-        ]
-        open_vote = turn.number, turn.prompt.text, tally, counted.total()
-    return HTML.room(models, status.get("requests", 0), waiting, speed, open_vote)
+def votes_drawer(turns: Sequence[Turn], voter: str) -> Markup:
+    """The votes on the last of these turns; empty unless it can be voted on. Models are letters as
+    long as they are hidden from `voter`."""
+    if not turns or len(turns[-1].names) < 2 or not turns[-1].finished:
+        return Markup()
+    turn, hidden = turns[-1], is_hidden(turns, voter)
+    counted = Counter(turn.votes.values())
+    tally = [
+        (letter if hidden else said(turn, choice), counted[choice], counted.total())
+        for choice, letter in choices(turn).items()
+    ]
+    bars = [(label, count, *vote_interval(count, total)) for label, count, total in tally]
+    return HTML.votes(turn.number, bars, counted.total())
+
+
+def vote_interval(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share of a choice; (0, 1) without votes."""
+    if not total:
+        return 0.0, 1.0
+    share, spread = count / total, Z95**2 / total
+    center, half = share + spread / 2, sqrt(spread * (share * (1 - share) + spread / 4))
+    return max(0.0, (center - half) / (1 + spread)), min(1.0, (center + half) / (1 + spread))

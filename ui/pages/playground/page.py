@@ -1,6 +1,5 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_l
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.answers import HTML
-from ui.pages.playground.board import absent, carry_out, draw_room, shown_turns
+from ui.pages.playground.board import absent, carry_out, shown_turns
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
@@ -32,17 +31,14 @@ from ui.widgets.panel import Outputs, Updates
 
 
 def build() -> None:
-    with gr.Tabs(elem_id="playground-tabs") as tabs:
-        chat, room = gr.Tab("Chat", id="chat"), gr.Tab("Room", id="room")
-    with room:
-        projected, clock = plain(elem_id="playground-room"), gr.Timer(1.0, active=False)
-    with chat, gr.Row(elem_id="playground", equal_height=False):
+    clock = gr.Timer(2.0, active=False)
+    with gr.Row(elem_id="playground", equal_height=False):
         with gr.Column(scale=1, min_width=240, elem_id="playground-side"):
             earlier = HtmlPanel(elem_id="playground-earlier")
             form = _settings()
             alias = gr.Textbox(
                 label="Your name",
-                info="Stands beside what you ask and on your votes. Optional.",
+                info="Shown with your prompts and votes. Optional.",
                 max_length=ALIAS_LETTERS,
                 visible=False,
                 elem_id="playground-name",
@@ -51,20 +47,21 @@ def build() -> None:
         with gr.Column(scale=5, min_width=320, elem_id="playground-main"):
             sides, blind = _top()
             board = HtmlPanel(elem_id="playground-board", min_height=240)
+            with gr.Accordion(
+                "Votes", open=False, visible=False, elem_id="playground-votes"
+            ) as drawer:
+                tally = plain()
             composer = Composer(form, sides, blind, *_composer(), gr.Textbox(visible=False))
 
-    page = Outputs(board=board, earlier=earlier)
+    votes = Outputs(tally=tally, drawer=drawer, clock=clock)
+    page = Outputs(board=board, earlier=earlier, **votes)
     show = page.named(draw), None, page.components
     live(*show)
     board.view(*show, **LATEST)
     earlier.view(*show, **LATEST).then(composer.show, None, composer.settings, **SILENT_EVENT)
     on_load(composer.arrive, None, composer.settings)
-    clock.tick(draw_room, None, projected, **SILENT_EVENT)
-    for name, one in (("", chat), ("room", room)):
-        one.select(_clock(one is room), None, clock, **SILENT_EVENT).then(
-            None, None, None, js=f"() => slimscope.tab('{name}')"
-        )
-    on_load(opened, None, [tabs, clock, alias])
+    clock.tick(votes.named(draw_votes), None, votes.components, **SILENT_EVENT)
+    on_load(opened, None, alias)
 
     prompt, said = composer.prompt, [composer.message, composer.chat]
     asked = prompt.submit(
@@ -193,14 +190,16 @@ def _shown_config(request: gr.Request) -> dict[str, Any]:
 
 
 def opened(request: gr.Request) -> Any:
-    """The tab in the address, whose clock runs; and a name for those who may need one."""
-    actor, tab = current_user(request), query(request, "tab", "chat", ("chat", "room"))
-    named = actor.role != "host" and not permissions.may_not_ask(actor)
-    return gr.update(selected=tab), gr.Timer(active=tab == "room"), gr.update(visible=named)
+    """A field for the name of guests, who may need one."""
+    actor = current_user(request)
+    return gr.update(visible=actor.role != "host" and not permissions.may_not_ask(actor))
 
 
-def _clock(runs: bool) -> Callable[[], gr.Timer]:
-    return lambda: gr.Timer(active=runs)
+def draw_votes(request: gr.Request) -> Updates:
+    turns = shown_turns(query(request, "chat"))
+    tally = boards.votes_drawer(turns, current_user(request).name)
+    is_open = bool(tally)
+    return {"tally": tally, "drawer": gr.update(visible=is_open), "clock": gr.Timer(active=is_open)}
 
 
 def _actor(request: gr.Request, alias: str) -> Actor:
@@ -221,7 +220,8 @@ def draw(request: gr.Request) -> Updates:
         board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(30)
-    return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}
+    earlier = boards.history(past, here, actor.name, now_ms())
+    return {"board": board, "earlier": earlier, **draw_votes(request)}
 
 
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:

@@ -81,7 +81,7 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     config = {"model": "toy"}
     trained = links(2, kind="amphista", config=config)
     assert 'href="new-run?kind=benchmark&amp;model=toy&amp;drafters=amphista-0002"' in trained
-    assert 'href="playground?sides=amphista-0002"' in trained and "weights" not in trained
+    assert 'href="playground?sides=toy%2Camphista-0002"' in trained and "weights" not in trained
     assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
     profiled = links(5, kind="profile", config=config)
     assert 'href="workbench?model=toy"' in profiled

@@ -1,0 +1,50 @@
+"""Heads of the columns of answers: size, bits and speed of each model."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from jobs.fields.models import parameters_of
+from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND
+from ui.format import number, size, threads
+from ui.runs.rows import RunRow, all_rows, chosen
+
+UNEQUAL = "speeds measured on unequal threads"
+MAX_SEARCHED = 20  # newest runs of a model, one of which has measured its speed
+
+Speed = tuple[float, int]  # tokens per second of one answer alone, threads (0: not recorded)
+
+
+def column_heads(names: Sequence[str]) -> dict[str, str]:
+    """Size, bits and measured speed by model, such as "113 MB · 4.25 bits · 75.0 tokens/s alone on
+    1 thread". Speeds are left out if their numbers of threads differ or are unknown."""
+    rows = all_rows()
+    runs = {row.head.run: row for row in chosen(rows, names)}
+    facts, speeds = dict[str, list[str]](), dict[str, Speed]()
+    for name in dict.fromkeys(names):
+        if row := runs.get(name):
+            bits, saved = row.figures.final(BITS_PER_WEIGHT), row.figures.saved_bytes or row.size
+            facts[name] = [size(saved)] if saved else []
+            facts[name] += [f"{number(bits, 3)} bits"] if bits else []
+            speed = _speed(row, row.figures.kept)
+        else:
+            parameters = parameters_of(name)
+            facts[name] = [size(2 * parameters), "16 bits"] if parameters else []
+            users = (r for r in [*runs.values(), *rows] if r.head.config.get("model") == name)
+            measured = (_speed(user, user.figures.first) for user in islice(users, MAX_SEARCHED))
+            speed = next(filter(None, measured), None)
+        if speed:
+            speeds[name] = speed
+    counts = {count for _, count in speeds.values()}
+    is_equal = len(counts) == 1 and 0 not in counts
+    for name, (tokens_per_s, count) in speeds.items():
+        alone = f"{number(tokens_per_s, 3)} tokens/s alone on {threads(count)}"
+        facts[name].append(alone if is_equal else UNEQUAL)
+    return {name: " · ".join(each) for name, each in facts.items()}
+
+
+def _speed(row: RunRow, stage: str | None) -> Speed | None:
+    figure = row.figures.get(stage or "", TOKENS_PER_SECOND)
+    if figure is None:
+        return None
+    count = ((row.job.environment or {}) | (figure.details or {})).get("threads")
+    return figure.value, count if isinstance(count, int) else 0
