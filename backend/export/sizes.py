@@ -78,7 +78,7 @@ def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | No
     return int(matrix_bits / 8) + 4 * vector_weights + TOKEN_BYTES * facts.vocabulary
 
 
-def growth(source: int, saved: int, do: str) -> str:
+def growth_warning(source: int, saved: int, do: str) -> str:
     """Return a warning if the saved model will be larger than the file of its source, otherwise "".
     `do`: advice how to make it smaller."""
     if not source or saved <= source * (1 + ROUNDING):

@@ -136,7 +136,7 @@ def can_be_packed(stage: str) -> bool:
 
 class DLQATConfig(Options):
     """Config of weight-decomposed low-rank quantization-aware training (EMNLP 2024, industry
-    track). Defaults that the available text of the paper does not give are ours."""
+    track). Defaults not stated in the available text of the paper are ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
     """Bits per weight, 2 to 8. 4 is close to the dense model. 3 needs training. Small models

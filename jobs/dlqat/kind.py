@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from backend.budget import PREFIX, budget_of
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, Format, check_format, experts_of, vllm_hint
-from backend.export.sizes import growth, quantized_bytes
+from backend.export.sizes import growth_warning, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.stored import GATE_UP, LinearShape, tensor_name
@@ -192,7 +192,7 @@ def size_warning(
             smallest_bytes = quantized_bytes(facts, smallest_plan, "slimscope", config.stored)
             size = readable_bytes(smallest_bytes)
             advice = f"In 8 bits, with the export format slimscope: {size}."
-    warning = growth(*sizes, advice)
+    warning = growth_warning(*sizes, advice)
     return {field: warning} if warning else {}
 
 

@@ -1,4 +1,4 @@
-"""GGUF types in config fields, and checks that a model can be exported in them."""
+"""GGUF types in config fields; checks that a model can be exported as one of them."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -90,6 +90,6 @@ def require_llama_cpp(field: str) -> None:
             "llama.cpp is not installed.",
             "The optional package llama-cpp-python is missing.",
             "Run CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python in this environment, or "
-            "choose no type.",
+            "leave the type unset.",
             field,
         )

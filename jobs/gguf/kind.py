@@ -3,7 +3,7 @@
 from collections import Counter
 
 from backend.export.gguf.types import EmbeddingType, GGUFType
-from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
+from backend.export.sizes import GGUF_BITS, gguf_bytes, growth_warning
 from backend.models.families.stored import tensor_name
 from backend.models.memory import RUNTIME_BYTES
 from backend.options import option
@@ -62,7 +62,7 @@ def size_warning(
     linear_type: str,
     embedding_type: str,
 ) -> dict[str, str]:
-    """Return a warning if the file would be larger than its source, by the field to change."""
+    """Return field -> warning if the file would be larger than its source; otherwise empty."""
     smallest_type = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
     field, advice = "type", f"Choose {smallest_type} for a smaller file."
     if linear_type == smallest_type or model.layout:
@@ -70,7 +70,7 @@ def size_warning(
         smaller_bytes = gguf_bytes(model.facts, linear_type, "Q8_0", model.layout)
         if config.embedding == "auto" and smaller_bytes < sizes[1]:
             advice = f"With Q8_0 for embedding and head: {readable_bytes(smaller_bytes)}."
-    warning = growth(*sizes, advice)
+    warning = growth_warning(*sizes, advice)
     return {field: warning} if warning else {}
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from backend.budget import PREFIX
 from backend.errors import ConfigError
-from backend.export.sizes import dense_bytes, growth
+from backend.export.sizes import dense_bytes, growth_warning
 from backend.models import memory
 from backend.models.facts import ModelFacts
 from backend.options import option
@@ -65,7 +65,9 @@ def requirements(config: SDSJob) -> Requirements:
     plan = pruning_plan(config, facts.linears, pruned_mix(config, config.overrides))
     warnings = check_text(config, facts)
     sizes = facts.bytes, dense_bytes(facts)
-    warning = growth(*sizes, "Zeros take as much space as other values. Quantize the result.")
+    warning = growth_warning(
+        *sizes, "Zeros take as much space as other values. Quantize the result."
+    )
     streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
     if streamed:
         warnings += ("The model does not fit into memory. Its blocks are read from disk.",)

@@ -86,7 +86,7 @@ void each_tile(const Rows& r, int first_row, int end, Use use) {
       }
 }
 
-// The same for all rows of a layer, split between threads.
+// Calls `use` for the tiles of all rows, in parallel.
 template <class Use>
 int32_t each_tile(const Rows& r, int threads, Use use) {
   return in_team(threads, [&](int rank, Barrier&) {
