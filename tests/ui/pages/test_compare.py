@@ -1,10 +1,6 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-import csv
-import io
-import json
 import re
-from base64 import b64decode
 from typing import Any
 
 import numpy as np
@@ -18,9 +14,9 @@ from backend.store.tables import Event, Job, MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.row_buffer import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
-from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
+from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, result, store
 from ui.pages.compare import page as compare
-from ui.pages.compare.comparison import kept_share, records, word_changes
+from ui.pages.compare.comparison import kept_share, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
@@ -281,6 +277,8 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
         samples(1, "sds", {"A cat": "sat on the red mat.", "Alone": "one"}),
         samples(5, "model", {"A cat": "sat on a mat. <b>"}),
     )
+    unwritten = compare.draw(asked(ids="sds-0002,sds-0003"))["texts"]
+    assert 'href="playground?sides=sds-0002%2Csds-0003"' in unwritten
     card = compare.draw(asked(**TWO))["texts"]
     assert "sds-0002 writes 60\u00a0% of the baseline&#39;s words" in card
     assert "sat on<del> the red</del><ins> a</ins> mat.<ins> &lt;b&gt;</ins>" in card
@@ -297,25 +295,6 @@ def test_the_share_of_words_kept(before: str, after: str, kept: float) -> None:
     assert kept_share(before, after) == kept
     read = "".join(p.text for p in word_changes(before, after) if p.change != "del")
     assert read == after
-
-
-# files --------------------------------------------------------------------------------------------
-
-
-def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
-    file = compare.export(pressed("csv"), asked(**WHOLE))
-    assert file["name"] == "sds-0001-sds-0002-sds-0003-sds-0004.csv"
-    lines = list(csv.DictReader(io.StringIO(b64decode(file["data"]).decode())))
-    assert {line["section"] for line in lines} == {"setting", "figure"}
-    of_perplexity = {r["run"]: r for r in lines if r["name"] == "perplexity"}
-    assert of_perplexity["sds-0002"]["delta"] == "-1.0"
-    assert of_perplexity["sds-0004"]["delta"] == "" and of_perplexity["sds-0004"]["not_compared"]
-    whole = json.loads(b64decode(compare.export(pressed("json"), asked(**TWO))["data"]))
-    assert whole["baseline"] == "sds-0001" and whole["lines"] == records(
-        compare.compared(asked(**TWO))
-    )
-    assert "data" not in compare.export(pressed("exe"), asked(**TWO))
-    assert "data" not in compare.export(pressed("csv"), asked(ids="x"))
 
 
 def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:

@@ -74,7 +74,7 @@
     if (!section) return;
     const strip = find(section, ".strip");
     if (strip !== answer.strip) strip.replaceWith(answer.strip);
-    find(section, ".strip + .facts-line").textContent = answer.tokens ? `${answer.tokens} tokens` : "";
+    find(section, ".strip + p").textContent = answer.tokens ? `${answer.tokens} tokens` : "";
     showNotice(find(section, ".waits"), answer.waits);
   }
 

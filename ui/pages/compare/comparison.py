@@ -1,7 +1,6 @@
 """Runs side by side against one baseline: settings that differ, results, and what they write after
 the same prompts, word by word."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ from ui.runs.results import (
     window_losses,
 )
 from ui.runs.rows import RunRow
-from ui.runs.view import csv_text
 from ui.runs.weights import weights_of
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
@@ -63,8 +61,7 @@ PAIRED = Metric(
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 WORD = re.compile(r"\s*\S+")  # with the space before it
-MAX_PROMPTS = 6  # prompts
-EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
+MAX_PROMPTS = 6
 Texts = dict[str, str]  # prompt -> text
 
 
@@ -247,38 +244,6 @@ def settings_chart(comparison: RunComparison) -> Chart:
     return Chart(None if rows else "All settings are the same.", frame)
 
 
-def records(comparison: RunComparison) -> list[dict[str, Any]]:
-    settings = [
-        {"section": "setting", "name": name, "run": run, "value": value}
-        for name, values in differing(comparison).items()
-        for run, value in zip(comparison.runs, values, strict=True)
-    ]
-    figures = []
-    for key in measured(comparison):
-        against = comparison.base.figures.final(key)
-        for row in comparison.rows:
-            if not (figure := row.figures.final_row(key)):
-                continue
-            why = "no baseline"
-            if against is not None:
-                why = incomparable_because(row, comparison.base, key)
-            change = None if against is None or why else figure.value - against
-            values = ("figure", str(key), row.job.run, figure.value, figure.stderr, change, why)
-            figures.append(dict(zip(EXPORTED, values, strict=True)))
-    return settings + figures
-
-
-def to_csv(comparison: RunComparison) -> str:
-    lines = [[record.get(key) for key in EXPORTED] for record in records(comparison)]
-    return csv_text(lines, EXPORTED)
-
-
-def to_json(comparison: RunComparison) -> str:
-    base, lines = comparison.base.job.run, records(comparison)
-    whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
-    return json.dumps(whole, indent=1, ensure_ascii=False)
-
-
 @dataclass(frozen=True)
 class Passage:
     """Consecutive words of a text; `change`: "" in both, "ins" only here, "del" only in the
@@ -360,7 +325,7 @@ def headline(prompts: Sequence[ComparedTexts]) -> str:
 def texts_card(comparison: RunComparison) -> Markup:
     prompts = compared_texts(comparison)
     if not prompts:
-        return Markup()
+        return HTML.no_texts(comparison.runs)
     shown = prompts[:MAX_PROMPTS]
     return HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
 

@@ -3,7 +3,6 @@ differ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import gradio as gr
 
@@ -13,7 +12,6 @@ from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECON
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
-from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
     chosen_curve,
@@ -38,7 +36,7 @@ from ui.runs.rows import RunRow, all_rows, chosen
 from ui.runs.view import query_list, query_text
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import valid_or_first
-from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
+from ui.widgets.html import LATEST, HtmlPanel, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
@@ -55,14 +53,12 @@ WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?",
 NO_CURVES = "No two of these runs have recorded the same curve."
 NO_BENCHMARKS = "Fewer than two of these runs are benchmarks on one machine and thread count."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 NEWEST = 3  # runs that are shown without a choice
 SCALES = {"linear": "Linear", "log": "Log"}
 
 
 def build() -> None:
     head = HtmlPanel(skeleton(180), elem_id="compare-head")
-    file = Download()
     curve = dropdown("Curve", "compare-curve", min_width=200)
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
     scale = gr.Radio(
@@ -101,7 +97,6 @@ def build() -> None:
     live(*show_weights)
     again = head.view(*show, **LATEST)
     again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
-    head.act(export, None, file, **SILENT_EVENT)
     for changed in (curve.input, scale.input):
         url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale)
     url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
@@ -208,13 +203,6 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
     name = wanted if wanted in tensors else next(iter(tensors))
     shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
     return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
-
-
-def export(event: gr.EventData, request: gr.Request) -> Any:
-    form, runs = str(event_data(event).get("do")), compared(request)
-    if runs is None or form not in EXPORTS:
-        return gr.skip()
-    return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
 def reported(request: gr.Request) -> tuple[RunComparison, gr.Request] | None:

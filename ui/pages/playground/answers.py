@@ -24,7 +24,7 @@ from jobs.chat import chat_request, display_order, is_hidden
 from jobs.serving.client import EventStream, answer_interrupted
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, parse_transcript
-from ui.format import NBSP
+from ui.format import NBSP, threads
 from ui.openai_api import (
     CLIENT_GONE,
     endpoint_request,
@@ -171,7 +171,8 @@ def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[
     rejected = any(each.rejected for each in transcript.passes)
     if not hidden:  # else they would tell the author
         if transcript.speed:
-            speed = f"{transcript.speed:.1f}{NBSP}tokens/s"
+            on = f" on {threads(transcript.threads)}" if transcript.threads else ""
+            speed = f"{transcript.speed:.1f}{NBSP}tokens/s{on}"
             known.append(speed if are_equal else "unequal threads: no speed")
         known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
         if transcript.unused:

@@ -16,7 +16,6 @@ from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from jobs.chat import ask_again, display_order, is_hidden, vote, would_repeat
 from jobs.fields.models import has_saved
 from jobs.serving.transcript import parse_transcript
-from ui.format import threads
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -55,9 +54,7 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
         texts = [parse_transcript(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
-            for text in filter(lambda text: text.speed and text.decoder, texts):
-                on = f" on {threads(text.threads)}" if text.threads else ""
-                decoders[f"{text.decoder} decoder{on}"] = None
+            decoders |= {f"{t.decoder} decoder": None for t in texts if t.speed and t.decoder}
         last = n == len(turns)
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)

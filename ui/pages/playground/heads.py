@@ -8,15 +8,15 @@ from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND
 from ui.format import number, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
-UNEQUAL = "speeds measured on unequal threads"
+UNEQUAL = "speeds measured on unequal threads or machines"
 MAX_SEARCHED = 20  # newest runs of a model, one of which has measured its speed
 
-Speed = tuple[float, int]  # tokens per second of one answer alone, threads (0: not recorded)
+Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recorded), processor
 
 
 def column_heads(names: Sequence[str]) -> dict[str, str]:
     """Size, bits and measured speed by model, such as "113 MB · 4.25 bits · 75.0 tokens/s alone on
-    1 thread". Speeds are left out if their numbers of threads differ or are unknown."""
+    1 thread". Speeds are left out if their machines or threads differ."""
     rows = all_rows()
     runs = {row.head.run: row for row in chosen(rows, names)}
     facts, speeds = dict[str, list[str]](), dict[str, Speed]()
@@ -34,9 +34,9 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
             speed = next(filter(None, measured), None)
         if speed:
             speeds[name] = speed
-    counts = {count for _, count in speeds.values()}
-    is_equal = len(counts) == 1 and 0 not in counts
-    for name, (tokens_per_s, count) in speeds.items():
+    is_equal = len({(count, cpu) for _, count, cpu in speeds.values() if count}) == 1
+    is_equal &= all(count for _, count, _ in speeds.values())
+    for name, (tokens_per_s, count, _) in speeds.items():
         alone = f"{number(tokens_per_s, 3)} tokens/s alone on {threads(count)}"
         facts[name].append(alone if is_equal else UNEQUAL)
     return {name: " · ".join(each) for name, each in facts.items()}
@@ -46,5 +46,6 @@ def _speed(row: RunRow, stage: str | None) -> Speed | None:
     figure = row.figures.get(stage or "", TOKENS_PER_SECOND)
     if figure is None:
         return None
-    count = ((row.job.environment or {}) | (figure.details or {})).get("threads")
-    return figure.value, count if isinstance(count, int) else 0
+    known = (row.job.environment or {}) | (figure.details or {})
+    count = known.get("threads")
+    return figure.value, count if isinstance(count, int) else 0, str(known.get("cpu"))
