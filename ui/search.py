@@ -4,6 +4,7 @@ Each provider returns the hits for a text; the browser adds pages and its own ac
 
 import re
 from collections.abc import Callable, Iterable
+from html import unescape
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -103,4 +104,6 @@ PROVIDERS: tuple[Callable[[str], list[Hit]], ...] = (
 def search(request: Request) -> Response:
     text = request.query_params.get("q", "")[:MAX_LETTERS]
     hits = [hit for provider in PROVIDERS for hit in provider(text)]
+    for hit in hits:
+        hit["to"] = unescape(hit["to"])  # the browser takes it as text, not as markup
     return JSONResponse(hits, headers={"Cache-Control": "no-store"})

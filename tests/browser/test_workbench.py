@@ -454,7 +454,7 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
         ((kind, config),) = planned_steps(FACTS, state, "one-shot")
         assert kind == "sds" and {"model": "toy", **config}.items() <= job.config.items()
         kept = job.environment["workbench"]
-        assert kept["state"].endswith(state) and kept["tokens"] == 2048 and kept["live"] > 1
+        assert kept["state"].endswith(state) and kept["tokens"] == 5 * 256 and kept["live"] > 1
         expect(page.locator(".workbench-kept")).to_contain_text(
             re.compile(rf"{job.run} · .*live [\d.]+, final [\d.]+ × dense")
         )

@@ -88,6 +88,11 @@ def test_tensors_and_settings_are_found(seeded: Settings) -> None:
     )
 
 
+def test_an_address_with_several_fields_is_no_markup(seeded: Settings, visit: Visit) -> None:
+    hits = visit().get("/slimscope/search", params={"q": "up 0"}).json()
+    assert "&tensor=model.layers.0.mlp.up_proj" in hits[0]["to"]
+
+
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:
     store(job(50, name=HOSTILE))
     answer = visit().get("/slimscope/search", params={"q": "onerror=alert"})

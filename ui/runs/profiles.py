@@ -1,6 +1,7 @@
 """Sensitivity profiles of runs: best mixes of formats, and finished runs for comparison with the
 predictions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,8 @@ def run_bytes(row: RunRow, layers: Sequence[LinearShape], other_bytes: float) ->
     bits, zeros = row.figures.final(BITS_PER_WEIGHT), row.figures.final(ZERO_SHARE)
     if bits is not None:
         layer_bytes = (x.weights * (bits if x.block >= 0 else 16) / 8 for x in layers)
-        return other_bytes + sum(layer_bytes)
+        # the file is smaller if its embedding is quantized, larger if it holds dense weights
+        return min(other_bytes + sum(layer_bytes), row.figures.saved_bytes or math.inf)
     try:
         pruned = Format(pattern=Pattern.parse(str(row.job.config.get("pattern"))))
     except ValueError:
