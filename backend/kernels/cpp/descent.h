@@ -93,7 +93,7 @@ inline void descend_tile(Chunk& c, int row, int column) {
       const Floats V = fused(all(-c.task.step), gradient, fused(all(c.beta), moved, W));
       store(c.before + at, prox(c, V, at));
       store(c.P + at, p);
-      if (c.task.kind != ROWS) store(c.next + at, narrow(c.difference(c.before, at)));
+      store(c.next + at, narrow(c.difference(c.before, at)));
     }
     c.errors[row + r] += sum(error);
   }

@@ -91,7 +91,7 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
   } else if constexpr (BITS == 3) {  // a byte has two 3-bit codes, in bits 0 to 2 and 4 to 6
     const int by = 2 - third_bit(j) % 4;
     const Words low = line(j / 4) >> j % 2 * 2, third = by > 0 ? line(2) << by : line(2) >> -by;
-    return (third & 0x44444444 | low & ~0x44444444u) >> j % 4 / 2 * 4 & every(3);
+    return selected(0x44444444, third, low) >> j % 4 / 2 * 4 & every(3);
   } else {
     const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
     if constexpr (HIGH == 0) {
@@ -99,7 +99,7 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
     } else {  // shift the bits of the second plane above those of the first
       const Words bits = line(LOW + line_of(HIGH, j));
       const int by = LOW - shift_of(HIGH, j);
-      return (by > 0 ? bits << by : bits >> -by) & every(HIGH) << LOW | low;
+      return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
     }
   }
 }

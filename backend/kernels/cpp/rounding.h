@@ -19,6 +19,20 @@ constexpr int VECTORS = 4, TILE = LANES * VECTORS;
 constexpr int AHEAD = 2048;
 constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
 
+// Loads n <= LANES values and sets the other lanes to 0.
+inline Floats load_some(const bf16* from, int n) {
+  bf16 some[LANES] = {};
+  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
+  return widen(load<Halves>(n < LANES ? some : from));
+}
+
+// Stores the first n <= LANES values.
+inline void store_some(bf16* to, Floats v, int n) {
+  bf16 some[LANES];
+  store(n < LANES ? some : to, narrow(v));
+  if (n < LANES) std::memcpy(to, some, n * sizeof *to);
+}
+
 constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // Rounds to the nearest integer, ties to even. Inexact above 2^22; such levels are clipped.

@@ -3,7 +3,6 @@
 // keeps wider vectors in memory.
 
 #pragma once
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -112,6 +111,19 @@ template <class V, class Mask> inline V select(Mask mask, V yes, V no) {
   else
     return mask ? yes : no;
 }
+// Loads the first n lanes without reading past them; the other lanes are 0.
+inline Floats load_some(const float* from, int n) {
+  if (n >= LANES) return load<Floats>(from);
+  float some[LANES] = {};
+  for (int i = 0; i < n; i++) some[i] = from[i];
+  return load<Floats>(some);
+}
+inline void store_some(float* to, Floats v, int n) {
+  if (n >= LANES) return store(to, v);
+  float some[LANES];
+  store(some, v);
+  for (int i = 0; i < n; i++) to[i] = some[i];
+}
 inline Floats all(float value) {
   return value - Floats{};
 }  // x - 0 is folded; x + 0 is not, because of -0
@@ -135,24 +147,10 @@ inline Halves narrow(Floats v) {
   return halves(select(v == v, rounded, Words{} + 0x7fc0));
 }
 
-inline Floats widen(Floats v) { return v; }
-
-// Loads the first n lanes of float32 or bfloat16 without reading past them; the other lanes are 0.
-template <class T> inline Floats load_some(const T* from, int n) {
-  using V = std::conditional_t<sizeof(T) == 2, Halves, Floats>;
-  T some[LANES] = {};
-  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
-  return widen(load<V>(n < LANES ? some : from));
-}
-// Stores the first n lanes.
-inline void store_some(float* to, Floats v, int n) {
-  n < LANES ? (void)std::memcpy(to, &v, n * sizeof *to) : store(to, v);
-}
-inline void store_some(bf16* to, Floats v, int n) {
-  const Halves rounded = narrow(v);
-  n < LANES ? (void)std::memcpy(to, &rounded, n * sizeof *to) : store(to, rounded);
-}
-
+#if defined(__AVX512F__)
+inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 // Reduces the lanes pairwise: joins the two halves until one value is left.
 template <class V, class Join> inline float reduce(V v, Join join) {
   if constexpr (PAIRED<V>) {
@@ -170,6 +168,7 @@ inline float sum(Floats v) {
 inline float largest(Floats v) {
   return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
 }
+#endif
 
 // a b + c with a single rounding if the instruction set has FMA. It is explicit because compilers
 // contract the expression in some tile shapes only, and results would then depend on the shape.
@@ -187,6 +186,26 @@ template <class V> inline V fused(V a, V b, V c) {
 #else
   else
     return a * b + c;
+#endif
+}
+
+// Computes (bits & mask) | others.
+inline Words joined(Words bits, uint32_t mask, Words others) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_ternarylogic_epi32((__m512i)bits, _mm512_set1_epi32(mask), (__m512i)others,
+                                          0xea);
+#else
+  return (bits & mask) | others;
+#endif
+}
+
+// Selects the bits of `bits` where the mask is 1, else those of `others`.
+inline Words selected(uint32_t mask, Words bits, Words others) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)bits, (__m512i)others,
+                                          0xca);
+#else
+  return (bits & mask) | (others & ~mask);
 #endif
 }
 
