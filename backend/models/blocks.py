@@ -127,7 +127,8 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Return True if the device computes bfloat16 faster than float32."""
     if device.type == "cpu":
         return precision_choice().fastest == "bfloat16"
-    return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
+    module = getattr(torch, device.type, None)  # none for placeholders ("meta")
+    return bool(module and module.is_bf16_supported(including_emulation=False))
 
 
 @lru_cache

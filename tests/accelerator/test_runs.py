@@ -48,7 +48,8 @@ def test_a_run_ends_on_the_accelerator(kind: str, wait: Wait) -> None:
 
 def test_a_run_of_the_cpu_resumes_on_the_accelerator(engine: ForkEngine, wait: Wait) -> None:
     engine.accelerated = False
-    job = submit("sds", SDS, HOST)
+    # enough text that the run is still at work when it is cancelled
+    job = submit("sds", SDS | {"segments": 48, "context": 128}, HOST)
     wait(job.id, when=running(job.id, 1))
     service.cancel(job.id, HOST)
     assert wait(job.id, State.CANCELLED, State.SUCCEEDED) == State.CANCELLED
