@@ -4,14 +4,12 @@ from typing import Any
 
 import pytest
 
-from backend.queue import service
 from backend.queue.artifacts import read_log
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.submit import submit
-from tests.fork_engine import ForkEngine
-from tests.queue.conftest import HOST, Wait, running
+from tests.queue.conftest import HOST, Wait
 
 TEXT = {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}
 SDS = TEXT | {"base": "alps", "pattern": "2:4", "adjust_steps": 2, "redense_steps": 2}
@@ -44,15 +42,3 @@ def ended(job: Job, wait: Wait) -> Job:
 def test_a_run_ends_on_the_accelerator(kind: str, wait: Wait) -> None:
     job = ended(submit(kind, RUNS[kind], HOST), wait)
     assert job.environment["device"] == "Stand-in accelerator"
-
-
-def test_a_run_of_the_cpu_resumes_on_the_accelerator(engine: ForkEngine, wait: Wait) -> None:
-    engine.accelerated = False
-    # enough text that the run is still at work when it is cancelled
-    job = submit("sds", SDS | {"segments": 48, "context": 128}, HOST)
-    wait(job.id, when=running(job.id, 1))
-    service.cancel(job.id, HOST)
-    assert wait(job.id, State.CANCELLED, State.SUCCEEDED) == State.CANCELLED
-    engine.accelerated = True
-    service.resume(job.id, HOST)
-    assert ended(job, wait).environment["device"] == "Stand-in accelerator"

@@ -8,7 +8,8 @@
   /** @param {KeyboardEvent} event */
   const isTyping = (event) =>
     (event.target instanceof HTMLElement && event.target.isContentEditable) ||
-    Boolean(closest(event, "input, textarea, select, [role='textbox']"));
+    // a field of a dialog that has just closed has the focus until the next frame
+    Boolean(closest(event, "input, textarea, select, [role='textbox']")?.checkVisibility());
 
   /* The card of the chart under the pointer, else of the one with the focus. */
   const chartCard = () =>
