@@ -205,8 +205,9 @@ export class GroupsLens {
     const beyond = dense.filter(
       (w) => w < points[0] - half || w > points[points.length - 1] + half,
     );
+    const { row: output, group, change } = head.listed[picked];
     find(this.panel, "[data-said]").textContent =
-      `Worst group ${picked + 1}: ${beyond.length} of ${dense.length} weights clipped, magnitude ${signed(head.listed[picked].change)}.`;
+      `Row ${output}, group ${group}, number ${picked + 1} by error: ${beyond.length} of ${dense.length} weights clipped, magnitude ${signed(change)}.`;
   }
 
   /** Each weight from its dense value, above, to its point of the grid, below. @type {(dense: Float32Array, now: Float32Array, points: Float32Array, color: string) => void} */
