@@ -99,4 +99,4 @@ def test_every_page_shows_the_same(
     in_file = elsewhere(shown, place | {URL: ""}, moment)
     on_it = elsewhere(shown, place | {URL: on_server}, moment)
     assert [name for name in in_file if in_file[name] != on_it[name]] == []
-    assert "half way" in in_file["home"] and "perplexity" in in_file["results"]
+    assert "half way" in in_file["runs name"] and "perplexity" in in_file["results"]
