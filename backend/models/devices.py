@@ -1,20 +1,32 @@
 """Compute devices: the CPU and the accelerator of this machine, through the interface that PyTorch
 gives all accelerators."""
 
+from typing import Any
+
 import torch
 
 from backend.models.memory import memory_available
 
 
-def accelerator_count() -> int:
-    """Return the number of accelerators that torch can use."""
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+def accelerator_module() -> Any:
+    """Return PyTorch's module of the accelerator, such as `torch.cuda`; None if this machine has no
+    accelerator with CUDA's interface. Apple's MPS does not tell its free memory."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    module = torch.get_device_module(kind) if kind else None
+    return module if hasattr(module, "mem_get_info") else None
 
 
 def accelerators() -> list[str]:
     """Return the accelerators as torch devices, such as "cuda:0"."""
-    kind = torch.accelerator.current_accelerator()
-    return [f"{kind.type}:{i}" for i in range(accelerator_count())] if kind else []
+    kind, module = torch.accelerator.current_accelerator(), accelerator_module()
+    return [f"{kind.type}:{i}" for i in range(module.device_count())] if kind and module else []
+
+
+def wait_for_accelerator() -> None:
+    """Wait for the queued work of the accelerator, if this process uses it."""
+    module = accelerator_module()
+    if module and module.is_initialized():
+        module.synchronize()
 
 
 def free_memory(device: str | torch.device) -> int:

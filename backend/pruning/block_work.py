@@ -25,7 +25,7 @@ from backend.linalg.gram import search_damping
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
-from backend.models.devices import accelerators, synchronize
+from backend.models.devices import wait_for_accelerator
 from backend.models.memory import SMALL_BLOCK_WEIGHTS, is_out_of_memory
 from backend.models.threads import InlineExecutor
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
@@ -80,8 +80,7 @@ class StepTimer:
                 ) from error
             raise
         # Accelerators are asynchronous: the next step would be charged for this step's work.
-        for device in accelerators():
-            synchronize(torch.device(device))
+        wait_for_accelerator()
         self.seconds[step] += time.perf_counter() - start
 
 

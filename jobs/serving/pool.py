@@ -22,7 +22,7 @@ from backend.drafters.checkpoint import WEIGHTS, Amphista
 from backend.drafters.generate import make_proposer, refuse_processors
 from backend.drafters.registry import Drafter
 from backend.errors import CancelledError
-from backend.models.devices import accelerators, free_memory, use_device
+from backend.models.devices import accelerator_module, accelerators, free_memory, use_device
 from backend.models.foreign_tokenizer import ForeignTokenizer, TextTokenizer
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
@@ -317,8 +317,8 @@ class ModelPool:
             self._models.pop(key).close()
         if dropped:
             gc.collect()
-            for device in accelerators():
-                torch.get_device_module(device).empty_cache()
+            if module := accelerator_module():
+                module.empty_cache()
 
 
 def open_tokenizer(base: ResolvedModel, folder: Path) -> TextTokenizer:

@@ -106,9 +106,8 @@ def device() -> HealthCheck:
     """Check that torch can use an installed GPU."""
     import torch
 
-    if torch.accelerator.is_available():
-        module = torch.get_device_module()
-        return HealthCheck("device", True, f"{module.get_device_name()} ({torch.__version__})")
+    if torch.cuda.is_available():
+        return HealthCheck("device", True, f"{torch.cuda.get_device_name()} ({torch.__version__})")
     gpus = len(installed_gpus())
     text = f"cpu (torch {torch.__version__}); {gpus or 'no'} GPU{'s' * (gpus > 1)} installed"
     fix = "Install torch with CUDA (pytorch.org/get-started) and a matching driver."
