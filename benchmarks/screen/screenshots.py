@@ -32,7 +32,7 @@ from benchmarks.screen.server import chromium, dashboard, reads
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTH, TALLEST, PHONE, PHONE_HEIGHT = 1280, 1150, 390, 844
 WAIT_MS = 300_000
-FIRST_ANSWER = re.compile("/run/predict|/workbench/")
+FIRST_ANSWER = re.compile("/run/predict|/workbench/|/slimscope/new-run")
 AT_REST_MS = 2500  # after the first answer, until its charts begin to load
 RUNS = (
     (
