@@ -1,5 +1,5 @@
-"""The exception hierarchy. `field` names the form field with the invalid value, so that the page
-can show the message next to it."""
+"""The exception hierarchy. An error names the form field with the invalid value, so that the page
+can show the message next to the field."""
 
 import errno
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 
 class SlimscopeError(Exception):
-    """Base of every error shown to users: one sentence each for what happened, why, and what to do.
+    """Base class of all errors shown to users. States in one sentence each what happened, why it
+    happened, and what to do.
 
     Attributes:
         field: the invalid config field, if any.
@@ -50,8 +51,12 @@ class RateLimitError(SlimscopeError):
 
 
 class OverloadError(RateLimitError):
-    """Too many requests are waiting: `before` of them are ahead of this one. Retry after about
-    `retry_after_s` seconds."""
+    """Too many requests are waiting.
+
+    Attributes:
+        retry_after_s: suggested seconds before the next try.
+        requests_ahead: number of waiting requests ahead of this one.
+    """
 
     def __init__(
         self,
@@ -61,10 +66,10 @@ class OverloadError(RateLimitError):
         field: str | None = None,
         *,
         retry_after_s: float,
-        before: int,
+        requests_ahead: int,
     ) -> None:
         super().__init__(what, why, do, field)
-        self.retry_after_s, self.before = retry_after_s, before
+        self.retry_after_s, self.requests_ahead = retry_after_s, requests_ahead
 
 
 class ConflictError(SlimscopeError):
@@ -77,8 +82,8 @@ class NotFoundError(SlimscopeError):
 
 @contextmanager
 def for_field(field: str, kind: type[SlimscopeError] = SlimscopeError) -> Iterator[None]:
-    """Reraise errors of the body with this form field: shared checks do not know the config's field
-    names."""
+    """Assign errors raised in the body to a form field. Shared checks do not know the names of
+    config fields."""
     try:
         yield
     except kind as error:
@@ -91,7 +96,7 @@ class CancelledError(Exception):
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Return True if the error or its cause means that the disk is full. Safetensors and SQLite
-    only say so in the message."""
+    report this only in their message."""
     if error is None:
         return False
     has_errno = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

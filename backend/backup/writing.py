@@ -3,8 +3,8 @@
 In the copied database, live runs are marked as interrupted by a power failure. A run records its
 metrics before it saves the next checkpoint, and its results after it has saved their files. A
 backup therefore links checkpoints first, then copies the database, then reads all other files. As a
-result, no checkpoint is newer than the recorded metrics, and every file that the copied database
-refers to is in the backup.
+result, no checkpoint is newer than the recorded metrics, and the backup contains every file that
+the copied database refers to.
 
 A backup is one uncompressed tar file (weights do not compress), readable by `tar`. A run file has
 the same layout, with `run.jsonl` instead of the database and without models.
@@ -49,7 +49,7 @@ RUN_FILE_ENTRIES = (ROWS, ARTIFACTS)
 # Limits on the number of files, by required entry. Writing respects the limits of reading, and
 # reading an untrusted archive takes bounded time.
 MAX_FILES = {DATABASE: 100_000, ROWS: 10_000}
-CHUNK_BYTES = 2**20  # read at a time
+CHUNK_BYTES = 2**20  # bytes per read
 
 Progress = Callable[[int, int], None]  # (bytes processed, bytes in total)
 NOT_WRITTEN = "Nothing was written."
@@ -108,7 +108,7 @@ def byte_counter(progress: Progress, total_bytes: int) -> Callable[[int], None]:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to archive.
+    """A file to add to an archive.
 
     Attributes:
         name: name in the archive.
@@ -185,12 +185,15 @@ def write_archive(
     target: Path, files: list[SourceFile], progress: Progress, *, weights: bool, checkpoints: bool
 ) -> Manifest:
     """Write files and their manifest under a hidden name, then rename the complete archive.
-    `BackupError` if there are too many files or the disk is too full."""
+
+    Raises:
+        BackupError: there are too many files, or the disk is too full.
+    """
     max_files = max(MAX_FILES.get(file.name, 0) for file in files)
     if len(files) > max_files:
         raise BackupError(
             NOT_WRITTEN,
-            f"The archive would hold {len(files):,} files; up to {max_files:,} can be read back.",
+            f"The archive would contain {len(files):,} files; the limit is {max_files:,}.",
             "Delete runs or models that you no longer need.",
         )
     size = sum(file.bytes for file in files)
@@ -259,7 +262,7 @@ def _backup_files(
 
 
 def run_files(run: str, weights: bool) -> Iterator[SourceFile]:
-    """List the files in the folder of a run, without its checkpoints. Weight files are included if
+    """Yield the files in the folder of a run, without its checkpoints; weight files only if
     `weights` is true."""
     for path, size in _regular_files(run_folder(run)):
         is_checkpoint = path.is_relative_to(work_folder(run))
@@ -284,8 +287,8 @@ def _regular_files(folder: Path) -> Iterator[tuple[Path, int]]:
 def _write_entries(
     partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress
 ) -> None:
-    """Write all files, then the manifest. A file that grows meanwhile, such as a log, is archived
-    with the length it had when it was opened."""
+    """Write all files, then the manifest. A file that grows meanwhile, such as a log, is
+    truncated to its size when it was opened."""
     advance = byte_counter(progress, sum(file.bytes for file in files))
     with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
         for file in files:

@@ -68,7 +68,7 @@ class TrainingConfig(Options):
     """Number of steps if the training time is 0."""
     batch: int = option(4, "Batch size", ge=1, le=1024, unit="sequences", advanced=True)
     """Sequences per step."""
-    rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
+    learning_rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
     """Learning rate of new layers. For layers copied from the base model it is relative to the size
     of their weights."""
     precision: Dtype = option("auto", "Precision", advanced=True)

@@ -199,7 +199,7 @@ def check_format(format: Format, requirements: ExportRequirements) -> None:
         what = f"The format {format} does not support this model."
         if not obstacle(format, without_embedding):
             what = f"The format {format} cannot store this embedding and head."
-            do, field = f"Choose stored, or the format {last}.", "embedding"
+            do, field = f"Choose dense, or the format {last}.", "embedding"
         raise ConfigError(what, f"{why[0].upper()}{why[1:]}.", do, field=field)
 
 

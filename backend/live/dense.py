@@ -274,8 +274,8 @@ class DenseModel:
         """Make a layer in a format: weights in the dtype of the model, or codes."""
         W, width = self.weight(name), fmt.width
         if width and name in self.outside:
-            space = embedding_search(width.bits)
-            settings = QuantSettings(width.bits, width.group, "symmetric", space)
+            range_search = embedding_search(width.bits)
+            settings = QuantSettings(width.bits, width.group, "symmetric", range_search)
             return quantize_embedding(W, settings, self.scales)
         if fmt.pattern:
             W = masked(W, self._mask(name, fmt.pattern, score))
@@ -297,7 +297,7 @@ class DenseModel:
     @property
     def scales(self) -> torch.dtype:
         """Stored dtype of scales and, in a quantization run, of all other parameters."""
-        dtype: torch.dtype = getattr(torch, self.dlqat.stored)
+        dtype: torch.dtype = getattr(torch, self.dlqat.saved_precision)
         return dtype
 
     def prepare(self, formats: Mapping[str, Format], score: Score) -> Iterator[Progress]:

@@ -153,7 +153,7 @@ class Refinement:
         assert fmt.width is not None
         keep_zeros = fmt.pattern is not None and config.grid != "offset"
         settings = QuantSettings(
-            fmt.width.bits, fmt.width.group, config.grid, config.space, keep_zeros
+            fmt.width.bits, fmt.width.group, config.grid, config.range_search, keep_zeros
         )
         quantize = partial(QUANTIZERS[self.quantizer].quantize, W, inputs, settings)
         V, grid = search_damping(quantize, DAMPING, QUIET, name, FAILURE)

@@ -1,7 +1,6 @@
-"""Model whose weights can be replaced, in the native decoder or in PyTorch.
+"""A model, in the native decoder or in PyTorch, whose weights can be replaced between passes.
 
-Weights can be replaced between forward passes. Unchanged weights share memory with the dense
-model."""
+Unchanged weights share memory with the dense model."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
 
 
 class RunningModel:
-    """Copy of a dense model whose weights can be replaced.
+    """A copy of a dense model whose weights can be replaced.
 
-    Callers hold the lock of the dense model while they run or change it.
+    Callers must hold the lock of the dense model while they run or change the copy.
 
     Args:
         dense: dense model.
@@ -38,7 +37,7 @@ class RunningModel:
         layers: full layer name -> layer.
         blocks: decoder blocks.
         target: target model that generates text; None if the model cannot verify draft trees.
-        decoder: name of the decoder; if it is PyTorch, with the reason.
+        decoder: name of the decoder; for PyTorch, also the reason why it is used.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -101,7 +100,7 @@ class RunningModel:
 
         Args:
             ids: token ids [L].
-            stop: called between passes, or between blocks in PyTorch; may raise to stop.
+            stop: called between passes, or between blocks in PyTorch; raises an error to stop.
         """
         if self._native is None:
             with ExitStack() as hooks:
@@ -114,7 +113,8 @@ class RunningModel:
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:
-        """Context in which a block is replaced by that of another model with the same shapes."""
+        """Context manager that replaces a block with the same block of `other`, which has the same
+        shapes."""
         if self._native and other._native:
             with self._native.borrowed_block(other._native, block):
                 yield
@@ -125,8 +125,8 @@ class RunningModel:
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, LinearWeight]:
-    """Map full name -> layer, in the order of `ModelFacts`: the layers of the blocks, the
-    embedding, and the head unless it is tied to the embedding."""
+    """Map the full name of each layer to the layer, in the order of `ModelFacts`: the layers of the
+    blocks, the embedding, and the head unless it is tied to the embedding."""
     layers = {
         x.name: x
         for block in range(len(decoder_blocks(model)))

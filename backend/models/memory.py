@@ -15,15 +15,15 @@ from backend.printable import readable_bytes
 RUNTIME_BYTES = 600 * 2**20  # bytes of the interpreter and its libraries
 STREAMING_THRESHOLD = 0.8  # share of memory that a run may use before its model is streamed
 DISK_THRESHOLD = 0.25  # share of memory that hidden states may use before they are kept on disk
-# Up to this number of weights in a block, two blocks may be processed at the same time, and up to
-# `MAX_PARALLEL_BATCHES` batches in parallel, which bounds the memory of their activations.
+# If a block has at most this number of weights, two blocks and up to `MAX_PARALLEL_BATCHES` batches
+# may be processed in parallel. The limit bounds the memory of their activations.
 SMALL_BLOCK_WEIGHTS = 2**24
 MAX_PARALLEL_BATCHES = 4
 MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
 ADAM_BYTES = 16  # per trained parameter in float32: its value, gradient, and two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-CGROUPS = (  # files with the limit and the usage in bytes, for cgroup v2 and v1
+CGROUPS = (  # files of the limit and the usage in bytes, of cgroup v2 and v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
@@ -49,11 +49,11 @@ def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str
 
 
 def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> int:
-    """Return the bytes for training one block on segments of `context` tokens.
+    """Return the memory in bytes to train one block on segments of `context` tokens.
 
-    These are `copies` of its weights in float32 (the weights, their gradient, two moments, and the
-    best weights so far), plus the tensors of the backward pass: the inputs and outputs of each
-    linear, and the same amount for all other operations."""
+    It consists of `copies` of the weights in float32 (weights, gradient, two moments, and best
+    weights so far) and the tensors of the backward pass: the inputs and outputs of each linear, and
+    the same amount for all other operations."""
     block = [linear for linear in facts.linears if linear.block == facts.linears[0].block]
     activations = 2 * context * sum(linear.rows + linear.columns for linear in block)
     return 4 * (copies * block_weights(facts) + activations)
@@ -116,13 +116,18 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
 
 
 def spills_to_disk(choice: str, needed: int, available: int) -> bool:
-    """Return True if hidden states of `needed` bytes should be kept on disk, given the `available`
-    bytes of memory. `choice`: auto, memory or disk."""
+    """Return True if hidden states should be kept on disk.
+
+    Args:
+        choice: "auto", "memory" or "disk".
+        needed: bytes of the hidden states.
+        available: bytes of memory.
+    """
     return choice == "disk" or (choice == "auto" and needed > DISK_THRESHOLD * available)
 
 
 def memory_available() -> int:
-    """Return the bytes that this process can still allocate on the machine or in its container."""
+    """Return the bytes that this process can still allocate, within the limit of its container."""
     available = int(psutil.virtual_memory().available)
     for limit_file, usage_file in CGROUPS:
         with suppress(OSError, ValueError):  # no such cgroup, or the limit is "max"

@@ -39,7 +39,7 @@ OUTLIER_MULTIPLE, SPREAD = 5.0, 0.08  # M and lambda, as published
 
 
 def refuse_allocation(config: SDSConfig) -> None:
-    """Reject configs whose sparsity OWL cannot allocate.
+    """Raise an error if OWL cannot allocate the sparsity of a config.
 
     Raises:
         ConfigError: the pattern is n:m, or a block could lose none or all of its weights.
@@ -51,7 +51,7 @@ def refuse_allocation(config: SDSConfig) -> None:
         raise ConfigError(
             f"OWL does not work with the pattern {pattern}.",
             "An n:m pattern has the same sparsity in every block.",
-            "Give the pattern as a percentage, or choose uniform.",
+            "Choose a percentage as pattern, or uniform allocation.",
             field="allocation",
         )
     if min(pattern.drop, 1 - pattern.drop) <= 2 * SPREAD:
@@ -94,7 +94,7 @@ def layer_patterns(layers: Collection[NamedLayer], config: SDSConfig) -> dict[st
     overrides = read_overrides(config.overrides)
     check_layer_patterns((name for name, _ in overrides), layers, "overrides")
     patterns = dict[str, Pattern]()
-    # config field -> pattern -> layer name -> number of inputs, for errors that name the field
+    # config field -> pattern -> layer name -> number of inputs; errors name the field
     layer_inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
     for layer in select_layers(layers, config.exclude, "prune"):
         matches = [pattern for name, pattern in overrides if fits(name, layer)]
@@ -172,7 +172,7 @@ def pruning_plan(
     Args:
         config: options of the run.
         layers: prunable layers of the model.
-        mix: full layer name -> pattern, if a budget allocates the patterns. Layers that are missing
+        mix: full layer name -> pattern, if a budget allocates the patterns. Layers without an entry
             stay dense. Overrides take precedence.
 
     Raises:

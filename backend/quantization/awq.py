@@ -107,4 +107,4 @@ def awq(
 ) -> tuple[Tensor, QuantGrid]:
     """Round weights with scaled inputs to the configured grid."""
     grid = (settings.bits, settings.group_size, settings.grid)
-    return W, search_range(W, *grid, settings.space, inputs.energy)
+    return W, search_range(W, *grid, settings.range_search, inputs.energy)

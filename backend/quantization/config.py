@@ -1,4 +1,4 @@
-"""Config of a quantization run, and the format of a layer as text, such as "int4-g64". Does not
+"""Config of a quantization run, and integer formats of layers, written as "int4-g64". Does not
 import torch."""
 
 import re
@@ -56,7 +56,7 @@ class IntegerFormat:
 
 
 def read_overrides(text: str) -> tuple[tuple[str, IntegerFormat], ...]:
-    """Parse a list such as "mlp.down_proj=int4-g32, 0.*=int8-g64" into names and widths.
+    """Parse a list such as "mlp.down_proj=int4-g32, 0.*=int8-g64" into names and formats.
 
     Raises:
         ValueError: the text is not a list of this form; the message shows the syntax.
@@ -65,8 +65,7 @@ def read_overrides(text: str) -> tuple[tuple[str, IntegerFormat], ...]:
 
 
 class DLQATStage(StrEnum):
-    """Stages of a run, except those of quantizers in plugins. Tables, charts and files use the same
-    names."""
+    """Stages of a run, except for quantizers in plugins, as named in tables, charts and files."""
 
     DENSE = "dense"
     RTN = "rtn"
@@ -80,7 +79,7 @@ class DLQATStage(StrEnum):
     LORA_GPTQ = "lora-gptq"
 
 
-POST_TRAINING = {  # quantizer -> label, best last
+POST_TRAINING = {  # quantizer -> label; the best quantizer is last
     name: str(declaration.facts.get("label", name))
     for name, declaration in sorted(
         DECLARED_QUANTIZERS.items(), key=lambda item: float(item[1].facts.get("export_rank", 0))
@@ -106,13 +105,12 @@ def _split_names(value: Any) -> Any:
 
 
 def _with_prerequisites(stages: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the stages in running order, without duplicates and with the stages they start
-    from."""
+    """Return the stages with their prerequisites, in execution order and without duplicates."""
     prerequisites = {DLQATStage.LORA} if DLQATStage.LORA_GPTQ in stages else set()
     return tuple(stage for stage in STAGE_LABELS if stage in {*stages, *prerequisites})
 
 
-# accepts a list or comma-separated text; stored as text
+# A list or comma-separated text; stored as text.
 Stages = Annotated[
     tuple[StageName, ...],
     BeforeValidator(_split_names),
@@ -129,18 +127,18 @@ TRAINED = (  # stages that train with quantized weights in the forward pass
 
 
 def can_be_packed(stage: str) -> bool:
-    """Return True if packed export formats can store the stage."""
+    """Return True if a packed export format can store the result of the stage."""
     declaration = DECLARED_QUANTIZERS.get(stage)
     return declaration is None or bool(declaration.facts.get("saved", True))
 
 
 class DLQATConfig(Options):
     """Config of weight-decomposed low-rank quantization-aware training (EMNLP 2024, industry
-    track). Defaults not stated in the available text of the paper are ours."""
+    track). Where the available text of the paper states no value, the default is ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
-    """Bits per weight, 2 to 8. 4 is close to the dense model. 3 needs training. Small models
-    become unusable at 2."""
+    """Bits per weight, 2 to 8. At 4 bits, the result is close to the dense model. 3 bits need
+    training, and small models become unusable at 2 bits."""
     group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
     """Neighboring inputs that share a scale, a zero-point and a magnitude. 0: one group per output
     channel."""
@@ -163,13 +161,13 @@ class DLQATConfig(Options):
         examples=["mlp.down_proj=int4-g32, 0.*=int8-g64"],
         advanced=True,
     )
-    """Comma-separated list of name=format; the last match counts. int8-g64: 8 bits in groups of
-    64."""
-    embedding: Literal["auto", "stored", "8", "6", "4"] = option("auto", "Embedding and head")
-    """Bits of the token embedding and the head, rounded to nearest. stored: not quantized. auto: 8
-    bits if the export format allows mixed widths, otherwise stored."""
+    """Comma-separated list of name=format; the last matching entry applies. int8-g64 means 8 bits
+    in groups of 64."""
+    embedding: Literal["auto", "dense", "8", "6", "4"] = option("auto", "Embedding and head")
+    """Bits of the token embedding and the head, which are rounded to nearest. dense: not quantized.
+    auto: 8 bits if the export format allows mixed widths, otherwise dense."""
     stages: Stages = option("gptq, dlqat", "Stages", validate_default=True, many=True)
-    """Models to make and measure: post-training quantizers, block-wise training, DL-QAT on text
+    """Models to produce and measure: post-training quantizers, block-wise training, DL-QAT on text
     (dlqat) or by distillation (dlqat-kd), its ablations m-only and lora-only, and LoRA on the same
     text, unquantized (lora) or quantized afterwards (lora-gptq)."""
     rank: int = option(16, "Rank", ge=0, le=1024)
@@ -183,12 +181,12 @@ class DLQATConfig(Options):
     start: Literal["rounded", "gptq", "block-wise"] = option(
         "gptq", "Initialization", advanced=True
     )
-    """Starting point of training: the dense weights (rounded), the weights compensated by GPTQ, or
-    the result of block-wise training, which starts from GPTQ."""
-    space: RangeSearchName = option("weighted", "Range search", advanced=True)
-    """Choice of scales and zero-points. minmax: the full range. mse: clipped to the smallest
-    squared error. weighted: the same, with errors weighted by the energy of their input. lsq:
-    learned from there, as in LSQ+."""
+    """Initial weights of training. rounded: the dense weights. gptq: the weights after GPTQ.
+    block-wise: the result of block-wise training, which starts from GPTQ."""
+    range_search: RangeSearchName = option("weighted", "Range search", advanced=True)
+    """Method that sets scales and zero-points. minmax: covers all weights. mse: clips the range to
+    minimize the squared error. weighted: weights each error by the mean square of its input. lsq:
+    starts from weighted and learns the scales, as in LSQ+."""
     exclude: LayerNames = option(
         "",
         "Layers left dense",
@@ -198,21 +196,21 @@ class DLQATConfig(Options):
     """Comma-separated layer names with * as wildcard. 0.* is all of block 0."""
     keep_zeros: bool = option(False, "Keep zeros", advanced=True)
     """Keep the zero weights of a pruned model at 0."""
-    rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
-    """Learning rate of A, B and m: AdamW with a cosine schedule. m is relative: 0.001 changes a
-    scale by about 0.1 % per step."""
+    learning_rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
+    """Peak learning rate of A, B and m, for AdamW with a cosine schedule. Magnitudes are relative:
+    at 0.001, a scale changes by about 0.1 % per step."""
     accumulate: int = option(1, "Gradient accumulation steps", ge=1, le=1024, advanced=True)
-    """Batches per optimizer step. Takes less memory than a larger batch."""
+    """Batches per optimizer step. Uses less memory than a larger batch size."""
     checkpointing: bool = option(False, "Gradient checkpointing", advanced=True)
     """Recompute activations in the backward pass. Saves memory, but takes a third longer."""
     precision: Dtype = option("auto", "Forward precision", advanced=True)
     """Precision of training and calibration. auto: bfloat16 if the hardware supports it. Codes are
     always computed in float32."""
-    stored: Literal["float16", "bfloat16", "float32"] = option(
-        "float16", "Stored precision", advanced=True
+    saved_precision: Literal["float16", "bfloat16", "float32"] = option(
+        "float16", "Saved precision", advanced=True
     )
-    """Precision of scales, embeddings and norms in the saved model. Applied before a quantized
-    stage is measured."""
+    """Precision of scales, embeddings and norms in the saved model. Quantized stages are measured
+    in this precision."""
 
     @field_validator("allocation")
     @classmethod
@@ -232,7 +230,7 @@ class DLQATConfig(Options):
     @property
     def needs_energies(self) -> bool:
         """True if the range search before training needs input energies."""
-        weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)
+        weighted = DECLARED_RANGE_SEARCHES[self.range_search].facts.get("needs_energy", False)
         return self.start == "rounded" and weighted and self._uses_start
 
     @property
@@ -242,11 +240,11 @@ class DLQATConfig(Options):
 
     @property
     def _uses_start(self) -> bool:
-        """True if a stage starts from `start`."""
+        """True if a stage is initialized according to `start`."""
         return any(stage in (*TRAINED, DLQATStage.BLOCKS) for stage in self.stages)
 
     def trains(self, stage: str) -> tuple[bool, bool]:
-        """Return two flags: `stage` trains A and B, and `stage` trains m."""
+        """Return two flags: whether `stage` trains A and B, and whether it trains m."""
         if stage == DLQATStage.LORA:
             return True, False
         return self.rank > 0 and stage != DLQATStage.M_ONLY, stage != DLQATStage.LORA_ONLY
@@ -266,5 +264,5 @@ class DLQATConfig(Options):
 
 
 def _field_error(field: str, why: str) -> PydanticCustomError:
-    """Return a validation error that is shown at `field`."""
+    """Return a validation error that is shown next to `field`."""
     return PydanticCustomError("contradicted", "{why}", {"field": field, "why": why})

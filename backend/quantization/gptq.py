@@ -41,7 +41,7 @@ def gptq(
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
-        return search_range(V, settings.bits, 0, settings.grid, settings.space, energy)
+        return search_range(V, settings.bits, 0, settings.grid, settings.range_search, energy)
 
     size, U = settings.group_size or W.shape[1], inputs.inverse_root(damping)
     parts = W.chunk(torch.get_num_threads() if W.is_cpu else 1)
@@ -64,7 +64,7 @@ def gptq_order(
     """Compensate `W` [out, in] in order of decreasing input energy, on a grid of the dense
     weights."""
     size = (settings.bits, settings.group_size, settings.grid)
-    grid = search_range(W, *size, settings.space, inputs.energy)
+    grid = search_range(W, *size, settings.range_search, inputs.energy)
     return compensate_ordered(W, *inputs.ordered_root(damping), grid, settings.keep_zeros), grid
 
 
@@ -78,7 +78,7 @@ def gptq_widths(
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
         grids = [
-            search_range(part, settings.bits, 0, settings.grid, settings.space, energy)
+            search_range(part, settings.bits, 0, settings.grid, settings.range_search, energy)
             for part, settings in zip(V.split(rows), widths, strict=True)
         ]
         return stacked(grids)

@@ -78,7 +78,7 @@ class QuantSettings:
         bits: bits per code.
         group_size: inputs per group; 0 for one group per row.
         grid: type of the grid.
-        space: name of the range search, for quantizers that do not bring their own.
+        range_search: name of the range search, for quantizers that do not bring their own.
         keep_zeros: keep weights of 0 at 0.
         quantizers: names of the post-training quantizers to apply, one per stage.
         format: export format.
@@ -88,7 +88,7 @@ class QuantSettings:
     bits: Annotated[int, Field(ge=2, le=8)]
     group_size: Annotated[int, Field(ge=0)]
     grid: GridType
-    space: str
+    range_search: str
     keep_zeros: bool = False
     quantizers: tuple[str, ...] = ()
     format: str = ""
@@ -144,11 +144,11 @@ class QuantizationPlan(Plan):
         expected = group_layers(config, layers, self.format, self.widths)
         if expected.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan does not match the config")
-        embedding_bits = str(self.embedding.bits) if self.embedding else "stored"
+        embedding_bits = str(self.embedding.bits) if self.embedding else "dense"
         allowed: tuple[str, ...] = (config.embedding,)
         if config.embedding == "auto":
             mixed = budget_of(config.allocation) is not None
-            allowed = ("stored", "8", "6", "4") if mixed else ("stored", "8")
+            allowed = ("dense", "8", "6", "4") if mixed else ("dense", "8")
         if embedding_bits not in allowed:
             raise ValueError("the plan of the embedding does not match the config")
 
@@ -222,7 +222,7 @@ def group_layers(
             width.bits,
             width.group,
             config.grid,
-            config.space,
+            config.range_search,
             config.keep_zeros,
             config.quantizers,
             format,

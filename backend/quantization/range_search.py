@@ -49,22 +49,22 @@ MIN_EXPONENT = -24  # of d: the smallest float16 number
 
 
 def search_range(
-    W: Tensor, bits: int, group_size: int, grid: GridType, space: str, energy: Tensor | None = None
+    W: Tensor, bits: int, group_size: int, grid: GridType, method: str, energy: Tensor | None = None
 ) -> QuantGrid:
     """Return the grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole
     row).
 
     Args:
-        space: name of a range search.
+        method: name of a range search.
         energy: mean square of each input [in]; None: equal weights.
     """
-    size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
-    weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
+    size, entry = group_size or W.shape[1], RANGE_SEARCHES[method]
+    weight = torch.ones_like(W[0]) if energy is None or not entry.needs_energy else energy
     weight = weight.view(-1, size)
     panels = [
         rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL_WEIGHTS // W.shape[1]))
     ]
-    grids = parallel_map(lambda V: method.search(V, bits, grid, weight), panels)
+    grids = parallel_map(lambda V: entry.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
@@ -167,7 +167,7 @@ def quantize_embedding(
 ) -> QuantizedWeight:
     """Quantize `W` [vocabulary, hidden]. Scales are rounded to `scale_dtype`."""
     W = W.float()
-    grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.space)
+    grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.range_search)
     if settings.bits == 6 and settings.grid == "symmetric":
         c, d = factors(grid.scale, W.shape[1])
         grid = QuantGrid(grid.bits, c * d, grid.zero)

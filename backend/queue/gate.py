@@ -144,7 +144,7 @@ class Gate:
             f"{len(requests_ahead)} are ahead of this one, {visitor_requests} of them yours.",
             remedy,
             retry_after_s=RETRY_S,
-            before=len(requests_ahead),
+            requests_ahead=len(requests_ahead),
         )
 
     def _admits(self, ticket: Ticket) -> bool:

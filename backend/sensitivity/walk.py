@@ -51,13 +51,13 @@ class Solvers:
     Attributes:
         pruner: name of the pruner.
         grid: grid type of GPTQ.
-        space: range search of GPTQ.
+        range_search: range search of GPTQ.
         damping: damping of both, relative to the mean input energy.
     """
 
     pruner: str = "sparsegpt"
     grid: GridType = "symmetric"
-    space: str = "weighted"
+    range_search: str = "weighted"
     damping: float = 0.01
 
 
@@ -109,7 +109,9 @@ def _solve(
     """Weights in formats that share a pattern and a group size."""
     V = W if pattern is None else PRUNERS[solvers.pruner].prune(W, inputs, pattern, damping)
     widths = [
-        QuantSettings(x.width.bits, x.width.group, solvers.grid, solvers.space, pattern is not None)
+        QuantSettings(
+            x.width.bits, x.width.group, solvers.grid, solvers.range_search, pattern is not None
+        )
         for x in formats
         if x.width
     ]

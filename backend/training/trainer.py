@@ -179,7 +179,7 @@ class Trainer(ABC):
             if self.saved
             else "Training diverged before the first checkpoint.",
             "Lower the learning rates, or choose float32 as forward precision.",
-            field="rate",
+            field="learning_rate",
         )
 
     def save(self, **facts: Any) -> None:

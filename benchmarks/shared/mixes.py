@@ -34,7 +34,7 @@ from jobs.fields.models import resolve_model
 from jobs.profile.kind import EMBEDDING_FORMATS
 
 Formats = Mapping[str, Format]
-BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(space="weighted"), SilentReporter()
+BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(range_search="weighted"), SilentReporter()
 
 
 class Trial:

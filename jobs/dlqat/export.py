@@ -65,14 +65,18 @@ def save_model(
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
-        mean_bits(qat.run.plan, loaded.facts, config.stored),
+        mean_bits(qat.run.plan, loaded.facts, config.saved_precision),
         perplexities,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),
         embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        dtype = loaded.saved_dtype if config.format == "dense" else getattr(torch, config.stored)
+        dtype = (
+            loaded.saved_dtype
+            if config.format == "dense"
+            else getattr(torch, config.saved_precision)
+        )
         export(loaded.model, loaded.tokenizer, layers, layout, dtype, folder, card)
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")

@@ -132,7 +132,7 @@ def requirements(config: DLQATJob) -> Requirements:
         check_format(plan.format, with_embedding(export_needs, plan, group))
     memory_parts = memory_bytes(config, plan, facts)
     require_training_memory(memory_parts, facts)
-    sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
+    sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.saved_precision)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
         count = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
@@ -165,13 +165,15 @@ def export_format(config: DLQATJob, facts: ModelFacts) -> str:
     holds_embedding, loads_everywhere = AUTO_FORMATS
     if config.embedding != "auto":
         return loads_everywhere
-    embedding = memory.WEIGHT_BYTES[config.stored] * sum(x.weights for x in facts.embeddings)
+    embedding = memory.WEIGHT_BYTES[config.saved_precision] * sum(
+        x.weights for x in facts.embeddings
+    )
     try:
         mix = quantized_mix(config, config.overrides, "dense")
     except ConfigError:  # the budget is too small for an embedding in stored precision
         return holds_embedding
     plan = make_plan(config, facts, loads_everywhere, (), 0, mix)
-    saved = quantized_bytes(facts, plan, loads_everywhere, config.stored)
+    saved = quantized_bytes(facts, plan, loads_everywhere, config.saved_precision)
     return holds_embedding if embedding >= LARGE_EMBEDDING * saved else loads_everywhere
 
 
@@ -189,7 +191,9 @@ def size_warning(
             smallest_plan = make_plan(
                 config, facts, "slimscope", facts.embeddings, AUTO_BITS, plan.widths
             )
-            smallest_bytes = quantized_bytes(facts, smallest_plan, "slimscope", config.stored)
+            smallest_bytes = quantized_bytes(
+                facts, smallest_plan, "slimscope", config.saved_precision
+            )
             size = readable_bytes(smallest_bytes)
             advice = f"In 8 bits, with the export format slimscope: {size}."
     warning = growth_warning(*sizes, advice)
@@ -204,8 +208,8 @@ def embedding_notes(plan: QuantizationPlan, facts: ModelFacts, config: DLQATJob)
     note = f"{names}: {plan.embedding.bits} bits, rounded to nearest."
     if len(plan.embedding.layers) < len(facts.embeddings):
         note += (
-            f" The embedding stays in {config.stored}: transformers loads a packed embedding only "
-            "at the width of the layers."
+            f" The embedding stays in {config.saved_precision}: transformers loads a packed "
+            "embedding only at the width of the layers."
         )
     return (note,)
 
@@ -214,7 +218,7 @@ def embedding_bits(config: DLQATJob) -> int:
     """Return the bits of embedding and head; 0 if they keep their precision."""
     if config.embedding == "auto":
         return AUTO_BITS if config.format == "slimscope" else 0
-    return 0 if config.embedding == "stored" else int(config.embedding)
+    return 0 if config.embedding == "dense" else int(config.embedding)
 
 
 def embedding_format(config: DLQATJob) -> str:
@@ -433,7 +437,7 @@ def export_requirements(
     return ExportRequirements(
         bits=group.bits,
         grid=group.grid,
-        scale_dtype=config.stored,
+        scale_dtype=config.saved_precision,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=experts,
         all_quantized=len(layers) == len(facts.linears),

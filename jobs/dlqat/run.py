@@ -63,7 +63,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         batch=CALIBRATION_BATCH,
         labels=STAGE_LABELS,
         precision=config.evaluation_precision,
-        rounded="" if config.format == "dense" else config.stored,
+        rounded="" if config.format == "dense" else config.saved_precision,
     )
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     losses: dict[str, list[float]] = {}
@@ -153,14 +153,14 @@ def record(
             context.result(stage, metrics.PARAMETERS, trained)
             context.result(stage, metrics.PARAMETER_SHARE, trained / facts.parameters)
         if stage not in NOT_QUANTIZED:
-            bits = mean_bits(qat.run.plan, facts, config.stored)
+            bits = mean_bits(qat.run.plan, facts, config.saved_precision)
             context.result(stage, metrics.BITS_PER_WEIGHT, bits)
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
     rates = {stage: rate for stage in qat.stages if (rate := qat.lowered_rate(stage)) is not None}
     lowered_rate = [
         f"{STAGE_LABELS[stage]} was trained with a learning rate of {rate:g}, "
-        f"since {config.rate:g} increased the held-out loss."
+        f"since {config.learning_rate:g} increased the held-out loss."
         for stage, rate in rates.items()
     ]
     context.environment(warnings=lowered_rate)

@@ -1,4 +1,4 @@
-"""Evaluation job: quality, size and speed of a model, compared to its dense source model."""
+"""Evaluation job: quality, size and speed of a model, compared with its dense source model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,28 +36,30 @@ from jobs.runtime.progress import Phase, Phases
 
 
 def run(config: EvaluationJob, context: JobContext) -> None:
-    """Run the job. Figures recorded by an earlier attempt are not measured again."""
+    """Run an evaluation. Metrics recorded by an earlier attempt are not measured again."""
     device = prepare(config, context)
     specs = models_by_stage(config)
-    bases = {stage: resolve_model(spec) for stage, spec in specs.items()}
-    facts = {stage: base.facts for stage, base in bases.items()}
+    resolved = {stage: resolve_model(spec) for stage, spec in specs.items()}
+    facts = {stage: model.facts for stage, model in resolved.items()}
     first_spec = next(iter(specs.values()))
-    context.environment(base=first_spec)  # runs with the same base are comparable
+    context.environment(base=first_spec)  # runs with the same base model are compared
     text = load_evaluation_text(config, first_spec, context)
     phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
-    # both models run in the same precision
+    # both models are evaluated in the same precision
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
     streamed, _ = memory_bytes(config, facts[MODEL], len(specs), free_memory(device), dtype)
     models: dict[str, LoadedModel] = {}
     for stage, spec in specs.items():
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
-        models[stage] = load_whole(bases[stage], device, getattr(torch, dtype), context, streamed)
+        models[stage] = load_whole(
+            resolved[stage], device, getattr(torch, dtype), context, streamed
+        )
     measure(models, text, config, phases, context)
     if config.speed and not streamed:
         prompt = prompt_for(next(iter(models.values())))
         models.clear()
-        measure_decoding(bases, prompt, device, dtype, phases.phase("decode"), context)
+        measure_decoding(resolved, prompt, device, dtype, phases.phase("decode"), context)
     elif config.speed:
         context.log("Decoding is not timed: every token would read the model from disk.")
     context.outcome(kept_stage=MODEL)
@@ -74,8 +76,8 @@ def measure(
     phases: Phases,
     context: JobContext,
 ) -> None:
-    """Measure the quality of each model on the same text."""
-    has_no_reference = DENSE not in models
+    """Measure the quality of every model on the same text."""
+    has_reference = DENSE in models
     reference = next(iter(models.values()))
     quality = Quality(
         config,
@@ -85,29 +87,29 @@ def measure(
         batch=config.batch,
         labels=LABELS,
         new_store=hidden_state_store("auto", reference.facts, text, context),
-        divergence=not has_no_reference,
+        divergence=has_reference,
         precision=config.evaluation_precision,
     )
     for stage, loaded in models.items():
-        role: Role = "dense" if has_no_reference or stage == DENSE else "kept"
+        role: Role = "kept" if has_reference and stage != DENSE else "dense"
         quality.of(loaded).measure(stage, phases.phase(stage), role)
 
 
 def measure_decoding(
-    bases: Mapping[str, ResolvedModel],
+    resolved: Mapping[str, ResolvedModel],
     prompt: Sequence[int],
     device: str,
     dtype: str,
     phase: Phase,
     context: JobContext,
 ) -> None:
-    """Reload the models and measure their decoding speed."""
+    """Reload the models and measure their decoding speed, unless it is already recorded."""
     if context.has_result(MODEL, TOKENS_PER_SECOND):
         phase.progress(1, 1, REPLAY)
         return
     models = {
-        stage: load_decoding(base, device, getattr(torch, dtype), context).model
-        for stage, base in bases.items()
+        stage: load_decoding(model, device, getattr(torch, dtype), context).model
+        for stage, model in resolved.items()
     }
-    longest = min(base.facts.context for base in bases.values())
-    record_decoding(models, prompt, longest, context, phase)
+    max_context = min(model.facts.context for model in resolved.values())
+    record_decoding(models, prompt, max_context, context, phase)

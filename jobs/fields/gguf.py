@@ -1,4 +1,4 @@
-"""GGUF types in config fields; checks that a model can be exported as one of them."""
+"""GGUF types as config fields, and checks that a model can be exported to them."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -24,8 +24,12 @@ TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)
 
 
 def parse_types(text: str) -> list[types.GGUFType]:
-    """Parse a comma-separated list of types, without duplicates, in the order of `TYPES`. Raises
-    `ValueError` for an unknown type."""
+    """Parse a comma-separated list of types; return them without duplicates, in the order of
+    `TYPES`.
+
+    Raises:
+        ValueError: a name is not a GGUF type.
+    """
     names = dict.fromkeys(read_names(text))
     if unknown := [name for name in names if name not in TYPES]:
         raise ValueError(f"{unknown[0]} is not one of {', '.join(TYPES)}")
@@ -33,10 +37,10 @@ def parse_types(text: str) -> list[types.GGUFType]:
 
 
 def check_source(source: str) -> None:
-    """Raise an error if GGUF cannot represent the model or its tokenizer.
+    """Raise an error if a GGUF file cannot represent the model or its tokenizer.
 
-    A GGUF source that is not converted yet is checked for its architecture only. Models that are
-    not on this machine are not checked.
+    For a GGUF file that has not been converted yet, only the architecture is checked. A model that
+    has not been downloaded yet is not checked.
     """
     if folder := local_folder(source):
         vocabulary_of(folder, architecture_of(read_config(folder)).vocabulary)
@@ -48,8 +52,11 @@ def check_source(source: str) -> None:
 
 
 def exported_type(requested: types.GGUFType, model: ResolvedModel, field: str = "type") -> str:
-    """Return the type of the linear layers. Raises `ConfigError` if the requested type cannot hold
-    the codes of a quantized model."""
+    """Return the GGUF type of the linear layers.
+
+    Raises:
+        ConfigError: the model is quantized, and its codes do not fit the requested type.
+    """
     with for_field(field):
         return types.choose_type(requested, model.layout, model.facts.dtype)
 
@@ -57,13 +64,16 @@ def exported_type(requested: types.GGUFType, model: ResolvedModel, field: str = 
 def exported_embedding(
     requested: types.EmbeddingType, linear_type: str, model: ResolvedModel
 ) -> str:
-    """Return the type of embedding and head. Raises `ConfigError` if they are already quantized and
-    another type is requested: their codes fit one type only."""
+    """Return the GGUF type of the embedding and the head.
+
+    Raises:
+        ConfigError: they are already quantized, but the requested type is not "auto".
+    """
     embeddings, layout = model.facts.embeddings, model.layout
     quantized = [matrix for matrix in embeddings if matrix.name in _quantized_layers(model, layout)]
     if quantized and requested != "auto":
         raise ConfigError(
-            f"Embedding and head cannot become {requested}.",
+            f"Embedding and head cannot be exported as {requested}.",
             "They are already quantized, and their codes are copied unchanged.",
             "Choose auto.",
             "embedding",
@@ -77,7 +87,7 @@ def exported_embedding(
 
 
 def _quantized_layers(model: ResolvedModel, layout: Layout | None) -> Collection[str]:
-    """Return the names of the quantized layers."""
+    """Return the names of the layers that are already quantized."""
     if isinstance(model.plan, QuantizationPlan):
         return model.plan.embedding.layers if model.plan.embedding else ()
     return packed_layers(Path(model.source)) if layout else ()

@@ -1,4 +1,4 @@
-"""The kind `gguf`: export of a saved model as a GGUF file."""
+"""The `gguf` kind of run, which exports a model as a GGUF file."""
 
 from collections import Counter
 
@@ -14,20 +14,21 @@ from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
 
-NAME, MODEL = "gguf", "model"  # name of the kind, and its only stage
-FOLDER = "GGUF"  # folder and kind of the artifact
-MATRIX_COPIES = 6  # copies of the largest matrix in memory: stored, float32, rounding intermediates
+NAME, MODEL = "gguf", "model"  # name of the kind; name of its only stage
+FOLDER = "GGUF"  # name of the artifact and of its folder
+MATRIX_COPIES = 6  # float32 copies of the largest matrix in memory while it is converted
 
 
 class GGUFJob(ModelConfig, JobConfig):
-    """Model to export and the GGUF types of its weights."""
+    """Config of a GGUF export: the model, and the GGUF types of its weights."""
 
     type: GGUFType = option("auto", "Type")
     """GGUF type of the linear layers. auto: the smallest lossless type for a quantized model, 16
     bits otherwise. Q4_0, Q4_1 and Q8_0 use 4.5, 5 and 8.5 bits per weight."""
     embedding: EmbeddingType = option("auto", "Embedding and head")
-    """GGUF type of embedding and head. auto: unchanged for a quantized model; otherwise the type of
-    the linear layers, or Q8_0 if these have fewer than 16 bits. Other types round to nearest."""
+    """GGUF type of the embedding and the head. auto: unchanged if the model is quantized; otherwise
+    the type of the linear layers if it has 16 bits or more, else Q8_0. Quantized types round to
+    nearest."""
 
 
 def requirements(config: GGUFJob) -> Requirements:
@@ -36,7 +37,7 @@ def requirements(config: GGUFJob) -> Requirements:
     check_source(model.source)
     linear_type = exported_type(config.type, model)
     embedding_type = exported_embedding(config.embedding, linear_type, model)
-    written_weights = Counter[str]()  # the experts of a block become one tensor
+    written_weights = Counter[str]()  # GGUF stores all experts of a block in one tensor
     for matrix in (*model.facts.linears, *model.facts.embeddings):
         written_weights[tensor_name(matrix.name)] += matrix.weights
     largest_weights = max(written_weights.values())
@@ -62,7 +63,7 @@ def size_warning(
     linear_type: str,
     embedding_type: str,
 ) -> dict[str, str]:
-    """Return field -> warning if the file would be larger than its source; otherwise empty."""
+    """Return a warning by form field if the file would be larger than its source, else nothing."""
     smallest_type = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
     field, advice = "type", f"Choose {smallest_type} for a smaller file."
     if linear_type == smallest_type or model.layout:
@@ -75,7 +76,7 @@ def size_warning(
 
 
 def work(model: ResolvedModel) -> list[PhaseWork]:
-    """See `Requirements.work`."""
+    """Return the phases of an export with their estimated work."""
     return [PhaseWork("write", 4.0 * model.facts.parameters, "memory")]
 
 

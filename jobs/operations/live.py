@@ -105,7 +105,7 @@ def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
         if (format := state.formats[layer.name]).width
     }
     if not widths:
-        return {"embedding": "stored"}
+        return {"embedding": "dense"}
     if len(widths) > 1 or not widths.issubset(EMBEDDING_BITS):
         raise ConfigError(
             "A run cannot store embedding and head in these formats.",

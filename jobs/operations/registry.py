@@ -5,7 +5,7 @@ documentation, MCP tools and buttons are generated from it.
     def pin(run: Run, actor: Actor, note: str = "") -> Record:
         \"\"\"Pin a run.\"\"\"
 
-becomes the command `slimscope pin RUN --note TEXT`, the request `POST /runs/{run}/pin?note=` and
+defines the command `slimscope pin RUN --note TEXT`, the request `POST /runs/{run}/pin?note=` and
 the MCP tool `pin`, all for hosts only. The services that an operation calls also check permissions.
 """
 
@@ -32,7 +32,7 @@ Runs = Annotated[list[str], Field(description="Runs, such as sds-0042.")]
 
 @dataclass(frozen=True)
 class Button:
-    """A button that calls an operation on the selected runs. Runs that do not fit are skipped.
+    """A button that calls an operation on the selected runs, except those that do not fit.
 
     Attributes:
         name: unique name of the button.
@@ -144,7 +144,7 @@ class Operation:
         return summary(queries.job(job.id))
 
     def call_all(self, actor: Actor, **values: Any) -> Any:
-        """Execute the operation with the parameters of its function."""
+        """Execute the operation, given the parameters of its function."""
         if self.access == "host":
             action = self.action or f"use {self.name}"
             permissions.require(actor, action, permissions.may_not_change(actor))
@@ -152,7 +152,7 @@ class Operation:
         return self.function(**values, **({"actor": actor} if wants_actor else {}))
 
     def forbidden(self, actor: Actor, jobs: Iterable[Job]) -> str:
-        """Return the reason why an actor may not do this to the runs; "" if allowed."""
+        """Return the reason why an actor may not change the runs this way; "" if allowed."""
         if self.access == "host":
             return permissions.may_not_change(actor)
         return next(filter(None, (self.may_not(actor, job.owner) for job in jobs)), "")

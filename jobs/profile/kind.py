@@ -56,7 +56,7 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
     """Pruner of the sparse candidates."""
     grid: GridType = option("symmetric", "Grid", advanced=True)
     """Grid of the quantized candidates, which GPTQ computes."""
-    space: RangeSearchName = option("weighted", "Range search", advanced=True)
+    range_search: RangeSearchName = option("weighted", "Range search", advanced=True)
     """Range search of the quantized candidates."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
     """Added to the Hessian diagonal, relative to the mean input energy."""

@@ -79,7 +79,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         meter = SensitivityMeter(dense, config.windows, walk.candidate_batch(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
-    solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
+    solvers = Solvers(config.pruner, config.grid, config.range_search, config.damping)
 
     def record(linear: LinearWeight | LinearShape, figures: walk.Figures) -> None:
         context.profile(

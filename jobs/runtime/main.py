@@ -30,7 +30,7 @@ from jobs.runtime.probe import measure_once
 from jobs.runtime.progress import limit_memory
 from jobs.runtime.row_buffer import LeaseLostError
 
-# a common model class; it also imports the modules that transformers needs for any model
+# A common model class. Importing it also imports the modules that all models need.
 PREIMPORTED_MODULES = ("transformers.models.llama.modeling_llama",)
 
 
@@ -71,9 +71,8 @@ def main() -> int:
     except LeaseLostError:
         print("Another attempt has taken over this run. This process exits.", flush=True)
         return Exit.FENCED
-    except (
-        OperationalError
-    ) as error:  # database away: record no outcome, so that the run is retried
+    except OperationalError as error:
+        # the database is unreachable: record no outcome, so that the run is retried
         with suppress(OSError):  # the disk may be full
             traceback.print_exc()
         return database_exit_code(error)
@@ -118,7 +117,7 @@ def execute(context: JobContext) -> int:
         config = kind.config.model_validate(context.config)
         measure_once()
         load_work(kind.run)(config, context)
-        if context.folder_is_gone():  # and with it the results of the run
+        if context.folder_is_gone():  # the results were deleted with it
             return Exit.FOLDER_GONE
         context.deliver()
         context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
@@ -131,7 +130,7 @@ def execute(context: JobContext) -> int:
         raise
     except Exception as error:
         context.log(traceback.format_exc())
-        if is_disk_full(error):  # not a failure of the run: finished work is kept
+        if is_disk_full(error):  # not a failure of the run; finished work is kept
             return Exit.NO_SPACE
         if context.folder_is_gone():
             return Exit.FOLDER_GONE
@@ -140,7 +139,7 @@ def execute(context: JobContext) -> int:
 
 
 def error_record(error: Exception) -> dict[str, str]:
-    """Return what happened, why, and what to do about an error."""
+    """Return the stored record of an error: what happened, why, and what to do."""
     if isinstance(error, SlimscopeError):
         return {"what": error.what, "why": error.why, "do": error.do}
     if is_out_of_memory(error):

@@ -43,7 +43,7 @@ from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompt
 from tests.toy_layers import Recorder
 
 Corpora = tuple[HiddenStateCache, HiddenStateCache]
-SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3}
+SHORT = {"minutes": 0, "batch": 4, "learning_rate": 2e-3}
 LIMIT = 40
 
 
@@ -275,7 +275,7 @@ def test_diverging_training_is_an_error(corpora: Corpora, tmp_path: Path) -> Non
     drafter.heads.bias.data.fill_(float("nan"))
     with pytest.raises(ComputeError, match="diverged") as failed:
         training(drafter, corpora, tmp_path, steps=5).run()
-    assert failed.value.field == "rate" and "Lower" in failed.value.do
+    assert failed.value.field == "learning_rate" and "Lower" in failed.value.do
 
 
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:

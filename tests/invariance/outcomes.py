@@ -97,7 +97,7 @@ def quantized(model: PreTrainedModel, rows: Tensor, stage: str, **fields: Any) -
         "rank": 4,
         "steps": 8,
         "batch": 2,
-        "stored": "float32",
+        "saved_precision": "float32",
         "length": rows.shape[1],
         "precision": "float32",
         "stages": [stage],

@@ -117,7 +117,7 @@ def test_a_drafter_that_was_cut_short(queue: Path) -> None:
         ("model", "", "Model was not accepted. It must not be empty."),
         ("model", "m" * 301, "It must have 300 characters or fewer."),
         ("device", "gpu", "Device was not accepted. Allowed: auto, cpu, cuda or cuda:0."),
-        ("rate", 0.0, "Learning rate was not accepted. It must be more than 0."),
+        ("learning_rate", 0.0, "Learning rate was not accepted. It must be more than 0."),
         ("threads", None, "It must be a whole number."),
         ("bits", 99, "It must be 8 or less."),
     ],

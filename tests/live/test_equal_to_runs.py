@@ -93,7 +93,7 @@ def test_pruned_layers_equal_those_of_a_run(
 def test_rounded_layers_equal_those_of_a_run(
     make: Make, toy: Toy, calibration: Tensor, tmp_path: Path, precision: str, grid: str
 ) -> None:
-    fields = {"grid": grid, "space": "weighted", "stored": "bfloat16"}
+    fields = {"grid": grid, "range_search": "weighted", "saved_precision": "bfloat16"}
     live, ids = LiveModel(make(precision, **fields)), calibration[:12]
     qat = finished(
         begun(

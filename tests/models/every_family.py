@@ -132,7 +132,7 @@ def dlqat(tiny: TinyModel) -> None:
         length=LENGTH,
         group_size=8,
         rank=2,
-        space="minmax",
+        range_search="minmax",
         stages=["rtn", "gptq", "dlqat"],
     )
     model = tiny.loaded().model

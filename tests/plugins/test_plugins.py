@@ -25,8 +25,8 @@ assert "leftmost" in SDSConfig.model_json_schema()["properties"]["base"]["enum"]
 assert "leftmost" in DECLARED_PRUNERS
 
 dlqat = DLQATConfig(
-    stages=["toy-awq", "dlqat", "rtn"], space="tight", bits=4, group_size=16, steps=1, batch=1,
-    length=16, start="rounded",
+    stages=["toy-awq", "dlqat", "rtn"], range_search="tight", bits=4, group_size=16, steps=1,
+    batch=1, length=16, start="rounded",
 )
 assert dlqat.stages == ("rtn", "toy-awq", "dlqat")
 assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
@@ -48,7 +48,7 @@ kind, facts = get_kind("dlqat"), inspect("toy")
 assert kind.stages["toy-awq"] == "Toy AWQ"
 assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
 config = DLQATJob(
-    model="toy", stages=["rtn", "toy-awq"], keep="toy-awq", space="tight", start="rounded",
+    model="toy", stages=["rtn", "toy-awq"], keep="toy-awq", range_search="tight", start="rounded",
 )
 needs = kind.requirements(config)
 tokens = config.segments * min(512, facts.context)

@@ -133,7 +133,7 @@ def test_gptq(
         bits=3,
         group_size=size,
         grid=grid_type,
-        space="weighted",
+        range_search="weighted",
         layers=("a",),
         keep_zeros=keep_zeros and grid_type != "offset",
     )

@@ -109,8 +109,8 @@ def test_llama_only_quantizers_are_refused_for_other_blocks(
         {"rank": -1},
         {"group_size": -1},
         {"stages": "guess"},
-        {"rate": 0},
-        {"space": "guess"},
+        {"learning_rate": 0},
+        {"range_search": "guess"},
         {"steps": 0},
     ],
 )

@@ -63,7 +63,7 @@ def test_an_address_may_have_everything_until_another_comes() -> None:
         for number in range(PLACES):
             await room.enter(guest(number))
         error = await room.refused(guest(99))
-        assert error.before == PLACES and error.retry_after_s > 0
+        assert error.requests_ahead == PLACES and error.retry_after_s > 0
         for number in range(PLACES // 2):  # its half is there at once, for whoever comes
             await room.enter(guest(number, "10.0.0.2"))
         await room.refused(guest(9, "10.0.0.2"))

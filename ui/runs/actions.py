@@ -1,7 +1,7 @@
-"""Buttons for runs: actions on one run, on its sweep or pipeline, or on several selected runs.
+"""Buttons for one run, its sweep or pipeline, or several selected runs.
 
-A button either carries out an operation of `jobs.operations` or changes the view. The operation
-checks the user's permission."""
+A button either executes an operation of `jobs.operations`, which checks the user's permission, or
+changes the view."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Action:
         text: label of the button.
         question: confirmation question; empty for none.
         forbidden: reason why the user lacks permission; empty if allowed.
-        limit: reason why it does not apply to the selection; empty if it does.
+        limit: reason why the action does not apply to the selection; empty if it does.
         address: target of a link; empty if the button is not a link.
         view: URL parameters to set, if the button changes the view.
         prompt: label of the text input; empty for none.
@@ -74,9 +74,9 @@ def _buttons() -> dict[str, tuple[Operation, Button]]:
 
 
 def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
-    """The actions of some button groups that apply to at least one of these runs.
+    """Return the actions of button groups that apply to at least one run.
 
-    Actions that the user may not carry out are included with the reason (`forbidden`)."""
+    Actions that the user may not execute are included, with the reason in `forbidden`."""
     actions = []
     for operation, button in _buttons().values():
         if button.group not in groups or (len(jobs) > 1 and not button.bulk):
@@ -95,10 +95,10 @@ def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Ac
 
 
 def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
-    """Carry out the action `name` on the runs it applies to; return the message for the user.
+    """Execute an action on the runs to which it applies; return the message for the user.
 
     Args:
-        text: the text that the user typed, for an action with a prompt.
+        text: text typed by the user, for an action with a prompt.
 
     Raises:
         SlimscopeError: the action does not exist, is not allowed, or is not possible.
@@ -132,7 +132,7 @@ MESSAGES: Mapping[str, Callable[[Any], str]] = {  # actions whose message contai
 
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
-    """The actions on the selected rows of the table of runs; empty without a selection."""
+    """Return the actions on the selected rows of the runs table; empty without a selection."""
     jobs = [row.job for row in table.selected]
     if not jobs:
         return []
@@ -140,7 +140,7 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     pin = Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
     if len(pins) > MAX_PINS:
         pin = Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
-    compared = [job.run for job in jobs]  # the baseline is compared, too
+    compared = [job.run for job in jobs]  # the baseline takes part in the comparison
     base = table.base.job.run if table.base else ""
     if base and base not in compared:
         compared.insert(0, base)
@@ -164,20 +164,20 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
 
 
 def actions(job: Job, user: Actor, position: int | None = None) -> list[Action]:
-    """The queue actions that apply to a job in its present state.
+    """Return the queue actions that apply to a job in its current state.
 
-    "Run next" is included only if `position`, the job's place in the queue from 1, is above 1."""
+    "Run next" is included only if `position`, the place in the queue counted from 1, is above 1."""
     applicable = available_actions([job], user, "queue")
     return [action for action in applicable if action.name != "next" or (position or 0) > 1]
 
 
 def buttons(job: Job, user: Actor, position: int | None = None) -> Markup:
-    """The buttons of `actions`; those the user may not press are disabled and give the reason."""
+    """Render the buttons of `actions`. Forbidden ones are disabled and show the reason."""
     return HTML.action_buttons(actions(job, user, position), job.run)
 
 
 def group_buttons(job: Job, user: Actor, group: str) -> Markup:
-    """The buttons of one group of operations that apply to a job."""
+    """Render the buttons of one group that apply to a job."""
     return HTML.action_buttons(available_actions([job], user, group), job.run)
 
 
@@ -187,20 +187,20 @@ def restarts_from_scratch(job: Job) -> bool:
 
 
 def clone_link(job: Job) -> Markup:
-    """A link that opens the *New run* form with this run's config."""
+    """Render a link that opens the *New run* form with the config of a run."""
     address = href("new-run", kind=job.kind, **{"from": job.run})
     return HTML.links([(address, "Clone to a new run")])
 
 
 def sweep_link(job: Job) -> Markup:
-    """A link to the run's sweep; empty if the run was queued alone."""
+    """Render a link to the sweep of a run; empty if the run is not part of a sweep."""
     first = run_name(job.kind, job.sweep) if job.sweep else ""
     address = href("runs", q=f"sweep={first}", open=first)
     return HTML.links([(address, "See its sweep")] if first else [])
 
 
 def next_links(job: Job) -> Markup:
-    """Links to the next steps with a run: inspect its recorded data, use its saved model."""
+    """Render links to the next steps after a run: inspect its data, use its saved model."""
     if job.removed_at:
         return Markup()
     succeeded, base = job.state == State.SUCCEEDED, str(job.config.get("model", ""))
@@ -227,7 +227,7 @@ def next_links(job: Job) -> Markup:
 
 
 def act(event: gr.EventData, request: gr.Request) -> Any:
-    """Handle a button of an `HtmlPanel`; return the update of a notice with success or error."""
+    """Handle a click on a button of an `HtmlPanel`; return a notice of success or failure."""
     data = event_data(event)
     try:
         name, run, text = (str(data.get(key) or "") for key in ("do", "run", "text"))
@@ -238,8 +238,8 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
-    """Carry out an action on a run, its sweep ("cancel-sweep") or its pipeline
-    ("cancel-pipeline"); return the message for the user.
+    """Execute an action on a run, its sweep ("cancel-sweep") or its pipeline ("cancel-pipeline");
+    return the message for the user.
 
     Raises:
         SlimscopeError: the action is not allowed, or not possible.
@@ -253,7 +253,7 @@ def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
 
 
 def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
-    """A button that cancels all unfinished runs of a pipeline; empty if all have ended."""
+    """Render a button that cancels all unfinished runs of a pipeline; empty if all have ended."""
     cancel = [
         replace(action, name="cancel-pipeline", text="Cancel all")
         for action in available_actions(jobs, user, "queue")

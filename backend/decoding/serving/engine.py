@@ -103,7 +103,9 @@ class ServingEngine(DecodingLoop):
         with self._changed:
             own_waiting, waiting = self._waiting.count(request.person), len(self._waiting)
             if self._closed:
-                raise OverloadError("The engine is shutting down.", retry_after_s=1.0, before=0)
+                raise OverloadError(
+                    "The engine is shutting down.", retry_after_s=1.0, requests_ahead=0
+                )
             if waiting >= MAX_WAITING or own_waiting >= MAX_WAITING_PER_VISITOR:
                 queue_length = waiting if waiting >= MAX_WAITING else own_waiting
                 seconds = self._pace_s * (1 + queue_length)
@@ -112,7 +114,7 @@ class ServingEngine(DecodingLoop):
                     f"{waiting} requests are waiting, {own_waiting} of them yours.",
                     f"Try again in about {seconds:.0f} s.",
                     retry_after_s=seconds,
-                    before=waiting,
+                    requests_ahead=waiting,
                 )
             sequence = super().submit(request, deliver)
             self._changed.notify()

@@ -306,7 +306,7 @@ class DecodingLoop:
         drafter = sequence.drafter
         if drafter.nodes == 1 or sequence.unread > 1 or not sequence.generated:
             return NO_DRAFT
-        if self._speculation and not self._speculation.pays(drafter, rows, sequences):
+        if self._speculation and not self._speculation.pays_off(drafter, rows, sequences):
             drafter.record_skip()
             return NO_DRAFT
         return drafter.propose(sequence.committed)

@@ -1,12 +1,13 @@
-"""Per-sequence drafting, and the decision when a draft pays in a batch.
+"""Drafting for each sequence of a batch, and the decision whether a draft pays off.
 
 A pass of R rows for b sequences takes t(R) seconds and writes b tokens. A draft adds n rows, takes
-d seconds to make and has g tokens accepted. It raises the total tokens per second if (ours)
+d seconds to make, and g of its tokens are accepted. By our criterion, it increases the tokens per
+second of the batch if
 
     (b + g) / (t(R + n) + d) > b / t(R),   that is   g t(R) > b (t(R + n) - t(R) + d)
 
-t is measured (`cost_model`); g, n and d are running means of the sequence. As the batch grows, a
-row delays more sequences, so drafting stops without a separate limit.
+t is measured by `cost_model`; g, n and d are running means of the sequence. In a larger batch, an
+additional row delays more sequences, so drafting stops without a separate limit.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
 
 PASS_SIZES = (1, 2, 4, 8, 16, 32, 64)
-PASS_REPEATS = 2  # few, because all sequences wait during the measurement
+PASS_REPEATS = 2  # few, because all sequences wait for the measurement
 MEAN_DECAY = 0.9  # weight of the old value in a running mean
-SKIP_DECAY = 0.99  # the same for a step without a draft
-INITIAL_ACCEPTED, INITIAL_ROWS = 1.0, 4.0  # expectation for the first draft
+SKIP_DECAY = 0.99  # the same, for steps without a draft
+INITIAL_ACCEPTED, INITIAL_ROWS = 1.0, 4.0  # assumed before the first draft
 
 
 class SequenceDrafter:
-    """Makes the drafts of one sequence and records how well they do.
+    """Drafts tokens for one sequence, and tracks their acceptance and cost.
 
     Attributes:
         needs_states: True if the proposer reads the hidden states of all tokens, so that the
-            sequence cannot start from the shared blocks of another one.
-        nodes: size of the largest tree, including the root.
+            sequence cannot reuse cache blocks of another sequence.
+        nodes: maximum size of a draft tree, including the root.
         mean_accepted: running mean of accepted tokens per draft.
         mean_rows: running mean of rows per draft.
         mean_seconds: running mean of the time to make a draft.
@@ -52,13 +53,13 @@ class SequenceDrafter:
         self.mean_accepted, self.mean_rows, self.mean_seconds = INITIAL_ACCEPTED, INITIAL_ROWS, 0.0
 
     def start(self, first: int, capacity: int) -> None:
-        """Restart at the first token of a text of at most `capacity` tokens."""
+        """Start a text of at most `capacity` tokens at its first token."""
         self._states, self._proposed_from = list[Tensor](), 1
         if self.nodes > 1:
             self._proposer.start(first, capacity)
 
     def limit_lookup(self, length: int) -> None:
-        """Limit drafts of prompt lookup to `length` tokens."""
+        """Limit the drafts of prompt lookup to `length` tokens."""
         if isinstance(self._proposer, PromptLookupFirst):
             self._proposer.lookup.length = length
 
@@ -89,7 +90,7 @@ class SequenceDrafter:
 
 
 class Speculation:
-    """Decides whether a draft pays on this machine."""
+    """Decides whether a draft pays off on this machine."""
 
     def __init__(self, target: TargetModel) -> None:
         self._target = target
@@ -99,8 +100,8 @@ class Speculation:
         """Pass times, measured at first use."""
         return measure_costs(self._target, None, PASS_SIZES, PASS_REPEATS)
 
-    def pays(self, drafter: SequenceDrafter, rows: int, sequences: int) -> bool:
-        """Return True if a draft pays in a pass over `rows` rows for `sequences` sequences."""
+    def pays_off(self, drafter: SequenceDrafter, rows: int, sequences: int) -> bool:
+        """Return True if a draft pays off in a pass over `rows` rows for `sequences` sequences."""
         drafter.limit_lookup(self.costs.lookup_length)
         plain_seconds = self.costs.seconds(rows)
         drafted_seconds = self.costs.seconds(rows + round(drafter.mean_rows))

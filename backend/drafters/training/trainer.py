@@ -257,11 +257,18 @@ def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     copied = drafter.copied_parameters()
     copied_ids = {id(p) for p in copied}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in drafter.parameters() if id(p) not in copied_ids], "lr": config.rate}
+        {
+            "params": [p for p in drafter.parameters() if id(p) not in copied_ids],
+            "lr": config.learning_rate,
+        }
     ]
     for parameter in copied:  # equals training in units of the parameter's size
         size = parameter.detach().float().square().mean().sqrt().item() or 1.0
-        scaled = {"lr": config.rate * size, "eps": EPSILON / size, "weight_decay": DECAY / size}
+        scaled = {
+            "lr": config.learning_rate * size,
+            "eps": EPSILON / size,
+            "weight_decay": DECAY / size,
+        }
         groups.append({"params": [parameter], "size": size, **scaled})
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, weight_decay=DECAY, fused=True)

@@ -1,10 +1,10 @@
-// Fused elementwise kernels on the weights of a layer. PyTorch would make about a dozen passes over
-// memory for each. The equations are in `quantization/dlqat/linear.py`, `gptq.py` and
+// Fused elementwise kernels for quantization. In PyTorch, each of them would take about a dozen
+// passes over the weights. The equations are in `quantization/dlqat/linear.py`, `gptq.py` and
 // `range_search.py`.
 //
-// Notation: W_hat is the rounded weight matrix of a layer [rows, columns]. Each row is split into
-// groups of `group` columns with a scale s, a zero-point z and a magnitude m. The level of a weight
-// with code q is q - z.
+// Notation: W is the merged weight matrix of a layer [rows, columns], W_hat the quantized one. Each
+// row is split into groups of `group` columns. A group has a scale s, a zero-point z and a
+// magnitude m. A weight with the code q has the level q - z and the value m s (q - z).
 
 #pragma once
 #include <cmath>
@@ -15,27 +15,26 @@
 namespace {
 
 constexpr int VECTORS = 4, TILE = LANES * VECTORS;
-// Prefetch distance in weights. The weights of a model exceed the caches and are read from memory.
-constexpr int AHEAD = 2048;
-constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
+constexpr int PREFETCH_DISTANCE = 2048;  // in weights, which are too many for the caches
+constexpr int MAX_GPTQ_COLUMNS = 128;    // maximum number of columns in a block of GPTQ
 
 // Loads n <= LANES values and sets the other lanes to 0.
 inline Floats load_some(const bf16* from, int n) {
-  bf16 some[LANES] = {};
-  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
-  return widen(load<Halves>(n < LANES ? some : from));
+  bf16 padded[LANES] = {};
+  if (n < LANES) std::memcpy(padded, from, n * sizeof *from);
+  return widen(load<Halves>(n < LANES ? padded : from));
 }
 
 // Stores the first n <= LANES values.
 inline void store_some(bf16* to, Floats v, int n) {
-  bf16 some[LANES];
-  store(n < LANES ? some : to, narrow(v));
-  if (n < LANES) std::memcpy(to, some, n * sizeof *to);
+  bf16 padded[LANES];
+  store(n < LANES ? padded : to, narrow(v));
+  if (n < LANES) std::memcpy(to, padded, n * sizeof *to);
 }
 
 constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-// Rounds to the nearest integer, ties to even. Inexact above 2^22; such levels are clipped.
+// Rounds to the nearest integer, ties to even. Values above 2^22 are inexact, but they are clipped.
 inline Floats round_to_integer(Floats v) { return v + ROUNDING - ROUNDING; }
 
 inline Floats clamp(Floats v, Floats low, Floats high) {
@@ -46,10 +45,10 @@ inline Floats clamp(Floats v, Floats low, Floats high) {
 // Tile of up to 64 columns within one group of one row.
 struct Columns {
   int row, group, column, width;
-  Floats level[VECTORS], inside[VECTORS];
+  Floats level[VECTORS], inside[VECTORS];  // levels; 1 where the level was not clipped, else 0
 };
 
-// Computes the merged weights W = W0 + c B A of a tile.
+// Computes the merged weights W = W0 + factor B A of a tile.
 inline void merge(const Rows& r, const Columns& t, Floats* W) {
   Floats update[VECTORS] = {};
   const float *B = r.B + int64_t(t.row) * r.rank, *A = r.A + t.column;
@@ -62,12 +61,12 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
         update[v] += load_some(A + v * LANES, t.width - v * LANES) * B[q];
   const float* start = r.start + int64_t(t.row) * r.columns + t.column;
   for (int v = 0; v * LANES < t.width; v++) {
-    __builtin_prefetch(start + v * LANES + AHEAD);
+    __builtin_prefetch(start + v * LANES + PREFETCH_DISTANCE);
     W[v] = load_some(start + v * LANES, t.width - v * LANES) + update[v] * r.factor;
   }
 }
 
-// Computes the levels of a tile, and a mask: 1 where the level was not clipped, else 0.
+// Computes `level` and `inside` of a tile.
 inline void quantize(const Rows& r, Columns& t) {
   int64_t group = int64_t(t.row) * (r.columns / r.group) + t.group;
   float s = r.scale[group], zero = std::rint(r.zero[group]), fraction = r.zero[group] - zero;
@@ -85,9 +84,10 @@ inline void quantize(const Rows& r, Columns& t) {
   }
 }
 
-// Calls use(tile, index of its first weight, index of its group) for the tiles of some rows.
-template <class Use>
-void each_tile(const Rows& r, int first_row, int end, Use use) {
+// Calls visit(tile, index of its first weight, index of its group) for the tiles of the rows
+// [first_row, end).
+template <class Visit>
+void for_each_tile(const Rows& r, int first_row, int end, Visit visit) {
   Columns t;
   for (t.row = first_row; t.row < end; t.row++)
     for (t.group = 0; t.group < r.columns / r.group; t.group++)
@@ -95,47 +95,48 @@ void each_tile(const Rows& r, int first_row, int end, Use use) {
         t.column = t.group * r.group + first;
         t.width = r.group - first < TILE ? r.group - first : TILE;
         quantize(r, t);
-        use(t, int64_t(t.row) * r.columns + t.column,
-            int64_t(t.row) * (r.columns / r.group) + t.group);
+        visit(t, int64_t(t.row) * r.columns + t.column,
+              int64_t(t.row) * (r.columns / r.group) + t.group);
       }
 }
 
-// Calls `use` for the tiles of all rows, in parallel.
-template <class Use>
-int32_t each_tile(const Rows& r, int threads, Use use) {
+// Calls `visit` for the tiles of all rows, in parallel.
+template <class Visit>
+int32_t for_each_tile(const Rows& r, int threads, Visit visit) {
   return in_team(threads, [&](int rank, Barrier&) {
-    const Share some = share(r.rows, rank, threads);
-    each_tile(r, some.first, some.last, use);
+    const Share rows = share(r.rows, rank, threads);
+    for_each_tile(r, rows.first, rows.last, visit);
   });
 }
 
-// Calls use(vector, offset in the tile, number of valid lanes) for the vectors of a tile.
-template <class Use>
-inline void each_vector(const Columns& t, Use use) {
+// Calls visit(vector, offset in the tile, number of valid lanes) for the vectors of a tile.
+template <class Visit>
+inline void for_each_vector(const Columns& t, Visit visit) {
   for (int v = 0; v * LANES < t.width; v++)
-    use(v, v * LANES, t.width - v * LANES < LANES ? t.width - v * LANES : LANES);
+    visit(v, v * LANES, t.width - v * LANES < LANES ? t.width - v * LANES : LANES);
 }
 
 template <class T>
 int32_t values_as(const Rows& r, T* out, int threads) {
-  return each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+  return for_each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
     float step = r.m[group] * r.scale[group];
-    each_vector(t, [&](int v, int i, int n) { store_some(out + first + i, t.level[v] * step, n); });
+    for_each_vector(
+        t, [&](int v, int i, int n) { store_some(out + first + i, t.level[v] * step, n); });
   });
 }
 
 template <class T>
 int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
-  return each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+  return for_each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
     float m = r.m[group], step = m * r.scale[group];
-    Floats moved = {};
-    each_vector(t, [&](int v, int i, int n) {
+    Floats products = {};  // dL/dW_hat times the level
+    for_each_vector(t, [&](int v, int i, int n) {
       Floats g = load_some(G + first + i, n);
       if (out) store_some(out + first + i, t.level[v] * step, n);
-      moved += g * t.level[v];
+      products += g * t.level[v];
       store_some(G + first + i, g * t.inside[v] * m, n);
     });
-    dm[group] = (t.column % r.group ? dm[group] : 0) + r.scale[group] * sum(moved);
+    dm[group] = (t.column % r.group ? dm[group] : 0) + r.scale[group] * sum(products);
   });
 }
 
@@ -144,18 +145,18 @@ int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
   return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
 }
 
-// Replaces G = dL/dW_hat by D, the gradient of the merged weights W, in place. Writes dL/dm [rows,
-// groups], and W_hat to `out` unless it is null.
+// Backward pass. Replaces G = dL/dW_hat with dL/dW in place. Writes dL/dm [rows, groups] to `dm`, and
+// W_hat to `out` unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
   return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
               : backward_as(*r, (float*)G, (float*)out, dm, threads);
 }
 
-// Writes the levels q - z, and a mask: 1 for weights inside the range, else 0. Both are float32
-// [rows, columns].
+// Writes the levels q - z, and a mask that is 1 for weights inside the range and 0 for clipped
+// weights. Both are float32 [rows, columns].
 int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
-  return each_tile(*r, threads, [=](const Columns& t, int64_t first, int64_t) {
-    each_vector(t, [&](int v, int i, int n) {
+  return for_each_tile(*r, threads, [=](const Columns& t, int64_t first, int64_t) {
+    for_each_vector(t, [&](int v, int i, int n) {
       store_some(level + first + i, t.level[v], n);
       store_some(inside + first + i, t.inside[v], n);
     });
@@ -165,21 +166,21 @@ int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
 // Computes the statistics of a training snapshot on the calling thread.
 //
 // Adds the histogram of the codes to `counts` [top + 1], and the number of codes that differ from
-// those of W0 to `changed` [1]. Writes for each group [rows, groups] the squared error
-// sum (W_hat - dense)^2 to `error`, and the number of weights inside the range to `inside`.
+// the codes of W0 to `changed` [1]. For each group, writes the squared error sum (W_hat - dense)^2
+// to `error` [rows, groups], and the number of weights inside the range to `inside` [rows, groups].
 void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int64_t* changed,
                          float* error, float* inside) {
   Rows start = *r;
   start.rank = 0;
-  int64_t histograms[4][256] = {};  // four, as consecutive equal codes would wait for one counter
-  each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t first, int64_t group) {
+  int64_t histograms[4][256] = {};  // consecutive equal codes update different counters
+  for_each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t first, int64_t group) {
     Columns initial = t;
     quantize(start, initial);
     float step = r->m[group] * r->scale[group], zero = r->zero[group];
     Floats squares = {}, unclipped = {}, moved = {};
-    each_vector(t, [&](int v, int i, int n) {
+    for_each_vector(t, [&](int v, int i, int n) {
       Floats codes = clamp(round_to_integer(t.level[v] + zero), all(0), all(r->top));
-      __builtin_prefetch(dense + first + i + AHEAD);
+      __builtin_prefetch(dense + first + i + PREFETCH_DISTANCE);
       Floats D = t.level[v] * step - load_some(dense + first + i, n);
       // 1 for valid lanes, 0 for lanes past the end of the group
       Floats valid = load_some(ONES, n);
@@ -199,19 +200,20 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
     for (int code = 0; code <= r->top; code++) counts[code] += histogram[code];
 }
 
-// Quantizes a block of columns with GPTQ: updates W in place by the compensation, and writes the
-// errors (w - q) / U_jj to E.
+// Quantizes a block of columns with GPTQ. Compensates the errors in W in place, and writes the
+// scaled errors (w - w_hat) / U_jj to E.
 //
 // W:           [rows, width] with a row stride of `stride`
 // U:           [width, width] with a row stride of `U_stride`
-// scale, zero: [rows, groups]; groups = 1 for all columns, or width
-// top:         [rows], largest code Q
-// kept:        [rows, width], 0 for pruned weights; null if no weight is pruned
+// scale, zero: [rows, groups]; `groups` is 1 (one grid for all columns) or `width`
+// top:         [rows], largest code
+// mask:        [rows, width], 0 for pruned weights; null if no weight is pruned
 // E:           [rows, width]
 void gptq_columns(float* W, int64_t stride, const float* U, int64_t U_stride, const float* scale,
-                  const float* zero, int32_t groups, const float* top, const uint8_t* kept,
+                  const float* zero, int32_t groups, const float* top, const uint8_t* mask,
                   float* E, int32_t rows, int32_t width) {
-  float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // 16 rows, transposed
+  // 16 rows, transposed
+  float V[MAX_GPTQ_COLUMNS][LANES], error[MAX_GPTQ_COLUMNS][LANES], grid[2][LANES] = {};
   for (int first = 0; first < rows; first += LANES) {
     int n = rows - first < LANES ? rows - first : LANES;
     Floats Q = load_some(top + first, n), s = all(1), z = {}, integer = {}, fraction = {};
@@ -229,8 +231,8 @@ void gptq_columns(float* W, int64_t stride, const float* U, int64_t U_stride, co
         integer = round_to_integer(z), fraction = z - integer;
       }
       Floats w = load<Floats>(V[j]);
-      for (int i = 0; kept && i < n; i++)
-        if (!kept[int64_t(first + i) * width + j]) V[j][i] = 0;
+      for (int i = 0; mask && i < n; i++)
+        if (!mask[int64_t(first + i) * width + j]) V[j][i] = 0;
       Floats q = clamp(round_to_integer(load<Floats>(V[j]) / s + fraction) + integer, all(0), Q);
       Floats e = (w - (q - z) * s) / U[j * U_stride + j];
       store(error[j], e);
@@ -244,11 +246,11 @@ void gptq_columns(float* W, int64_t stride, const float* U, int64_t U_stride, co
   }
 }
 
-// Computes the weighted errors sum_j h_j (w_j - s (q_j - z))^2 of groups on several grids.
+// Computes the weighted error sum_j h_j (w_j - s (q_j - z))^2 of each group on several grids.
 //
 // W:           [count, size]
 // scale, zero: [grids, count]
-// weight:      [groups, size], h of each group of a row; the same for all rows
+// weight:      [groups, size], h of the groups of a row; all rows share it
 // errors:      [grids, count]
 void grid_errors(const float* W, const float* scale, const float* zero, const float* weight,
                  float* errors, int64_t count, int32_t grids, int32_t groups, int32_t size,

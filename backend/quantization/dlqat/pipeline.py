@@ -168,7 +168,7 @@ class DLQAT:
         """Return the learning rate of a stage if that of the config was too high, otherwise
         None."""
         failed = failed_attempts(self.run.store, stage)
-        return self.run.config.rate * RETRY_RATE_FACTOR**failed if failed else None
+        return self.run.config.learning_rate * RETRY_RATE_FACTOR**failed if failed else None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -214,7 +214,7 @@ class DLQAT:
 
         def judge() -> list[float]:
             for name, layer in layers.items():
-                converted[name] = layer.convert(run.stored, run.plan.settings(name).grid)
+                converted[name] = layer.convert(run.scale_dtype, run.plan.settings(name).grid)
             return self._heldout_losses_of(stage, layers, converted, reporter)
 
         # before training the layers equal the stage they start from
@@ -271,7 +271,7 @@ class DLQAT:
         if self.run.config.needs_energies:
             energy = self.run.store.tensors(block_name(ENERGY, linear.block))[linear.module]
         size = (settings.bits, settings.group_size, settings.grid)
-        return W, search_range(W, *size, settings.space, energy)
+        return W, search_range(W, *size, settings.range_search, energy)
 
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Return the quantized layers of a finished stage by full name, including the embedding and
@@ -324,7 +324,7 @@ def _round_unquantized(run: DLQATRun) -> None:
     Raises:
         ConfigError: a value overflows that precision.
     """
-    dtype = run.dense or run.stored
+    dtype = run.dense or run.scale_dtype
     quantized = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():
         if id(parameter) in quantized:
@@ -334,7 +334,7 @@ def _round_unquantized(run: DLQATRun) -> None:
             raise ConfigError(
                 f"{name} overflows {str(dtype).removeprefix('torch.')}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
-                "Choose bfloat16 or float32 as the stored precision.",
-                field="stored",
+                "Choose bfloat16 or float32 as the saved precision.",
+                field="saved_precision",
             )
         parameter.data.copy_(rounded)

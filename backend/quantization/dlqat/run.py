@@ -137,9 +137,9 @@ class DLQATRun:
         return len(decoder_blocks(self.model))
 
     @property
-    def stored(self) -> torch.dtype:
+    def scale_dtype(self) -> torch.dtype:
         """Dtype of saved scales."""
-        dtype: torch.dtype = getattr(torch, self.config.stored)
+        dtype: torch.dtype = getattr(torch, self.config.saved_precision)
         return dtype
 
     def settings(self, linears: Mapping[str, LinearWeight]) -> dict[str, QuantSettings]:
@@ -153,7 +153,7 @@ class DLQATRun:
     def quantize(self, name: str, start: Start) -> QuantizedWeight:
         """Round the weights of layer `name` to their grid, and the grid to the stored precision."""
         W, grid, basis = start
-        stored_grid = grid.stored(self.stored, self.plan.settings(name).grid)
+        stored_grid = grid.stored(self.scale_dtype, self.plan.settings(name).grid)
         return QuantizedWeight(stored_grid, grid.codes(W).to(torch.uint8), basis)
 
     @cached_property
@@ -163,7 +163,9 @@ class DLQATRun:
             return {}
         weights = {name: self.embedding_weight(name) for name in settings.layers}
         unique = {id(W): name for name, W in reversed(weights.items())}  # tied weights once
-        return {n: quantize_embedding(weights[n], settings, self.stored) for n in unique.values()}
+        return {
+            n: quantize_embedding(weights[n], settings, self.scale_dtype) for n in unique.values()
+        }
 
     def embedding_weight(self, name: str) -> nn.Parameter:
         """Return the parameter [vocabulary, hidden] of the embedding or head `name`."""

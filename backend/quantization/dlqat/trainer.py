@@ -184,7 +184,7 @@ class StageTrainer(Trainer):
         reporter: Reporter,
         attempt: int = 0,
     ) -> None:
-        self.peak = run.config.rate * RETRY_RATE_FACTOR**attempt
+        self.peak = run.config.learning_rate * RETRY_RATE_FACTOR**attempt
         optimizer = torch.optim.AdamW(
             parameters.values(),
             self.peak,

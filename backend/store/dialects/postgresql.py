@@ -1,4 +1,4 @@
-"""PostgreSQL: a database on a server, for several machines."""
+"""The PostgreSQL dialect: a database server that several machines share."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -15,26 +15,24 @@ from backend.store.json_column import JsonColumn, write_json
 
 CONNECT_S = 5
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 3, 3
-PEER_TIMEOUT_S = (
-    KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES
-)  # until a dead connection is detected
+# until a dead connection is detected
+PEER_TIMEOUT_S = KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES
 OTHER_CLIENTS_QUERY = (
     "SELECT pid, client_addr FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
 )
-READ_ONLY_STATE = "25006"  # SQLSTATE of a server in standby mode, during a failover
+READ_ONLY_STATE = "25006"  # SQLSTATE of a standby server during a failover
 
 
 class PostgreSQL(Dialect):
     """A PostgreSQL server.
 
-    Commits are synchronous. A process does not write its data again after a commit, so the commit
-    must survive a crash of the server."""
+    Commits are synchronous: processes rely on a commit to survive a crash of the server."""
 
     title = "PostgreSQL"
     one_machine = False
     reuses_largest_id = False
-    backup_advice = "Use pg_dump for it, and copy the folder artifacts/."
+    backup_advice = "Use pg_dump for the database, and copy the folder artifacts/."
 
     def options(self) -> dict[str, Any]:
         keepalive = {
@@ -106,12 +104,12 @@ class PostgreSQL(Dialect):
         return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock.number))))
 
     def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
-        """Condition with one array parameter; one parameter per number would be slower than the
-        query."""
+        """Return a condition with a single array parameter. Binding one parameter per number would
+        take longer than the query."""
         return column == sa.func.any(sa.literal([*numbers], sa.ARRAY(sa.BigInteger)))
 
     def after_migration(self, connection: sa.Connection) -> None:
-        """Sort texts by their code points, as SQLite does, whatever the server's language."""
+        """Sort texts by code point, as SQLite does, regardless of the server's locale."""
         localized_columns = connection.execute(
             sa.text(
                 "SELECT table_name, column_name FROM information_schema.columns"
@@ -147,7 +145,7 @@ class PostgreSQL(Dialect):
 
 @cache
 def _upsert_statement(table: sa.Table) -> str:
-    """The statement of `upsert`, whose variables are one array per column."""
+    """Return the statement of `upsert`, which has one array parameter per column."""
     dialect = postgresql.dialect()
     quote = dialect.identifier_preparer.quote
     types = [column.type.compile(dialect) for column in table.columns]
@@ -163,16 +161,16 @@ def _upsert_statement(table: sa.Table) -> str:
 
 
 def _configure_session(connection: Any, _record: Any) -> None:
-    """Configure a session on the server: timeouts against frozen and dead clients, the same wait
-    for locks as in SQLite, and synchronous commits."""
+    """Configure a session on the server: timeouts for frozen and dead clients, the lock timeout of
+    SQLite, and synchronous commits."""
     settings = {
         "lock_timeout": BUSY_MS,
         "idle_in_transaction_session_timeout": 60_000,  # ms
         "tcp_keepalives_idle": KEEPALIVE_IDLE_S,
         "tcp_keepalives_interval": KEEPALIVE_INTERVAL_S,
         "tcp_keepalives_count": KEEPALIVE_PROBES,
-        "tcp_user_timeout": 1000
-        * PEER_TIMEOUT_S,  # keepalive does not probe while data is in flight
+        # keepalive does not probe while data is in flight
+        "tcp_user_timeout": 1000 * PEER_TIMEOUT_S,
         "jit": "off",  # compiling our short statements takes longer than running them
     }
     statements = [f"SET {name} = {value}" for name, value in settings.items()]

@@ -249,7 +249,7 @@ def test_positions_are_reported_and_too_many_requests_refused(
     answers += [ask(engine, [7], 2, person="b") for _ in range(2)]
     with pytest.raises(OverloadError, match=r"6 requests are waiting, 2 of them yours") as refused:
         ask(engine, [7], 2, person="b")
-    assert refused.value.before == 6 and refused.value.retry_after_s > 0
+    assert refused.value.requests_ahead == 6 and refused.value.retry_after_s > 0
     held.set()
     ends = [answer.wait().end for answer in answers]
     assert all(end.reason == "length" for end in ends)

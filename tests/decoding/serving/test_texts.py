@@ -148,7 +148,7 @@ def test_drafts_do_not_pay_in_large_batches() -> None:
     def pays(sequences: int, gain: float, rows: float = 4.0, seconds: float = 0.0) -> bool:
         drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
         drafter.mean_accepted, drafter.mean_rows, drafter.mean_seconds = gain, rows, seconds
-        return speculation.pays(drafter, sequences, sequences)
+        return speculation.pays_off(drafter, sequences, sequences)
 
     assert [pays(n, 1.0) for n in (1, 2, 4, 8, 16, 32)] == [True] * 3 + [False] * 3
     assert not pays(1, 0.01) and not pays(1, 1.0, seconds=2.0)

@@ -103,7 +103,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
 
 def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait) -> None:
     values = {"stages": "rtn, lora", "bits": 4, "format": "slimscope", "steps": 1}
-    plain = finished(wait, **values, embedding="stored")
+    plain = finished(wait, **values, embedding="dense")
     without = figures(plain, "perplexity")
     text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
     for bits in ("8", "4"):
@@ -123,7 +123,7 @@ def test_a_large_embedding_is_saved_in_8_bits_unless_asked(wait: Wait) -> None:
     plan = cost.plan.model_dump(mode="json")
     assert (cost.plan.format, cost.plan.embedding.bits) == ("slimscope", 8)
     assert validate_plan(QuantizationPlan, config, plan) == plan
-    _, stored = check_and_estimate("dlqat", SMALL | {"format": "auto", "embedding": "stored"})
+    _, stored = check_and_estimate("dlqat", SMALL | {"format": "auto", "embedding": "dense"})
     assert stored.plan.format == "compressed-tensors" and stored.plan.embedding is None
     assert cost.size_after_bytes < stored.size_after_bytes
     with pytest.raises(ValueError, match="format of the plan"):

@@ -38,7 +38,7 @@ def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
         with pytest.raises(ConfigError, match=why) as refused:
             check_and_estimate("gguf", {"model": job.run, **config})
         assert refused.value.field == field
-    plain = submit("dlqat", {**small, "embedding": "stored", "format": "dense"}, HOST)
+    plain = submit("dlqat", {**small, "embedding": "dense", "format": "dense"}, HOST)
     assert check_and_estimate("gguf", {"model": plain.run, "type": "F16"})[1].sizes
 
 

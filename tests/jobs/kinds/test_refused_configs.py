@@ -70,8 +70,8 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
         "the grid and the 3 bits of the layers",
     ),
     ("dlqat", {"embedding": "8", "format": "gptq"}, ConfigError, "embedding", "format slimscope"),
-    ("dlqat", {"embedding": "4", "format": "dense"}, ConfigError, "embedding", "Choose stored"),
-    ("dlqat", {"embedding": "5"}, ConfigError, "embedding", "'stored', '8', '6' or '4'"),
+    ("dlqat", {"embedding": "4", "format": "dense"}, ConfigError, "embedding", "Choose dense"),
+    ("dlqat", {"embedding": "5"}, ConfigError, "embedding", "'dense', '8', '6' or '4'"),
     (
         "dlqat",
         {"grid": "offset", "format": "slimscope", "keep_zeros": True},

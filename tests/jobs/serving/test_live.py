@@ -380,7 +380,7 @@ def test_a_state_is_converted_to_configs(queue: Path) -> None:
         "bits": 4,
         "group_size": 32,
         "stages": "gptq",
-        "embedding": "stored",
+        "embedding": "dense",
     }
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]

@@ -180,7 +180,7 @@ def test_an_error_ends_the_stream(failure: Any) -> None:
         (ConfigError("x"), 0, 400, "invalid_request_error"),
         (SlimscopeError("x"), 0, 500, "server_error"),
         (ConfigError("x"), 401, 401, "authentication_error"),
-        (OverloadError("x", retry_after_s=3.2, before=4), 0, 429, "rate_limit_error"),
+        (OverloadError("x", retry_after_s=3.2, requests_ahead=4), 0, 429, "rate_limit_error"),
     ],
 )
 def test_errors_have_their_type(error: SlimscopeError, status: int, found: int, kind: str) -> None:

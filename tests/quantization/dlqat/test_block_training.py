@@ -25,7 +25,7 @@ from tests.quantization.dlqat.runs import QUIET, begun, finished
 BLOCKS = DLQATStage.BLOCKS
 
 
-FEW = {"bits": 3, "group_size": 32, "stages": "block-wise", "space": "minmax"}
+FEW = {"bits": 3, "group_size": 32, "stages": "block-wise", "range_search": "minmax"}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_dlqat_can_start_from_it(start) -> None:
     assert qat.stages == (BLOCKS, "dlqat")
     created = qat.converted(BLOCKS)
     for name, layer in qat._layers("dlqat", QUIET).items():
-        result = layer.convert(qat.run.stored, "offset")
+        result = layer.convert(qat.run.scale_dtype, "offset")
         assert (
             result.codes == created[name].codes
         ).float().mean() > 0.999  # stored scales are rounded
@@ -161,7 +161,7 @@ def mixture() -> PreTrainedModel:
 
 def started(folder: Path, **fields: object) -> DLQAT:
     rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
-    few = {"group_size": 8, "start": "rounded", "space": "minmax", "stages": "dlqat"}
+    few = {"group_size": 8, "start": "rounded", "range_search": "minmax", "stages": "dlqat"}
     return begun(mixture(), folder, rows, **few | fields)
 
 

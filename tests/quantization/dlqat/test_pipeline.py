@@ -79,7 +79,7 @@ def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
 def everything(_toy, tmp_path_factory) -> dict[str, Any]:
     """Return the perplexities of all stages, trained long enough to matter, on held-out text."""
     rows, folder = _toy[1][:, :LENGTH], tmp_path_factory.mktemp("all")
-    fields = QUICK | {"steps": 20, "batch": 4, "rate": 3e-3, "stages": ALL}
+    fields = QUICK | {"steps": 20, "batch": 4, "learning_rate": 3e-3, "stages": ALL}
     qat = begun(deepcopy(_toy[0]), folder, rows[16:96], rows[:16], **fields)
     before = weights_hash(qat.run.model)
     errors = run(qat)
@@ -164,7 +164,7 @@ def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypat
             observed[self.stage] = self.run.model(input_ids=unseen[:2]).logits
 
     monkeypatch.setattr("backend.quantization.dlqat.trainer.StageTrainer", Watched)
-    qat = finished(start(stages="gptq, dlqat, lora", stored="float32"))
+    qat = finished(start(stages="gptq, dlqat, lora", saved_precision="float32"))
     dense = qat.run.model(input_ids=unseen[:2]).logits
     with qat.installed("dlqat"):
         assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, observed["dlqat"])
@@ -245,7 +245,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 def test_training_works_with_every_range_search(start, space: str, grid_type: str) -> None:
     """In one block only, because all blocks are treated alike."""
     only = {"start": "rounded", "stages": "rtn, dlqat", "exclude": "0.*, 1.*"}
-    qat = start(space=space, grid=grid_type, steps=1, **only)
+    qat = start(range_search=space, grid=grid_type, steps=1, **only)
     run(qat)
     zeros = torch.cat([x.grid.zero.flatten() for x in qat.converted(DLQATStage.DLQAT).values()])
     assert (zeros == 2).all() == (grid_type == "symmetric")
@@ -314,11 +314,16 @@ def test_overflow_in_the_stored_precision_is_refused(start, toy) -> None:
     model.model.norm.weight.data[0] = 1e6
     with pytest.raises(ConfigError, match=r"model\.norm\.weight") as refused:
         start(model=model)
-    assert refused.value.field == "stored"
+    assert refused.value.field == "saved_precision"
 
 
 NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
-FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
+FIELDS = {
+    "group_size": 32,
+    "grid": "offset",
+    "range_search": "minmax",
+    "saved_precision": "float32",
+}
 
 
 def test_every_quantizer_is_close_to_the_model_at_8_bits(

@@ -24,9 +24,9 @@ QUICK = {
     "steps": 4,
     "batch": 2,
     "length": LENGTH,
-    "rate": 2e-3,
+    "learning_rate": 2e-3,
     "start": "rounded",
-    "space": "minmax",
+    "range_search": "minmax",
     "stages": "dlqat",
 }
 
@@ -160,7 +160,7 @@ def test_gradient_accumulation_equals_a_larger_batch(start) -> None:
 def test_each_ablation_trains_only_its_parameters(
     start, fields: dict, codes: bool, scales: bool
 ) -> None:
-    qat = start(rate=1e-2, **fields)
+    qat = start(learning_rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])
     moved = {"codes": False, "scale": False}
     for name, linear in qat.run.linears.items():
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
     monkeypatch.setattr("backend.quantization.dlqat.pipeline.text_loss", broken)
     with pytest.raises(ComputeError) as failed:
         made(start())
-    assert f"step {after + 1}" in failed.value.what and failed.value.field == "rate"
+    assert f"step {after + 1}" in failed.value.what and failed.value.field == "learning_rate"
     assert ("checkpoint is at step 2" in failed.value.why) is (after == 3)
 
 
@@ -221,7 +221,7 @@ def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     start, recorder, tmp_path: Path, count: int
 ) -> None:
     """Stopped after `count` points of the loss, the run ends with the same bits."""
-    whole, told, rate = start("whole", rate=1.0), recorder(), 1.0
+    whole, told, rate = start("whole", learning_rate=1.0), recorder(), 1.0
     expected = made(whole, told)
     lowered = whole.lowered_rate("dlqat")
     assert lowered in (0.25, 0.0625)
@@ -229,12 +229,12 @@ def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     assert len(messages) == round(math.log(rate / lowered, 4))
     assert "raised the held-out perplexity by" in messages[0] or "diverged" in messages[0]
     assert told.progressed[-1][:2] == (4, 4)
-    cut = start("cut", rate=1.0)
+    cut = start("cut", learning_rate=1.0)
     with pytest.raises(CancelledError):
         made(cut, recorder(stop=lambda found: len(found.metrics) > count))
-    again = start("cut", rate=1.0)
+    again = start("cut", learning_rate=1.0)
     assert same(made(again), expected) and again.lowered_rate("dlqat") == lowered
-    assert start("low", rate=1e-4).lowered_rate("dlqat") is None
+    assert start("low", learning_rate=1e-4).lowered_rate("dlqat") is None
 
 
 def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
@@ -247,7 +247,7 @@ def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
 
 def test_a_low_rank_update_is_the_same_in_other_units_of_the_weights(start) -> None:
     """Norms absorb a power of two from the layers after them. Codes: see tests/invariance."""
-    few = {"stages": "lora", "stored": "float32", "start": "gptq"}
+    few = {"stages": "lora", "saved_precision": "float32", "start": "gptq"}
     one = start("one", **few)
     other = start("other", change=lambda model: change(model, "norms"), **few)
     for qat in (one, other):

@@ -355,7 +355,7 @@ def test_blind_answers_tell_nothing_of_their_author(process: Answers) -> None:
     [
         (None, 400, 400, "error"),
         (None, 429, 429, ""),
-        (OverloadError("3 are before you.", retry_after_s=4, before=3), 200, 429, ""),
+        (OverloadError("3 are before you.", retry_after_s=4, requests_ahead=3), 200, 429, ""),
         (SlimscopeError("It does not start."), 200, 500, "error"),
     ],
 )

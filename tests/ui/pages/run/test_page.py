@@ -206,7 +206,13 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
 
 def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:
     rounded, row, dense = (f"model.layers.{n}.mlp.up_proj" for n in range(3))
-    group = {"bits": 4, "group_size": 64, "grid": "offset", "space": "minmax", "layers": [rounded]}
+    group = {
+        "bits": 4,
+        "group_size": 64,
+        "grid": "offset",
+        "range_search": "minmax",
+        "layers": [rounded],
+    }
     whole = group | {"bits": 2, "group_size": 0, "layers": [row]}
     plan = {"stages": ["dense", "gptq"], "groups": [group, whole], "dense": [dense]}
     store(job(1, kind="dlqat", plan=plan), job(2, kind="dlqat", plan={"odd": 1}), job(3))
