@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("backend", "jobs", "ui")
-PAGES = ("ui/pages/",)  # reworded page by page
 TEXT = {".py", ".md", ".js", ".css", ".html", ".h", ".cpp", ".toml", ".yml", ".yaml", ".json"}
 QUOTED = {  # texts that models were trained on or asked, licenses, and this list
     "backend/models/sources/toy/stories.py",
@@ -34,6 +33,7 @@ BRITISH = re.compile(
 )
 REALIST = re.compile(r"realis[mt]|tokenism|specialis[mt]|generalis[mt]", re.IGNORECASE)
 RELATIVE = re.compile(r"(What|Whether|Who|Whom|Whose|Which|Where|How)\b")
+RELATIVE_COMMENT = re.compile(rf"(/\*\*?|\{{#-?)[\s*]*{RELATIVE.pattern}.{{,60}}")
 GLOSSARY_LIMIT = 80  # terms
 
 
@@ -79,9 +79,19 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     relative_clauses = [
         f"{relative(path)}: {name}: {text[:60]}"
         for path in tracked(*PRODUCT)
-        if path.suffix == ".py" and not relative(path).startswith(PAGES)
+        if path.suffix == ".py"
         for name, text in docstrings(path)
         if RELATIVE.match(text)
+    ]
+    assert relative_clauses == []
+
+
+def test_comments_of_scripts_and_templates_begin_with_a_noun_or_a_verb() -> None:
+    relative_clauses = [
+        f"{relative(path)}: {match[0].strip()}"
+        for path in tracked("ui")
+        if path.suffix in {".js", ".css", ".html"}
+        for match in RELATIVE_COMMENT.finditer(path.read_text(encoding="utf-8"))
     ]
     assert relative_clauses == []
 

@@ -1,4 +1,5 @@
-"""One package a page, found by its folder: `page.py` in it holds the `PAGE`."""
+"""Pages, one package per page. A package is found by its folder, and its `page.py` defines
+`PAGE`."""
 
 import importlib
 import pkgutil
@@ -10,8 +11,8 @@ from ui.frame import Page
 
 @lru_cache
 def pages() -> tuple[Page, ...]:
-    """All pages in the order of the navigation: those of this folder, then those of
-    `SLIMSCOPE_PLUGINS` (modules with PAGES)."""
+    """All pages in navigation order: those of this folder, then those of `SLIMSCOPE_PLUGINS`
+    (modules with `PAGES`)."""
     folders = [f"{__name__}.{found.name}.page" for found in pkgutil.iter_modules(__path__)]
     own = [importlib.import_module(name).PAGE for name in folders]
     plugins = [importlib.import_module(name) for name in settings().plugins]

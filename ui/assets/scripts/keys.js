@@ -189,7 +189,7 @@
       this.input.onkeydown = (event) => this.keyPressed(event);
     }
 
-    /** What the browser does itself. @type {SearchHit[]} */
+    /** Actions of the browser itself. @type {SearchHit[]} */
     get actions() {
       const press = (/** @type {string} */ id) => () => document.getElementById(id)?.click();
       return [

@@ -1,5 +1,5 @@
-"""Several runs in the colors of the comparison: figures of their stages or decoders, one curve over
-each other, and the weights of one tensor as each left them."""
+"""Charts of several runs in the colors of the comparison: metrics of stages or decoders, overlaid
+curves, and the weights of one tensor."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,14 +134,14 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
 
 
 def _shared(found: Points) -> dict[MetricKey, int]:
-    """The curves of more than a single point that several runs have: key -> how many have them."""
+    """Curves with more than one point that several runs have: key -> number of runs."""
     drawn = Counter(k for lines in found.values() for k, rows in lines.items() if len(rows) > 1)
     every = Counter(key for lines in found.values() for key in lines)
     return {key: many for key, many in drawn.items() if every[key] > 1}
 
 
 def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> MetricKey:
-    """The wanted curve, else the first."""
+    """The selected curve if it is available, otherwise the first."""
     return offered.get(wanted or "") or next(iter(offered.values()))
 
 
@@ -174,7 +174,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:
-    """What a curve is called: "Relative output error · Second pruning (SDS)"."""
+    """Return the label of a curve: "Relative output error · Second pruning (SDS)"."""
     stages = {
         s: row.figures.label(s)
         for row in comparison.rows

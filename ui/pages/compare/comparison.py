@@ -1,5 +1,4 @@
-"""Runs side by side against one baseline: settings that differ, results, and what they write after
-the same prompts, word by word."""
+"""Runs compared with a baseline: differing settings, results, and generated texts, word by word."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -104,7 +103,7 @@ def settings_of(row: RunRow) -> dict[str, Any]:
 
 
 def differing(comparison: RunComparison) -> dict[str, list[Any]]:
-    """Values by title, one a run, of settings that differ; None: no such setting."""
+    """Settings that differ: title -> one value per run; None if a run has no such setting."""
     settings = [settings_of(row) for row in comparison.rows]
     titles = dict.fromkeys(name for one in settings for name in one)
     values = {name: [one.get(name) for one in settings] for name in titles}
@@ -112,7 +111,7 @@ def differing(comparison: RunComparison) -> dict[str, list[Any]]:
 
 
 def config_card(comparison: RunComparison) -> Markup:
-    """A row for each setting that differs; those of only some runs are folded away."""
+    """A row for each setting that differs. Settings that only some runs have are collapsed."""
     found, place = differing(comparison), comparison.rows.index(comparison.base)
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
     known = {
@@ -134,7 +133,7 @@ def _value(value: Any, info: FieldInfo | None = None) -> str:
 
 
 class ComparedFigure(NamedTuple):
-    """Cell of the results; `delta` is its difference to the baseline's."""
+    """A cell of the results; `delta` is its difference from the baseline."""
 
     value: str
     stderr: str = ""
@@ -142,12 +141,12 @@ class ComparedFigure(NamedTuple):
 
 
 def measured(comparison: RunComparison) -> list[MetricKey]:
-    """Metrics any of the runs ended with."""
+    """Metrics with a final value in at least one of the runs."""
     return ordered(key for row in comparison.rows for key in row.figures.final_keys)
 
 
 def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFigure]]]:
-    """A figure a run of each metric that was measured."""
+    """A row for each metric, with a figure for each run."""
     alike, place = on_one_text(comparison), comparison.rows.index(comparison.base)
     losses = [
         window_losses(row.job).get(row.figures.kept or "") if row in alike else None
@@ -246,8 +245,8 @@ def settings_chart(comparison: RunComparison) -> Chart:
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive words of a text; `change`: "" in both, "ins" only here, "del" only in the
-    baseline's."""
+    """Consecutive words of a text. `change`: "" if both texts have them, "ins" if only this text
+    has them, "del" if only the baseline has them."""
 
     text: str
     change: str = ""
@@ -255,8 +254,8 @@ class Passage:
 
 @dataclass(frozen=True)
 class ComparedTexts:
-    """Texts of the runs after one prompt; `kept`: share of the baseline's words kept in order, by
-    run."""
+    """Texts that the runs generated for one prompt. `kept`: share of the baseline's words kept in
+    order, by run."""
 
     prompt: str
     passages: Mapping[str, list[Passage]]
@@ -264,7 +263,7 @@ class ComparedTexts:
 
 
 def word_changes(before: str, after: str) -> list[Passage]:
-    """Words of `after` and the missing ones of `before`, in reading order."""
+    """Words of `after`, and the words of `before` that are missing, in reading order."""
     old, new = WORD.findall(before), WORD.findall(after)
     passages = []
     for tag, i, j, k, m in SequenceMatcher(None, _bare(old), _bare(new), False).get_opcodes():
@@ -277,7 +276,7 @@ def word_changes(before: str, after: str) -> list[Passage]:
 
 
 def kept_share(before: str, after: str) -> float:
-    """Share of the words of `before` that `after` has in the same order, 0 to 1."""
+    """Share of the words of `before` that `after` contains in the same order, 0 to 1."""
     old, new = _bare(WORD.findall(before)), _bare(WORD.findall(after))
     blocks = SequenceMatcher(None, old, new, False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(old) if old else 1.0
@@ -288,7 +287,8 @@ def _bare(words: Sequence[str]) -> list[str]:
 
 
 def texts_of(row: RunRow) -> Texts:
-    """Texts of the run's kept model, of the run itself or of its newest successful evaluation."""
+    """Texts of the run's kept model, from the run itself or from its newest successful
+    evaluation."""
     own = load_samples(row.job.run, row.figures.kept or "")
     if not own:
         done = (e for e in evaluations(row.job.run) if e.state == State.SUCCEEDED)
@@ -331,7 +331,8 @@ def texts_card(comparison: RunComparison) -> Markup:
 
 
 def trace_card(comparison: RunComparison) -> Markup:
-    """Asks the live model which blocks of a run lose a text; of runs saved of one model."""
+    """A form that traces which blocks of a run change a text. Requires runs that saved a version of
+    the same model."""
     first = original_model(comparison.base.job.run)
     saved = [
         row.job.run

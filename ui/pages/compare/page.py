@@ -1,5 +1,5 @@
-"""Compare: two to six runs against a baseline: results, stages, curves, weights, settings that
-differ."""
+"""The page *Compare*: two to six runs and a baseline, with results, stages, curves, weights and
+differing settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,8 +103,8 @@ def build() -> None:
 
 
 def compared(request: gr.Request) -> RunComparison | None:
-    """Comparison of the runs in the address, by default with the first; without runs there, of the
-    newest of one model. None for too few runs."""
+    """The comparison of the runs in the URL, by default with the first run as baseline; without
+    runs in the URL, of the newest runs of one model. None if there are too few runs."""
     found = all_rows()
     if query_text(request, "ids"):
         rows = chosen(found, query_list(request, "ids", MAX_COMPARED))
@@ -117,7 +117,7 @@ def compared(request: gr.Request) -> RunComparison | None:
 
 
 def newest_alike(rows: Sequence[RunRow]) -> list[RunRow]:
-    """The newest runs of one model whose perplexities can be compared, the oldest first."""
+    """The newest runs of one model with comparable perplexities, oldest first."""
     alike: dict[object, list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and (key := comparison_key(row)):
@@ -152,7 +152,7 @@ def stages_chart(runs: RunComparison) -> Chart:
 
 
 def benchmarks(runs: RunComparison) -> list[RunRow]:
-    """The benchmarks on the baseline's device and number of threads."""
+    """Benchmarks with the device and the number of threads of the baseline."""
 
     def machine(row: RunRow) -> list[object]:
         return [(row.job.environment or {}).get(name) for name in ("device", "cpu", "threads")]

@@ -1,4 +1,5 @@
-"""Home: what compression does to a model, and what each method gains over its rival."""
+"""The page *Home*: the effect of compression on a model, and the gain of each method over its
+rival."""
 
 import hashlib
 import json
@@ -52,7 +53,8 @@ def build() -> None:
 
 
 def draw(seen: Any, request: gr.Request) -> Updates:
-    """The toy's progress; the rest only after new figures, the film also while a run is at work."""
+    """Updates of the toy run's progress; of everything else only after new results, or while a run
+    works."""
     actor, mark = current_user(request), list(queries.figures_mark())
     shown = film()
     marks = {"film": hashlib.sha256(json.dumps(shown).encode()).hexdigest(), "cards": mark}
@@ -73,7 +75,7 @@ def draw(seen: Any, request: gr.Request) -> Updates:
 
 
 def toy_html(actor: Actor) -> Markup:
-    """Progress of the visitor's toy from the first second, then its result."""
+    """Progress of the visitor's toy run, then its result."""
     job = toy_run(actor)
     if job is None:
         return Markup()

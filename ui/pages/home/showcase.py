@@ -1,5 +1,5 @@
-"""The cards of Home, each a method with its gain over a rival; and the weights of one layer, stage
-by stage, of the newest run that recorded them. Without runs the bundled examples fill both."""
+"""The cards of *Home*, one per method with its gain over a rival, and the weights of one layer at
+each stage of the newest run that recorded them. Without runs, the bundled examples are shown."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,8 @@ Bar = tuple[str, str, str, float]  # label, color, value as text, length from 0 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A method with its key figure against a rival; `facts` are conditions and side results."""
+    """A method with its key figure and that of a rival. `facts` are conditions and secondary
+    results."""
 
     title: str
     job: Job
@@ -50,8 +51,8 @@ class Exhibit:
 
 
 def newest(*kind_names: str, states: Sequence[str] = (State.SUCCEEDED,)) -> list[RunRow]:
-    """The newest runs of some kinds, and all examples of them: those at work first, then those
-    that went through the stage that makes the method."""
+    """The newest runs of some kinds and all their examples. Live runs are first, then runs that
+    include the main stage of the method."""
 
     def rank(row: RunRow) -> tuple[bool, bool]:
         stage, measured = kinds()[row.head.kind].default_stage, {s for s, _ in row.result_keys}
@@ -63,7 +64,7 @@ def newest(*kind_names: str, states: Sequence[str] = (State.SUCCEEDED,)) -> list
 
 
 def exhibits() -> list[Exhibit]:
-    """One card for each method that compresses, then one for draft tokens."""
+    """One card for each compression method, then one for draft tokens."""
     methods = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     cards = [next(_of_kind(kind), None) for kind in methods]
     cards.append(next(_drafting(), None))
@@ -71,7 +72,7 @@ def exhibits() -> list[Exhibit]:
 
 
 def _of_kind(kind: Kind) -> Iterator[Exhibit]:
-    """Cards of the newest runs, those with a rival and on a real model first."""
+    """Cards of the newest runs. Runs of a real model with a rival are first."""
     rows = newest(kind.name)
     known = {row.job.id: row.figures for row in rows}
     for job in real_models_first(row.job for row in rows):
@@ -96,7 +97,7 @@ def _of_kind(kind: Kind) -> Iterator[Exhibit]:
 
 
 def _drafting() -> Iterator[Exhibit]:
-    """Cards of the newest benchmarks: the fastest drafter against prompt lookup."""
+    """Cards of the newest benchmarks: the fastest drafter and prompt lookup."""
     for row in newest(BENCHMARK):
         decoders = [d for d in decoder_reports(row.job.run) if not d.peer]
         known = {d.name: d for d in decoders}
@@ -124,7 +125,8 @@ def _bars(values: Mapping[str, float], labels: Mapping[str, str]) -> list[Bar]:
 
 
 def _facts(job: Job, results: RunResults) -> list[str]:
-    """Model, size against 16 bits, speed with its threads; and facts that flatter the result."""
+    """Model, size compared with 16 bits, and speed with the number of threads; and warnings if the
+    conditions favor the result."""
     facts = [str(job.config.get("model", ""))]
     if results.parameters and results.saved_bytes:
         facts.append(f"{size(2 * results.parameters)} in 16 bits → {size(results.saved_bytes)}")
@@ -143,15 +145,15 @@ def _facts(job: Job, results: RunResults) -> list[str]:
 
 
 def toy_run(actor: Actor) -> Job | None:
-    """The visitor's newest run of Home's button, among the newest runs."""
+    """The visitor's newest run started by the button of *Home*."""
     named = (row for row in islice(all_rows(), LOOKED_AT) if row.head.name == TOY_NAME)
     toys = (row.job for row in named if row.head.config.get("model") == TOY)
     return next((job for job in toys if job.owner == actor.name), None)
 
 
 def film() -> dict[str, Any] | None:
-    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`: of the
-    newest run with weights, while it works those that it has recorded so far.
+    """One tensor at the stages of a method, for `assets/scripts/hero.js`: from the newest run with
+    weights, or the recorded stages of a live run.
 
     Returns:
         run, model, title, tensor, live, edge (the axis runs from -edge to edge), and for each

@@ -1,5 +1,5 @@
-"""The contents of the form: a run, a sweep or a pipeline, as the browser sends it and as an address
-spells it.
+"""The contents of the form: a run, a sweep or a pipeline, as sent by the browser and as encoded in
+a URL.
 
     new-run?kind=dlqat&model=toy&bits=3&bits=4
     new-run?model=toy&step={"sds":{"pattern":"2:4"}}&step={"dlqat":{"bits":[3,4]}}
@@ -71,21 +71,21 @@ class ComposedStep(BaseModel):
         self.drop_defaults()
 
     def drop_defaults(self) -> None:
-        """Forget the values that are defaults."""
+        """Remove values that equal the defaults."""
         fields = self.spec.config.model_fields
         for name in [n for n, text in self.values.items() if n in fields]:
             if name in self.several or self.values[name] == self.default(name):
                 del self.values[name]
 
     def settings(self) -> dict[str, Any]:
-        """The values as a pipeline file has them: a list for several values, and no model, which
-        the file names once."""
+        """The values as in a pipeline file: a list for several values, without the model, which the
+        file names once."""
         lists = {name: _listed(self.spec, name, text) for name, text in self.several.items()}
         return {**{n: text for n, text in self.values.items() if n != MODEL}, **lists}
 
 
 class Composition(BaseModel):
-    """All steps of the form. `at`: the step that is shown."""
+    """All steps of the form. `at`: the shown step."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -119,7 +119,7 @@ class Composition(BaseModel):
         return {**name, "model": self.model, "steps": steps}
 
     def address(self) -> str:
-        """The query of the address of this composition."""
+        """The query string of the composition."""
         pairs: list[tuple[str, str]]
         if len(self.steps) > 1:
             document = self.document()
@@ -135,7 +135,7 @@ class Composition(BaseModel):
 
 
 def text_of(value: Any) -> str:
-    """A config value as the form shows it. Raises ValueError for nested lists and objects."""
+    """A config value as text of the form. Raises ValueError for nested lists and objects."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
@@ -152,7 +152,7 @@ def _scalar(value: Any) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """Comma-separated values, some in quotes; unreadable text is one value."""
+    """Split comma-separated values, which may be quoted; unreadable text is one value."""
     try:
         return [item.strip() for item in next(csv.reader([text], skipinitialspace=True), [])]
     except csv.Error:
@@ -172,13 +172,13 @@ Unfilled = tuple[str, str]  # a part of an address that the form cannot take, an
 
 
 def read_address(query: str) -> tuple[Composition, list[Unfilled]]:
-    """The composition of an address, and the parts of the address that it does not contain."""
+    """The composition in a URL, and the parts of the URL that could not be used."""
     reader = _Reader()
     return reader.composition(query), reader.unfilled
 
 
 class _Reader:
-    """Reads one address and collects what it cannot fill."""
+    """Reads one URL and collects the parts that it cannot use."""
 
     def __init__(self) -> None:
         self.unfilled: list[Unfilled] = []
@@ -202,7 +202,7 @@ class _Reader:
         return composition
 
     def _parameters(self, query: str) -> dict[str, list[Any]]:
-        """Values by parameter; JSON is read."""
+        """Values by parameter, with JSON decoded."""
         by_name: dict[str, list[Any]] = {}
         if len(query) > MAX_ADDRESS:
             self._refuse("The address", f"It has more than {MAX_ADDRESS:,} characters.")
@@ -249,7 +249,7 @@ class _Reader:
         return step
 
     def _fill(self, step: ComposedStep, given: Mapping[str, Sequence[Any]]) -> None:
-        """Give fields of a step the values of an address."""
+        """Set fields of a step to the values in the URL."""
         fields = step.spec.config.model_fields
         for name, values in given.items():
             if name not in fields:
@@ -272,7 +272,7 @@ class _Reader:
 
 
 def _parsed(value: Any) -> Any:
-    """The value of JSON text, or the text. Raises ValueError for an object that is cut off."""
+    """The value of JSON text, or the text itself. Raises ValueError for an incomplete object."""
     if not isinstance(value, str) or not value.startswith(("{", "[")):
         return value
     try:
@@ -294,7 +294,9 @@ def fields_of(options: Options) -> list[str]:
 
 
 def recipe_of(step: ComposedStep) -> str:
-    """The recipe that the values of a step follow; empty if there is none.
+    """The recipe that the values of a step match; empty if there is none. The field that most
+    recipes set is decisive; among recipes with its value, the one with the most matching fields
+    wins.
 
     The field that most recipes set decides; of the recipes with its value, the one with the most
     fields in common."""
@@ -306,26 +308,27 @@ def recipe_of(step: ComposedStep) -> str:
 
 
 def preset_of(step: ComposedStep) -> str:
-    """The preset that the values of a step follow; empty if there is none."""
+    """The preset that the values of a step match; empty if there is none."""
     presets = step.spec.presets
     usual = {field: step.default(field) for field in fields_of(presets)}
     return next((name for name, x in presets.items() if matches(step, {**usual, **x})), "")
 
 
 def matches(step: ComposedStep, values: Mapping[str, Any]) -> bool:
-    """Return True if the step has these values, and no others."""
+    """Return True if the step has exactly these values."""
     is_single = step.several.keys().isdisjoint(values)
     return is_single and all(step.text(name) == text_of(x) for name, x in values.items())
 
 
 def label_of(step: ComposedStep) -> str:
-    """The name of what a step does: its recipe, or its kind if there are no recipes."""
+    """The name of a step: its recipe, or its kind if there are no recipes."""
     kind = step.spec
     return recipe_of(step) or f"{kind.title}{', own settings' if kind.recipes else ''}"
 
 
 def with_option(step: ComposedStep, options: Options, name: str) -> ComposedStep:
-    """The step with a recipe or preset; the fields of the others get their defaults."""
+    """The step with a recipe or preset. Fields of other recipes or presets are reset to their
+    defaults."""
     changed = step.model_copy(deep=True)
     usual = {field: changed.default(field) for field in fields_of(options)}
     changed.set({**usual, **options.get(name, {})})
@@ -333,7 +336,7 @@ def with_option(step: ComposedStep, options: Options, name: str) -> ComposedStep
 
 
 def change(composition: Composition, action: str, value: str) -> Composition:
-    """The composition after a button was pressed. Raises `SlimscopeError` for an unknown value."""
+    """The composition after a click on a button. Raises `SlimscopeError` for an unknown value."""
     steps, at = [step.model_copy(deep=True) for step in composition.steps], composition.at
     shown = steps[at]
     model = {MODEL: composition.model} if composition.model else {}

@@ -1,4 +1,4 @@
-"""The fields of a step as the template draws them, from the config of its kind."""
+"""The fields of a step, prepared for the template from the config of its kind."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_origin
@@ -91,7 +91,8 @@ def _control(step: ComposedStep, name: str, text: str) -> tuple[str, Choices]:
 
 
 def key_fields(step: ComposedStep) -> list[FieldView]:
-    """The key fields, and all fields that neither recipe nor preset has set; without the model."""
+    """The key fields and all fields that are set neither by the recipe nor by the preset, without
+    the model."""
     kind = step.spec
     explained = {MODEL, *kind.main_fields}
     explained |= kind.recipes.get(recipe_of(step), {}).keys()
@@ -102,7 +103,7 @@ def key_fields(step: ComposedStep) -> list[FieldView]:
 
 
 def other_fields(step: ComposedStep, above: Sequence[FieldView]) -> dict[str, list[FieldView]]:
-    """All other fields by heading; advanced ones come last."""
+    """All other fields by heading, advanced ones last."""
     fields = step.spec.config.model_fields
     hidden = {MODEL, *(view.name for view in above)}
     groups: dict[str, list[FieldView]] = {}

@@ -1,4 +1,4 @@
-"""New run: compose a run, a sweep or a pipeline, see its plan, and add it to the queue.
+"""The page *New run*: compose a run, a sweep or a pipeline, see its plan, and add it to the queue.
 
 composition   contents of the form; addresses
 form          fields of a step
@@ -55,7 +55,7 @@ def build() -> None:
 
 
 class FormMessage(BaseModel):
-    """A message of the browser.
+    """A message from the browser.
 
     Attributes:
         version: version of the page.
@@ -75,7 +75,7 @@ class FormMessage(BaseModel):
 
 
 async def endpoint(request: Request) -> Response:
-    """Answer a message with the composition and the parts of the page that it changes."""
+    """Answer a message with the composition and the changed parts of the page."""
     body = await request.json()
     try:
         answer = await run_in_threadpool(reply, current_user(request), body)
@@ -151,7 +151,7 @@ def preview(composition: Composition, user: Actor) -> Parts:
 
 
 def options_html(composition: Composition, with_prices: bool) -> Parts:
-    """Recipes and presets of the shown step with their times and sizes."""
+    """Recipes and presets of the shown step with their time and size."""
     step, parts = composition.shown, Parts()
     offered = {"recipe": step.spec.recipes, "preset": step.spec.presets}
     chosen = {"recipe": recipe_of(step), "preset": preset_of(step)}
@@ -181,7 +181,7 @@ def plan_html(
     is_planned: bool,
     limit: SlimscopeError | None,
 ) -> Markup:
-    """The plan as a picture, or the reason why there is none, and the command."""
+    """The picture of the plan, or the reason why there is none, and the shell command."""
     command, refused = plan.command(composition), plan.first_error(steps)
     if not is_planned:
         return HTML.plan(command, error=limit)
@@ -204,7 +204,7 @@ def plan_html(
 
 
 def add(composition: Composition, user: Actor) -> Markup:
-    """Add the runs of a composition to the queue; a message that says so, or what is wrong."""
+    """Add the runs of a composition to the queue; return a message of success or failure."""
     try:
         jobs = enqueue(composition, user)
     except SlimscopeError as error:
@@ -222,7 +222,7 @@ def enqueue(composition: Composition, user: Actor) -> list[Job]:
 
 
 def links(composition: Composition, jobs: list[Job]) -> Mapping[str, str]:
-    """Links to the runs that were added."""
+    """Links to the added runs."""
     first = jobs[0].run
     if len(jobs) > 1 and len(composition.steps) == 1:
         return {"Open the sweep": href("runs", q=f"sweep={first}", open=first)}

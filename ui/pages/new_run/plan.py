@@ -1,5 +1,5 @@
-"""The plan of a composition as a picture: the model, each step with its map of formats, time,
-sizes, memory and disk; and the command that queues the same runs."""
+"""The picture of a composition's plan: the model, each step with its map of formats, time, sizes,
+memory and disk, and the equivalent shell command."""
 
 import json
 import math
@@ -57,12 +57,12 @@ class PlannedStep:
 
     @property
     def label(self) -> str:
-        """The name of what the step does."""
+        """The name of the step."""
         return label_of(self.step)
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Shortest and longest expected time of all its runs."""
+        """Shortest and longest expected time of all runs of the step."""
         if not self.plan:
             return 0.0, 0.0
         own, slots = len(self.plan.configs), settings().slots
@@ -71,12 +71,12 @@ class PlannedStep:
 
     @property
     def time(self) -> str:
-        """The expected time of all its runs."""
+        """The expected time of all runs of the step."""
         return time_range(*self.seconds) if self.plan else ""
 
 
 def planned(composition: Composition) -> list[PlannedStep]:
-    """Plan every step; a step after an invalid one is planned, too."""
+    """Plan every step, even after an invalid one."""
     steps, branches, runs = list[PlannedStep](), 1, 0
     for number, step in enumerate(composition.steps):
         each = PlannedStep(step)
@@ -102,7 +102,7 @@ def _plan(composition: Composition, number: int) -> SweepPlan:
 
 
 def price(composition: Composition, options: Options, name: str) -> str:
-    """Time and saved size with a recipe or preset in the shown step; empty if it cannot run."""
+    """Time and saved size of the shown step with a recipe or preset; empty if it cannot run."""
     step = with_option(composition.shown, options, name)
     model = {MODEL: composition.model} if MODEL in step.spec.config.model_fields else {}
     try:
@@ -114,7 +114,7 @@ def price(composition: Composition, options: Options, name: str) -> str:
 
 
 def command(composition: Composition) -> str:
-    """The shell command that queues the runs of a composition."""
+    """The shell command equivalent to a composition."""
     if len(composition.steps) > 1:
         text = json.dumps(composition.document(), ensure_ascii=False)
         return f"printf '%s' {shlex.quote(text)} | slimscope pipeline -"
@@ -132,7 +132,7 @@ def command(composition: Composition) -> str:
 
 
 class Cells(NamedTuple):
-    """Neighboring blocks in which a layer has the same format."""
+    """Consecutive blocks in which a layer has the same format."""
 
     first: int
     number: int
@@ -141,8 +141,8 @@ class Cells(NamedTuple):
 
 
 class LayerMap(NamedTuple):
-    """Formats by layer and block. `rows`: name of a layer, its cells; `legend`: color, format,
-    number of layers."""
+    """Formats by layer and block. `rows`: layer name and its cells; `legend`: color, format, number
+    of layers."""
 
     blocks: int
     rows: list[tuple[str, list[Cells]]]
@@ -150,8 +150,8 @@ class LayerMap(NamedTuple):
 
 
 def layer_map(plan: Plan | None) -> LayerMap | None:
-    """The map of a plan; None for a plan without formats. Experts of a block share a row, which has
-    the format of most of them."""
+    """The map of a plan; None for a plan without formats. Experts of a block share a row with their
+    most common format."""
     by_module: dict[str, dict[int, list[str]]] = {}
     texts = plan.formats if plan else {}
     for name, text in texts.items():
@@ -177,7 +177,7 @@ def layer_map(plan: Plan | None) -> LayerMap | None:
 
 
 def color_of(layer_format: Format) -> str:
-    """The color of a format on one ordered scale: the less is left of a layer, the brighter."""
+    """The color of a format on an ordered scale: brighter for stronger compression."""
     if not layer_format.width and not layer_format.pattern:
         return "var(--line)"
     kept = 1 - layer_format.sparsity
@@ -235,12 +235,12 @@ def _size_bars(costs: Sequence[Estimate]) -> list[Bar]:
 
 
 def time_position(seconds: float) -> float:
-    """The place of a time on a logarithmic axis from a second to a week, from 0 to 1."""
+    """The position of a time on a log axis from a second to a week, 0 to 1."""
     return max(0.0, min(1.0, math.log(max(seconds, 1.0)) / math.log(LAST_S)))
 
 
 def ticks() -> dict[str, float]:
-    """Labels of the time axis, and their places."""
+    """Labels of the time axis and their positions."""
     return {label: time_position(seconds) for label, seconds in TICKS.items()}
 
 
@@ -255,7 +255,7 @@ def source_of(composition: Composition) -> tuple[str, str]:
 
 
 def same_runs(step: PlannedStep) -> list[Job]:
-    """Runs of the same config, which gives the same result."""
+    """Runs with the same config, and hence the same result."""
     configs = step.plan.configs if step.plan else []
     return queries.existing_runs(step.step.kind, (x.model_dump(mode="json") for x in configs))
 
@@ -266,6 +266,6 @@ def first_error(steps: Sequence[PlannedStep]) -> tuple[int, SlimscopeError] | No
 
 
 def texts_of(steps: Sequence[PlannedStep], name: str) -> list[str]:
-    """Notes or warnings of all steps, each once."""
+    """Notes or warnings of all steps, without duplicates."""
     found = (text for x in steps if x.plan for text in getattr(x.plan.estimate, name))
     return [*dict.fromkeys(found)]

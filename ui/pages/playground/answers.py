@@ -1,5 +1,5 @@
-"""Answers to one prompt as the page shows them, with each token tinted by the head that drafted it,
-and the stream of those that are being written."""
+"""Answers to one prompt, with each token tinted by the head that drafted it, and the stream of
+answers in progress."""
 
 import json
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -50,7 +50,7 @@ _written: dict[tuple[int, int], "_Writing"] = {}  # by prompt and side, while th
 
 @dataclass(frozen=True)
 class Span:
-    """Piece of the text: its HTML element `tag` ("" for plain text) and CSS class `css`."""
+    """A piece of text: its HTML element `tag` ("" for plain text) and CSS class `css`."""
 
     text: str
     tag: str = ""
@@ -59,7 +59,7 @@ class Span:
 
 
 def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
-    """`differs`: first character that differs from another text."""
+    """Spans of the tokens. `differs`: first character that differs from another text."""
     spans: list[Span] = []
     start = tokens = 0
     for number, step in enumerate(transcript.passes):
@@ -79,7 +79,8 @@ def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span
 
 
 def tints(sources: Collection[int]) -> list[tuple[str, str]]:
-    """(CSS class, name) of the tints of the heads up to the last of `sources`, and of lookup."""
+    """(CSS class, name) of the tints of prompt lookup and of the heads up to the last one in
+    `sources`."""
     heads = range(1, min(max(sources), MAX_TINTS) + 1)
     lookup = [(TINTS[LOOKUP_HEAD], "prompt lookup")] if LOOKUP_HEAD in sources else []
     return [*((f"head-{head}", f"head {head}") for head in heads), *lookup]
@@ -144,25 +145,26 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
 
 
 def may_not_begin(turn: Turn, actor: Actor) -> str:
-    """Why an actor may not have a prompt answered; "" if they may."""
+    """The reason why an actor may not have a prompt answered; "" if allowed."""
     own = actor.role == "host" or guest_of(turn.prompt.author) == actor.name
     return "" if own else "Somebody else has asked."
 
 
 def is_written(turn: Turn) -> bool:
-    """Whether an answer to a prompt is being written now."""
+    """Return True if an answer to a prompt is being generated."""
     return any((turn.number, side) in _written for side in turn.unanswered)
 
 
 def stop(turn: Turn) -> None:
-    """End the answers to a prompt at their next token."""
+    """Stop the answers to a prompt at their next token."""
     for side in turn.unanswered:
         if writing_now := _written.get((turn.number, side)):
             writing_now.stopped = True
 
 
 def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[str]:
-    """Figures of one answer; `are_equal`: all answers were computed on as many threads."""
+    """Metrics of one answer. `are_equal`: True if all answers were computed with the same number of
+    threads."""
     ended = [ENDS[transcript.end]] if transcript.end in ENDS else []
     if not transcript.passes:
         return ended
@@ -183,7 +185,7 @@ def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[
 
 
 def heads_of(texts: Sequence[Transcript]) -> set[int]:
-    """Heads that drafted tokens of these texts."""
+    """Heads that drafted tokens of the texts."""
     return {head for text in texts for _, head in text.tokens} - {BASE}
 
 
@@ -191,9 +193,9 @@ def heads_of(texts: Sequence[Transcript]) -> set[int]:
 
 
 async def answer(request: Request) -> Response:
-    """POST `?prompt=57&side=1`: has this side answer the prompt, and streams the rows of its
-    transcript as server-sent events. The answer is stored when it ends, also where the client goes
-    away before."""
+    """Handle POST `?prompt=57&side=1`: answer the prompt with the model of this side, and stream
+    the rows of its transcript as server-sent events. The answer is stored when it ends, even if the
+    client disconnects."""
     actor = current_user(request)
     try:
         number, side = (int(request.query_params.get(n, "")[:9]) for n in ("prompt", "side"))

@@ -1,5 +1,5 @@
-"""A conversation, the votes for its answers, and the conversations before it; what people do with
-one: go on, ask again, vote, delete it."""
+"""A conversation with the votes on its answers, earlier conversations, and the actions on them:
+continue, regenerate, vote, delete."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def said(turn: Turn, choice: int) -> str:
 
 
 def history(past: Sequence[PastConversation], current: int, voter: str, now: int) -> Markup:
-    """`current`: number of the conversation that is shown, 0 for none."""
+    """Earlier conversations. `current`: number of the shown conversation, 0 for none."""
     entries = []
     for each in past:
         blind = each.conversation.blind and voter not in each.voters
@@ -123,7 +123,7 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
 
 
 def shown_turns(text: str) -> list[Turn]:
-    """The turns up to the prompt of this number; none where there is no such prompt."""
+    """The turns up to the prompt with this number; empty if there is no such prompt."""
     try:
         return conversations.turns_to(int(text[:9])) if text.isdecimal() else []
     except SlimscopeError:
@@ -131,7 +131,7 @@ def shown_turns(text: str) -> list[Turn]:
 
 
 def absent(names: Sequence[str]) -> list[str]:
-    """Those of these models that are runs without weights on this machine."""
+    """The models among these that are runs without weights on this machine."""
     found = {name: job for name in names if (job := find_job(name))}
     kinds = {name: kind_of(job) for name, job in found.items()}
     return [n for n, kind in kinds.items() if kind and not has_saved(found[n], kind.saves)]
@@ -158,8 +158,8 @@ def carry_out(action: str, number: str, actor: Actor) -> str:
 
 
 def votes_drawer(turns: Sequence[Turn], voter: str) -> Markup:
-    """The votes on the last of these turns; empty unless it can be voted on. Models are letters as
-    long as they are hidden from `voter`."""
+    """The votes on the last turn; empty if votes are not possible. Models are letters while they
+    are hidden from `voter`."""
     if not turns or len(turns[-1].names) < 2 or not turns[-1].finished:
         return Markup()
     turn, hidden = turns[-1], is_hidden(turns, voter)

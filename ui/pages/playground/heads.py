@@ -1,4 +1,4 @@
-"""Heads of the columns of answers: size, bits and speed of each model."""
+"""Headings of the answer columns: size, bits and speed of each model."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recor
 
 def column_heads(names: Sequence[str]) -> dict[str, str]:
     """Size, bits and measured speed by model, such as "113 MB · 4.25 bits · 75.0 tokens/s alone on
-    1 thread". Speeds are left out if their machines or threads differ."""
+    1 thread". Speeds are omitted if machines or thread counts differ."""
     rows = all_rows()
     runs = {row.head.run: row for row in chosen(rows, names)}
     facts, speeds = dict[str, list[str]](), dict[str, Speed]()

@@ -1,4 +1,5 @@
-"""Playground: a chat with one model, or with several side by side, shown while they write."""
+"""The page *Playground*: a chat with one model or with several side by side, with streamed
+answers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def _composer() -> tuple[gr.Textbox, gr.HTML]:
 
 @dataclass(frozen=True)
 class Composer:
-    """What a prompt is written with; `chat` holds the number of the one shown last."""
+    """Inputs for a prompt; `chat` contains the number of the prompt shown last."""
 
     form: ConfigForm
     sides: gr.Dropdown
@@ -130,12 +131,12 @@ class Composer:
 
     @property
     def settings(self) -> list[Any]:
-        """What a conversation sets."""
+        """Inputs that a conversation sets."""
         return [self.message, self.sides, self.blind, *self.form.inputs]
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
-        """On opening: the current models, the settings of the conversation or of the address, and
-        why prompts are not allowed."""
+        """Updates on arrival: available models, settings of the conversation or the URL, and the
+        reason why prompts are not allowed."""
         config, there = _shown_config(request) or address_values(request, ChatSettings), answering()
         updates = self.form.initial_updates(config) | {self.sides: gr.update(choices=there)}
         if config:
@@ -146,7 +147,7 @@ class Composer:
         return updates
 
     def show(self, request: gr.Request) -> Any:
-        """The settings of the conversation that is shown."""
+        """Updates to the settings of the shown conversation."""
         config = _shown_config(request)
         return self.form.show(config) | self._chosen(config) if config else gr.skip()
 
@@ -181,7 +182,7 @@ class Composer:
 
 
 def _shown_config(request: gr.Request) -> dict[str, Any]:
-    """The settings of the conversation that is shown; empty without one."""
+    """The settings of the shown conversation; empty without one."""
     if turns := shown_turns(query(request, "chat")):
         last = turns[-1]
         about = {"sides": ", ".join(last.names), "blind": last.conversation.blind}
@@ -190,7 +191,7 @@ def _shown_config(request: gr.Request) -> dict[str, Any]:
 
 
 def opened(request: gr.Request) -> Any:
-    """A field for the name of guests, who may need one."""
+    """A field for the name of a guest, if guests need names."""
     actor = current_user(request)
     return gr.update(visible=actor.role != "host" and not permissions.may_not_ask(actor))
 

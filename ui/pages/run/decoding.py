@@ -1,5 +1,5 @@
-"""Charts of decoding with draft tokens: speed-up and accepted length over the size of the draft
-tree; and of the decoders of a benchmark their speed, the parts of a step, and the draft tree."""
+"""Charts of decoding with draft tokens: speed-up and accepted length by tree size, and for the
+decoders of a benchmark, their speed, the parts of a step, and the draft tree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,9 +68,9 @@ PANELS = (SIZES, LENGTHS, SPEED, GAIN, TASKS, TIME, TREE)  # those with data are
 
 @dataclass(frozen=True)
 class DrafterInfo:
-    """Facts of a drafter from the run that trained it: `hits` (path of a draft token -> its
-    contribution to the accepted length on held-out answers), and `predicted` accepted length with
-    the default trees."""
+    """Facts about a drafter from its training run. `hits`: path of a draft token -> its
+    contribution to the accepted length on held-out answers. `predicted`: accepted length with the
+    default trees."""
 
     hits: Mapping[Path, float] = field(default_factory=dict)
     predicted: float | None = None
@@ -78,7 +78,8 @@ class DrafterInfo:
     steps: float | None = None
 
     def expected(self, decoder: DecoderReport, default: bool) -> float | None:
-        """Tokens per step on held-out answers; `default`: with trees that follow confidence."""
+        """Tokens per step on held-out answers. `default`: with trees that follow the drafter's
+        confidence."""
         if decoder.combined:
             return None  # what prompt lookup finds in other prompts is not known
         if default:
@@ -88,8 +89,8 @@ class DrafterInfo:
 
 
 def decoding_charts(job: Job, wanted: str = "") -> dict[Panel, Chart]:
-    """Charts of a benchmark, or of a drafter with what benchmarks measured; empty for other runs
-    and for a benchmark that has not ended.
+    """Charts of a benchmark, or of a drafter with its benchmarks; empty for other runs and for
+    unfinished benchmarks.
 
     Args:
         wanted: decoder whose draft tree is drawn; the fastest with a tree if there is none.
@@ -133,14 +134,15 @@ def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
 
 
 def bar_label(decoder: DecoderReport) -> str:
-    """Label of a bar, short for narrow screens."""
+    """Label of a bar, shortened for narrow screens."""
     if not decoder.kind:
         return esc(decoder.label)
     return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
 
 
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Speed-up over vanilla; the lowest and highest repetition as a line through the bar."""
+    """Speed-up over vanilla decoding, with the lowest and highest repetition as a line through the
+    bar."""
     frame = pd.DataFrame(
         [(d.label, d.speed_up, *d.speed_up_range(), d.speed, 100 * d.same) for d in decoders],
         columns=["Decoder", "Speed-up, ×", "Lowest", "Highest", "Tokens/s", "Same texts, %"],
@@ -164,7 +166,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 def gain(
     decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], default: bool, note: str
 ) -> Chart:
-    """Tokens per step as a bar, break-even as a line, prediction as a ring."""
+    """Tokens per step as a bar, the break-even as a line, and the prediction as a ring."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
         [
@@ -218,7 +220,7 @@ def gain(
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Mean milliseconds of one decoding step, by its parts; per token beside the bar."""
+    """Mean milliseconds of one decoding step by part, with the time per token next to the bar."""
     titles = {part: f"{label}, ms" for part, (label, _) in PARTS.items()}
     frame = pd.DataFrame(
         {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
@@ -284,7 +286,7 @@ def _bar_layout(
 
 
 def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """One row a task, one dot a decoder: speed-up with its range."""
+    """Speed-up with its range: one row per task, one dot per decoder."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
         [

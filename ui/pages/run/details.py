@@ -1,6 +1,6 @@
-"""Facts of a run besides its figures, as HTML: settings, texts, environment, attempts,
-reproductions; where its model came from and what was made of it; and what it left: disk space,
-folders and files, how a model is loaded, what can be downloaded. What is missing is left out."""
+"""Facts about a run other than its metrics, as HTML: settings, texts, environment, attempts,
+reproductions; the origin and the descendants of its model; disk space, files and downloads. Missing
+facts are omitted."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -76,8 +76,8 @@ def config_card(job: Job) -> Markup:
 
 
 def plan_card(job: Job) -> Markup:
-    """Operations of a run with their layers, those of the largest part not by name. Empty for a run
-    without a plan, or with one that cannot be read."""
+    """Operations of a run with their layers; the layers of the largest part are not listed. Empty
+    for a run without a readable plan."""
     expected, stored = kinds()[job.kind].plan if job.kind in kinds() else None, queries.plan(job.id)
     try:
         parts = expected.model_validate(stored).parts if expected and stored else {}
@@ -175,7 +175,8 @@ def artifacts(run: str, rows: Sequence[Artifact]) -> Markup:
 
 @dataclass(frozen=True)
 class LineageNode:
-    """Model of the catalog, or a run with its `change` to the model before and its perplexity."""
+    """A model of the catalog, or a run with its `change` to the preceding model and its
+    perplexity."""
 
     name: str
     href: str = ""
@@ -185,7 +186,8 @@ class LineageNode:
 
 
 def lineage_card(job: Job) -> Markup:
-    """Chain from the first model to this run, and runs that started from it; empty if alone."""
+    """The chain from the first model to this run, and the runs that started from it; empty if there
+    are none."""
     before, after = ancestors(job), queries.runs_from(job.run, 12)  # the newest
     if len(before) < 2 and not after:
         return Markup()
@@ -196,7 +198,7 @@ def lineage_card(job: Job) -> Markup:
 
 
 def ancestors(job: Job) -> list[Job | str]:
-    """Models before this run: the spec it began with, then runs; a deleted run is a name."""
+    """Models before this run: the first model, then runs; deleted runs are names only."""
     chain: list[Job | str] = []
     seen, spec = {job.run}, str(job.config.get("model") or "")
     while (run := find_job(spec)) and run.run not in seen:

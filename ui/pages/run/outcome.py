@@ -1,4 +1,4 @@
-"""Results of a run as HTML: its finding, its figures and those of each stage, the time of each
+"""Results of a run as HTML: its finding, overall metrics and metrics by stage, the time of each
 step, and the findings of its newest evaluation."""
 
 import re
@@ -90,7 +90,8 @@ def stage_tables(results: RunResults) -> Markup:
 
 
 def paired_table(job: Job, results: RunResults) -> Markup:
-    """Kept stage against every other on the same windows; empty without recorded losses."""
+    """The kept stage compared with every other on the same windows; empty without recorded
+    losses."""
     kept = results.kept
     losses = window_losses(job)
     if kept not in losses:
@@ -107,8 +108,8 @@ def paired_table(job: Job, results: RunResults) -> Markup:
 
 
 def single(results: RunResults) -> dict[MetricKey, StoredResult]:
-    """The metrics that only the kept stage has, or that are the same at all stages: facts of the
-    run, not columns of its table."""
+    """The metrics that only the kept stage has, or that are equal at all stages. They are facts of
+    the run instead of columns."""
     if not results.of_models or len(results.stages) < 2:
         return {}
     own = {key: row for (stage, key), row in results.rows.items() if stage == results.kept}
@@ -131,7 +132,8 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def finding(job: Job, results: RunResults) -> str:
-    """Finding of the run in one sentence, with its rival; empty before there are results."""
+    """The finding of the run in one sentence, compared with its rival; empty before there are
+    results."""
     if job.kind == PROFILE and (layer := first_to_break(job.run)):
         return f"{layer} breaks first."
     kind = kind_of(job)
@@ -147,7 +149,7 @@ def finding(job: Job, results: RunResults) -> str:
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
-    """Loss against the dense model, figures and costs."""
+    """Loss relative to the dense model, metrics and costs."""
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
     if state := queued_state(job.environment or {}):
         ratios = {
@@ -167,7 +169,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 
 def certainty(job: Job, results: RunResults) -> Markup:
-    """Why the stage was kept, and the comparison of the stages with its intervals."""
+    """The reason why the stage was kept, and the comparison of stages with intervals."""
     kind = kind_of(job)
     reason = LOWER.sub(
         r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
@@ -180,7 +182,7 @@ def certainty(job: Job, results: RunResults) -> Markup:
 
 
 def _figures(results: RunResults) -> dict[str, str]:
-    """Figures of the run as a whole and of its kept stage; sizes stand in `_sizes`."""
+    """Metrics of the run as a whole and of its kept stage, without sizes (see `_sizes`)."""
     pairs = {}
     for name, row in results.run_level.items():
         value = format_value(metric(name), row.value)
@@ -246,7 +248,7 @@ def _measured(job: Job) -> str:
 
 
 def times(results: RunResults, lasted: float | None = None) -> Markup:
-    """Bars of the steps, and of what is left of the `lasted` seconds of the run."""
+    """Bars of the steps, and of the remaining part of the `lasted` seconds of the run."""
     seconds = dict(results.seconds) if len(results.seconds) > 1 else {}
     if seconds and lasted and (rest := lasted - sum(seconds.values())) >= 1:
         seconds["all else: start, loading, measuring, saving"] = rest
@@ -260,8 +262,8 @@ def sentence_case(text: str) -> str:
 
 
 def findings(job: Job) -> tuple[Markup, Job]:
-    """Findings of the job's newest evaluation, succeeded ones first, or of the job itself if it is
-    one, and the run with the samples; empty for a run without a model to measure."""
+    """Findings of the job's newest evaluation, preferably a successful one, or of the job itself if
+    it is one, and the run with the samples; empty for a run without a model to measure."""
     found = [job] if job.kind == NAME else evaluations(job.run)
     succeeded = (each for each in found if each.state == State.SUCCEEDED)
     evaluation = next(succeeded, next(iter(found), None))
@@ -283,7 +285,7 @@ def findings(job: Job) -> tuple[Markup, Job]:
 
 
 def samples(job: Job) -> Markup:
-    """Greedy texts of dense and kept model, marked from their first difference."""
+    """Greedy texts of the dense and the kept model, marked from their first difference."""
     results = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = results.kept or MODEL
     dense, compressed = load_samples(job.run), load_samples(job.run, kept)

@@ -1,4 +1,4 @@
-"""One run: its settings, its results, its curves, its log, and what it left."""
+"""The page *Run*: settings, results, curves, log and files of one run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -147,7 +147,7 @@ def _hidden_panels(panels: Sequence[Panel], **controls: Any) -> dict[str, Any]:
 
 
 def _summary() -> dict[str, Any]:
-    """Pictures first, then the two texts, then the figures."""
+    """The charts, followed by texts and metrics."""
     parts: dict[str, Any] = {"drafter": dropdown("Drafter", "run-drafter")}
     with gr.Row(equal_height=True, elem_classes="curve-wall run-charts"):
         parts |= _hidden_panels((STAGES, WEIGHTS, *PANELS), tree=parts["drafter"])
@@ -162,7 +162,7 @@ def _summary() -> dict[str, Any]:
 
 
 def on_open(request: gr.Request) -> Any:
-    """The tab in the address."""
+    """The tab in the URL."""
     tab = query(request, "tab", "summary", TABS)
     return gr.update(selected=tab, visible=chosen_job(request) is not None)
 
@@ -230,7 +230,7 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
 
 
 def weights_chart(job: Job) -> Chart:
-    """One layer, dense and at the stage that is kept."""
+    """One layer in the dense and in the kept stage."""
     weights = weights_of(job.run)
     if not weights:
         return Chart(NO_WEIGHT_STATISTICS)
@@ -283,8 +283,8 @@ def results_html(job: Job, results: RunResults) -> Markup:
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Charts of all families of curves. A family of single points is hidden: its figures are among
-    the results."""
+    """Charts of all families of curves. Families of single points are hidden, because the results
+    show their values."""
     job = chosen_job(request)
     cards = _cards(job) if job else {}
     shown = {

@@ -47,7 +47,7 @@ Row = list[object]
 
 
 def pipeline_card(job: Job, user: Actor) -> Markup:
-    """The results of each step of the pipeline of a run; empty for a run of its own."""
+    """The results of each step of a run's pipeline; empty for a run without a pipeline."""
     jobs = pipeline_jobs(job.id)
     if len(jobs) < 2:
         return Markup()
@@ -55,7 +55,7 @@ def pipeline_card(job: Job, user: Actor) -> Markup:
 
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
-    """Figures by step: of the base model, of each step, and of every decoder of a benchmark."""
+    """Metrics by step: of the base model, of each step, and of every decoder of a benchmark."""
     stored = by_job(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
@@ -78,7 +78,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
-    """Rows of a benchmark's timed decoders, the slowest first; one without figures before."""
+    """Rows of the timed decoders of a benchmark, slowest first."""
     speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
     timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)
     if not timed:

@@ -1,4 +1,5 @@
-"""The queue on top of the page Runs: what works, what waits, and why."""
+"""The queue at the top of the page *Runs*: live runs, queued runs, and the reasons why they
+wait."""
 
 from collections.abc import Mapping, Sequence
 

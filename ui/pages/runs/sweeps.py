@@ -1,4 +1,4 @@
-"""The summary of a sweep: its best combination, ties, and the setting that matters most."""
+"""The summary of a sweep: its best combination, ties, and the most important setting."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,13 +52,13 @@ class SweepSummary:
 
     @cached_property
     def importance(self) -> Mapping[str, float]:
-        """Share of the differences that each setting explains alone, largest first."""
+        """Share of the variation that each setting explains alone, largest first."""
         kind = self.jobs[0].kind
         return {setting_title(kind, name): x for name, x in importance(self.rows).items()}
 
     @cached_property
     def tied(self) -> Sequence[SweepRow]:
-        """Combinations that no window of text tells from the best."""
+        """Combinations that do not differ significantly from the best one."""
         return ties(self.jobs, self.rows, self.metric)
 
     @cached_property
@@ -68,7 +68,7 @@ class SweepSummary:
         return min(ends), max(ends)
 
     def place(self, value: float) -> float:
-        """Position of a value between the ends of `extent`, in percent."""
+        """Position of a value between the limits of `extent`, in percent."""
         low, high = self.extent
         return 100 * (value - low) / ((high - low) or 1.0)
 

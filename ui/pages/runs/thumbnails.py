@@ -90,7 +90,7 @@ def _curve(job: Job) -> Picture:
 
 
 def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
-    """The curve with the most points, which is the loss of a training; None without a curve."""
+    """The curve with the most points, usually the training loss; None without a curve."""
     long = {key: span for key, span in spans.items() if span.points > 2}
     return max(long, key=lambda key: (long[key].points, key.family), default=None)
 

@@ -1,4 +1,5 @@
-"""Stories: views of the dashboard in order, edited here, presented, and exported as one file.
+"""The page *Stories*: ordered views of the dashboard that are edited here, presented, and exported
+as one file.
 
 slides    views drawn with the charts of their pages
 routes    presenting, following on phones, links with a QR code, and adding views from any page

@@ -1,6 +1,6 @@
-"""Requests of stories: adding a view from any page, presenting, phones that follow under a code of
-six letters, and links with a QR code. Only hosts change and present; what is presented is in
-memory."""
+"""Endpoints of stories: adding a view from any page, presenting, phones that follow with a code of
+six letters, and links with a QR code. Only hosts change and present stories. Presentations are kept
+in memory."""
 
 import secrets
 import socket
@@ -45,7 +45,7 @@ Address = Annotated[str, AfterValidator(_page_address)]
 
 
 class NewView(StrictBody):
-    """A view to be added to a story, or to a new one (0)."""
+    """A view to add to a story, or to a new story (0)."""
 
     story: int = Field(ge=0, le=2**53)
     address: Address
@@ -54,7 +54,7 @@ class NewView(StrictBody):
 
 
 class PresentedView(StrictBody):
-    """The view that followers show: of a story (0: none), and the live state of its page."""
+    """The view that followers see: its story (0: none), and the live state of its page."""
 
     code: str = Field("", max_length=CODE)
     story: int = Field(ge=0, le=2**53)
@@ -92,7 +92,8 @@ def routes() -> list[Route]:
 
 
 def _guarded(handler: Callable[[Request, bytes], Response]) -> Callable[..., object]:
-    """An endpoint that runs a handler with the body in a thread, and answers its errors."""
+    """Create an endpoint that runs a handler with the request body in a thread and answers its
+    errors."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -107,8 +108,8 @@ def _guarded(handler: Callable[[Request, bytes], Response]) -> Callable[..., obj
 
 
 def presenter(request: Request, _: bytes) -> Response:
-    """The slides of the story `?n=`, presented from `&at=`; with `&live` its pages themselves, as
-    with `?tour` those of the bundled story. Or the single page `?view=`."""
+    """The slides of the story `?n=`, presented from `&at=`; with `&live`, the pages themselves;
+    with `?tour`, the bundled story. Or the single page `?view=`."""
     fields, is_tour = request.query_params, "tour" in request.query_params
     tours = examples.installed_stories().values() if is_tour else []
     number, address = next(iter(tours), number_of(fields.get("n", ""))), fields.get("view", "")
@@ -121,7 +122,7 @@ def presenter(request: Request, _: bytes) -> Response:
 
 
 def follower(request: Request, _: bytes) -> Response:
-    """The slides that are presented with `?code=`; without one, the form that asks for it."""
+    """The slides presented under `?code=`; without a code, a form to enter it."""
     code = request.query_params.get("code", "").strip().upper()
     view = _presentations.get(code)
     if view is None:
@@ -160,7 +161,7 @@ def present(request: Request, body: bytes) -> Response:
 
 
 def share(request: Request, _: bytes) -> Response:
-    """The dialog that shares the view `?address=`, with `&chart=` selected."""
+    """The dialog to share the view `?address=`, with `&chart=` selected."""
     address = TypeAdapter(Address).validate_python(request.query_params.get("address", ""))
     return _dialog(request, address, request.query_params.get("chart", ""))
 
@@ -184,7 +185,7 @@ def _dialog(
 
 
 def add(request: Request, body: bytes) -> Response:
-    """Add a view to a story, or to a new one; return the dialog, which says so."""
+    """Add a view to a story or to a new one; return the dialog with a confirmation."""
     actor, new = current_user(request), NewView.model_validate_json(body)
     try:
         view = StoryView(1, new.address, new.chart, new.text)
@@ -211,7 +212,7 @@ def qr(request: Request, _: bytes) -> Response:
 
 
 def base_address(request: Request) -> str:
-    """Address for other machines, ending with a slash; "" without one."""
+    """The URL for other machines, ending with a slash; "" without one."""
     if space_host():
         return f"https://{space_host()}/"
     if not settings().shared:
@@ -224,8 +225,8 @@ def base_address(request: Request) -> str:
 
 
 def _own_address() -> str:
-    """Address of this machine in its network. Connecting a UDP socket sends nothing, it only
-    chooses the interface."""
+    """The network address of this machine. Connecting a UDP socket sends no data; it only selects
+    the interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # reserved for documentation

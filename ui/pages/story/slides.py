@@ -1,4 +1,4 @@
-"""Slides of a story: each view drawn with the charts of its page, for the screen and for a file."""
+"""Slides of a story: each view with the charts of its page, for the screen and for export."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Slide:
-    """A view as it is presented. Without parts, the page itself is shown in a frame."""
+    """A presented view. Without parts, the page itself is shown in a frame."""
 
     view: StoryView
     page: Page | None
@@ -55,14 +55,14 @@ class Slide:
 
     @property
     def title(self) -> str:
-        """The finding of a single chart; otherwise the name of the page."""
+        """The headline of a single chart; otherwise the name of the page."""
         if len(self.parts) == 1:
             return self.parts[0].title
         return self.page.name if self.page else self.view.page
 
 
 def slides(views: Iterable[StoryView], *, is_live: bool) -> list[Slide]:
-    """The slides of views. A whole page is drawn as its charts, unless it is shown live."""
+    """The slides of some views. A whole page is drawn as its charts, unless it is shown live."""
     return [_slide(view, is_live) for view in views]
 
 
@@ -72,7 +72,7 @@ def page_of(view: StoryView) -> Page | None:
 
 
 def number_of(text: str) -> int:
-    """A number in an address; 0 for anything else."""
+    """A number from a URL; 0 for anything else."""
     return int(text) if text.isdecimal() and len(text) < 16 else 0
 
 
@@ -95,7 +95,8 @@ def _slide(view: StoryView, is_live: bool) -> Slide:
 
 
 def drawn(view: StoryView, name: str, charts: Mapping[str, PageChart]) -> Part:
-    """A chart from the address of a view, or a sentence: no failure hides another view."""
+    """A chart from the URL of a view, or a sentence. An error in one view does not hide the
+    others."""
     if name not in charts:
         return Part(name, sentence="This version has no such chart.")
     source = charts[name]
@@ -130,12 +131,12 @@ def _text(value: Any) -> str:
 
 
 def presented(title: str, views: list[StoryView], settings: Mapping[str, Any], leave: str) -> str:
-    """The page that presents views; `settings`: see `slides.js`, `leave`: relative address."""
+    """The page that presents views. `settings`: see `slides.js`; `leave`: relative URL."""
     return _page(title, slides(views, is_live=True), settings, leave=leave)
 
 
 def exported(story: Story) -> bytes:
-    """A story as one file that needs no network; it can be imported again."""
+    """A story as one HTML file that works offline and can be imported again."""
     shown = slides(stored_views(story.views), is_live=False)
     file = _json(exported_story(story))
     return _page(story.title, shown, {}, plotly=_script(get_plotlyjs()), file=file).encode()

@@ -1,6 +1,7 @@
-"""What is looked at of a run's weights: names in the address, which `state.js` reads and writes;
-and what stories show of it: the map, the histogram and perplexity, drawn by Python. On the page
-the browser draws them (`assets/scripts/weights`)."""
+"""The selection on *Weights*, and its charts in stories: map, histogram and perplexity.
+
+`state.js` reads and writes the selection in the URL. On the page itself, the browser draws all
+charts (`assets/scripts/weights`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -84,12 +85,11 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
 
 @dataclass(frozen=True)
 class WeightsSelection(Selection):
-    """What is looked at, as far as stories draw it. (Gradio keeps the name "page" of an address for
-    itself.)
+    """The part of the selection that charts of stories use. Gradio reserves the parameter "page".
 
     Attributes:
         run: the run.
-        vs: stage of the run, or another run, that everything is compared with.
+        vs: reference of all comparisons, a stage of the run or another run.
         tensor: full name; `stage`, `stat`: of the map.
         show, y: stages and height axis of the histogram; `view`: the panel below it.
     """
@@ -103,7 +103,7 @@ class WeightsSelection(Selection):
     y: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
-        """The same, with everything that is not stored replaced by what is."""
+        """The same selection, with valid values in place of unrecorded ones."""
         statistics = available(weights.table)
         preferred = (RELATIVE_ERROR, "kurtosis", *statistics)
         default = next(name for name in preferred if name in statistics)
@@ -122,20 +122,20 @@ class WeightsSelection(Selection):
 
 
 def main_stages(stages: Sequence[str]) -> list[str]:
-    """The stages a model passes through on its way to what a method makes of it."""
+    """The stages that a model passes through before the result of the method."""
     main = [s for s in stages if declared(s).main]
     return main if len(main) > 1 else [*stages]
 
 
 def last_with(stat: str, weights: RunWeights) -> str:
-    """The last main stage of which a statistic is stored; without one, the last."""
+    """The last main stage with a recorded statistic; without one, the last main stage."""
     main = main_stages(weights.stages)
     having = [s for s in main if weights.of_stage(s)[stat].notna().any()]
     return (having or main)[-1]
 
 
 def default_stages(weights: RunWeights, two_runs: bool) -> tuple[str, ...]:
-    """The stages that are shown where nobody has chosen any; beside another run what was kept."""
+    """The stages shown by default; in a comparison with another run, the kept stage."""
     main = main_stages(weights.stages)
     kept = kept_stage(weights, weights.stages)
     return tuple(dict.fromkeys((main[0], kept)) if two_runs else main[:MAX_STAGES])
@@ -143,7 +143,7 @@ def default_stages(weights: RunWeights, two_runs: bool) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class WeightsView:
-    """A settled selection, and the runs it is about."""
+    """A valid selection, with the runs it refers to."""
 
     selection: WeightsSelection
     weights: RunWeights
@@ -151,8 +151,8 @@ class WeightsView:
 
     @classmethod
     def at(cls, selection: WeightsSelection) -> "WeightsView | None":
-        """The selection settled on what is stored, without a run of the newest; None where the run
-        has no statistics."""
+        """The selection with valid values, by default in the newest run; None if the run has no
+        statistics."""
         newest = next(real_models_first([] if selection.run else queries.runs_with_weights()), None)
         weights = weights_of(newest.run if newest else selection.run)
         if weights is None:
@@ -162,16 +162,16 @@ class WeightsView:
         return cls(selection.settled(weights, other), weights, other)
 
     def counterpart(self, stage: str) -> str:
-        """The stage of the other run to compare a stage with: what it kept with what this run kept,
-        whatever their methods call that; any other stage with the same."""
+        """The stage of the other run that a stage is compared with. The kept stages of both runs
+        correspond, whatever their names; other stages correspond by name."""
         if self.other is None or stage != kept_stage(self.weights, self.weights.stages):
             return stage
         kept = kept_stage(self.other, self.other.stages)
         return stage if kept == DENSE else kept
 
     def series(self) -> list[Series]:
-        """The chosen stages of the tensor, then their counterparts in the other run; the dense
-        tensor, which is the same in both where the model is, once."""
+        """The selected stages of the tensor, followed by their counterparts in the other run. A
+        dense tensor that both runs share is listed once."""
         selection, named = self.selection, f", {self.weights.job.run}" if self.other else ""
         own = _snapshots(self.weights, selection.tensor)
         drawn = [
@@ -192,12 +192,12 @@ class WeightsView:
 
 
 def _snapshots(run: RunWeights, tensor: str) -> dict[str, TensorSnapshot]:
-    """A tensor by stage; of several steps the last."""
+    """A tensor by stage; of several training steps, the last one."""
     return {s.stage: s for s in tensors.tensor_snapshots(run.job.id, tensor)}
 
 
 def map_chart(view: WeightsView) -> Chart:
-    """A statistic of every matrix at the chosen stage."""
+    """A statistic of every matrix at the selected stage."""
     selection, weights, other = view.selection, view.weights, view.other
     stage, statistic = selection.stage, selection.stat
     base = None  # a stage is not compared with itself
@@ -226,7 +226,7 @@ def map_chart(view: WeightsView) -> Chart:
 
 
 def tensor_chart(view: WeightsView) -> Chart:
-    """The tensor's histograms."""
+    """The histograms of the tensor."""
     series, asked = view.series(), view.selection.view
     question, of_lines = TEXTS["overlay"]
     if not series:

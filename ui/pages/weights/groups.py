@@ -1,4 +1,4 @@
-"""Group magnitudes of one tensor that was trained inside a quantization grid, as a binary.
+"""Binary data on the group magnitudes of one tensor that was trained on a quantization grid.
 
     codes       [steps, 2^bits]        share of the weights at each point of the grid
     sorted      [steps, QUANTILES]     change of all magnitudes of the tensor, %, ascending
@@ -34,7 +34,7 @@ NOT_HERE = "No group magnitudes are recorded for this tensor."
 
 @dataclass(frozen=True)
 class TensorGroups:
-    """Recorded profiles of the groups of one tensor at one stage, by name and step."""
+    """Recorded group profiles of one tensor at one stage, by name and step."""
 
     weights: RunWeights
     tensor: str
@@ -43,7 +43,7 @@ class TensorGroups:
 
     @classmethod
     def read(cls, weights: RunWeights, tensor: str, stage: str) -> "TensorGroups":
-        """The groups at a stage, else at the last stage that has any."""
+        """The groups at a stage, or at the last stage that has groups."""
         found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
         for profile in tensors.profiles(weights.job.id, tensor):
             by_name = found.setdefault(profile.stage, {})
@@ -74,7 +74,7 @@ class TensorGroups:
 
     @property
     def title(self) -> str:
-        """The spread of the changes of all magnitudes of this tensor."""
+        """Sentence on the spread of the magnitude changes of this tensor."""
         last = self.changes[max(self.changes)]
         low, high = np.nanpercentile(last, [1, 99])
         most = max(abs(low), abs(high))
@@ -83,7 +83,7 @@ class TensorGroups:
 
     @property
     def grid_title(self) -> str:
-        """Bits that the codes carry, from their entropy."""
+        """Sentence on the number of bits that the codes carry, from their entropy."""
         shares = self.codes(10**9)
         used = shares[shares > 0]
         if not len(used):
@@ -93,7 +93,7 @@ class TensorGroups:
 
     @property
     def harm(self) -> str:
-        """The group of inputs with the largest share of the expected output error."""
+        """The input group with the largest share of the expected output error."""
         _, module = self.weights.places[self.tensor]
         block = self.weights.places[self.tensor][0]
         energies = tensors.module_profiles(self.weights.job.id, module, INPUT_ENERGY)
@@ -112,7 +112,7 @@ class TensorGroups:
         )
 
     def packed(self) -> PackedArrays:
-        """Everything that the lens draws."""
+        """All arrays of the view."""
         steps = sorted(self.changes)
         order = np.argsort(self.changes[steps[-1]].mean(1), kind="stable")
         cells = np.stack([_merged(self.changes[step][order]) for step in steps])
@@ -144,7 +144,7 @@ class TensorGroups:
         return PackedArrays.of(head, {name: a.astype("<f4") for name, a in arrays.items()})
 
     def _bell(self) -> np.ndarray:
-        """Density of the dense weights over the grid, in steps of the mean scale."""
+        """Density of the dense weights over the grid, in units of the mean scale."""
         snapshots = tensors.tensor_snapshots(self.weights.job.id, self.tensor)
         dense = next((s for s in snapshots if s.stage == DENSE), None)
         scale = self.last("scale")
@@ -156,7 +156,7 @@ class TensorGroups:
         return np.stack([(edges[:-1] + edges[1:]) / 2, density], axis=1)
 
     def _worst(self) -> dict[str, np.ndarray]:
-        """Weights of the worst groups before and on their grids."""
+        """Weights of the worst groups, dense and quantized."""
         recorded, scale = self.last("worst")[:LISTED], self.last("scale")
         points = np.arange(len(self.codes(0)))
         size = max(0, (recorded.shape[1] - 3) // 2) if len(recorded) else 0
@@ -170,7 +170,7 @@ class TensorGroups:
         }
 
     def _listed(self) -> list[dict[str, Any]]:
-        """Place, error, share of clipped weights and change of the worst groups."""
+        """Position, error, share of clipped weights and change of the worst groups."""
         error, clipped = self.last("error"), self.last("clipped")
         change = self.changes[max(self.changes)]
         places = [(int(row[0]), int(row[1])) for row in self.last("worst")[:LISTED]]
@@ -187,7 +187,7 @@ class TensorGroups:
 
 
 def _merged(values: np.ndarray) -> np.ndarray:
-    """Means of neighbors, at most `MAX_CELLS` rows and columns."""
+    """Means of neighboring values, at most `MAX_CELLS` rows and columns."""
     rows, columns = ((np.arange(n) * min(n, MAX_CELLS) // n) for n in values.shape)
     sums = np.zeros((rows[-1] + 1, columns[-1] + 1))
     counts = np.zeros_like(sums)
@@ -199,13 +199,14 @@ def _merged(values: np.ndarray) -> np.ndarray:
 
 @cached_by(queries.profiles_mark)
 def tensors_with_groups(run: str) -> list[str]:
-    """Names of the tensors of a run whose group magnitudes are recorded."""
+    """Names of a run's tensors with recorded group magnitudes."""
     names = frames.profile_names(run)
     return [*names[names["name"] == MAGNITUDE]["tensor"].unique()]
 
 
 def packed_groups(weights: RunWeights, tensor: str, stage: str) -> PackedArrays:
-    """The groups of a tensor; without any, the reason, and a tensor that has some."""
+    """The groups of a tensor; if there are none, the reason, and the name of a tensor that has
+    groups."""
     having = tensors_with_groups(weights.job.run) or []
     if tensor in having:
         return TensorGroups.read(weights, tensor, stage).packed()

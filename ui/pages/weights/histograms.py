@@ -1,11 +1,11 @@
-"""What the page's scripts draw, as binaries: all histograms and statistics of a run, which travel
-once, and on demand some profiles of a tensor, or the saved weights around a place of it.
+"""Binary data for the scripts of the page: all histograms and statistics of a run, loaded once, and
+on demand some profiles of a tensor, or the saved weights of a region.
 
-Of a run (`ui.widgets.packed`):
+Arrays of a run (`ui.widgets.packed`):
 
     counts    [tensors, stages, bins]       weights in each bin, from `edges`
     tails     [tensors, stages, 4]          all weights, exact zeros, weights below and above
-    edges     [tensors, 2]                  where the bins of a tensor begin and end, at all stages
+    edges     [tensors, 2]                  first and last bin edge of a tensor, at all stages
     values    [statistics, tensors, stages] as stored, NaN where not measured
 """
 
@@ -63,7 +63,7 @@ NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or sta
 
 
 def packed_run(run: str) -> PackedArrays | None:
-    """Of a run with statistics; None where they are too large."""
+    """The arrays of a run with statistics; None if they are too large."""
     weights = weights_of(run)
     assert weights is not None, "the reader asks only about runs with statistics"
     bins = BINS
@@ -92,7 +92,8 @@ def packed_run(run: str) -> PackedArrays | None:
 
 
 def _mark(run: str) -> tuple[Any, ...] | None:
-    """What changes with the binary: the run's statistics and results, what it kept, the list."""
+    """Return a value that changes with the binary data: statistics, results, kept stage and list of
+    runs."""
     mark = queries.weights_mark(run)
     if mark is None:
         return None
@@ -104,7 +105,7 @@ packed_of = RunReader(packed_run, _mark, size=4)
 
 
 def _values(weights: RunWeights) -> np.ndarray:
-    """Statistics [statistics, tensors, stages], those that are drawn only last."""
+    """Statistics [statistics, tensors, stages]; those that are only drawn come last."""
     table = with_largest(weights.table)
     names = [*available(table), *(name for name in DRAWN_ONLY if name in table)]
     values = np.stack(
@@ -172,7 +173,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
 
 
 def effect_stages(weights: RunWeights) -> dict[str, str]:
-    """Stages that say what the method did: `before`, `after`, and a `rival` that does less."""
+    """Stages that show the effect of the method: `before`, `after`, and a weaker `rival`."""
     errors = weights.table.get(RELATIVE_ERROR)
     known = {*weights.table["stage"][errors.notna()]} if errors is not None else set[str]()
     measured = [s for s in weights.stages if s in known and s != DENSE]
@@ -191,7 +192,7 @@ def effect_stages(weights: RunWeights) -> dict[str, str]:
 
 def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) -> PackedArrays:
     """Profiles of a tensor by block, stage and name, such as "3/dense/row_norm"; with `spot`,
-    weights by stage. An unknown tensor or name has none."""
+    weights by stage. Unknown tensors and names are empty."""
     if tensor not in weights.tensors:
         return PackedArrays.of({}, {})
     run = weights.job.id
@@ -219,7 +220,8 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
 
 
 def histograms(request: Request) -> Response:
-    """Answer to `?run=sds-0042`, without it of `_opened`, and to `&tensor=NAME&names=LIST`."""
+    """Answer `?run=sds-0042`, by default for the run of `_opened`, and
+    `&tensor=NAME&names=LIST`."""
     query = request.query_params
     run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
@@ -244,8 +246,8 @@ def histograms(request: Request) -> Response:
 
 
 def _opened() -> str:
-    """The newest run; of the examples, as on Home, that of the first kind with most stages that the
-    method passes through."""
+    """The newest run; among the examples, the run of the first kind with the most main stages, as
+    on *Home*."""
     runs = [*real_models_first(queries.runs_with_weights())]
     if not runs or runs[0].id > 0:
         return runs[0].run if runs else ""

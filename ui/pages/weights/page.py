@@ -1,4 +1,4 @@
-"""Weights: where compression acted, and what it made of one tensor, stage by stage.
+"""The page *Weights*: the effect of compression on all layers and on one tensor, stage by stage.
 
 histograms     what the page's scripts (`assets/scripts/weights`) draw: all histograms of a run as
                one binary, and on demand the profiles of a tensor
@@ -69,7 +69,7 @@ def build() -> None:
 
 
 def inspect_model(run: gr.Textbox) -> Dependency:
-    """Draws the panel; returns the event after which the control `run` holds the new run."""
+    """Draw the panel; return the event after which the control `run` contains the new run."""
     with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
         about = (
             "Statistics of every weight matrix of a model as it is: no text, no forward pass, "
@@ -95,7 +95,7 @@ def inspect_model(run: gr.Textbox) -> Dependency:
 
 
 def models_for(run: str) -> Choices:
-    """The model this run has saved, and the catalog."""
+    """The saved model of this run, and the catalog."""
     saved: list[Artifact] = []
     with suppress(NotFoundError):
         saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []
@@ -103,7 +103,7 @@ def models_for(run: str) -> Choices:
 
 
 def open_panel(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
-    """Model list, button and notice, as they are for this visitor on arrival."""
+    """Model list, button and notice for this visitor, on arrival."""
     offered = models_for(run)
     reason = may_not_add(current_user(request))
     return (
@@ -114,7 +114,8 @@ def open_panel(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
 
 
 def compute(model: str | None, request: gr.Request) -> tuple[Any, Any]:
-    """Queues statistics of the model: notice, and the run that is to be shown now."""
+    """Queue a run that computes the statistics of the model; return a notice and the run to
+    show."""
     try:
         job = submit.submit(NAME, {"model": model or ""}, current_user(request))
     except SlimscopeError as error:

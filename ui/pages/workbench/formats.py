@@ -21,15 +21,16 @@ NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), IntegerFormat(DENSE_BITS)
 
 
 def names_of(form: Format) -> tuple[str, str]:
-    """Names of a format's pattern and width; "" for none."""
+    """Names of the pattern and the width of a format; "" for none."""
     return str(form.pattern or ""), str(form.width or "")
 
 
 def format_parts(
     formats: Iterable[Format], layers: Iterable[LinearShape]
 ) -> dict[str, dict[str, Any]]:
-    """Patterns and widths by name. `extra`: bits of masks, indices and scales that a weight takes
-    in rows of one input; `misfits`: numbers of inputs of these layers that cannot be stored so."""
+    """Patterns and widths by name. `extra`: additional bits per weight for masks, indices and
+    scales, in rows of one input. `misfits`: input dimensions of these layers that do not fit the
+    format."""
     columns, parts = {x.columns for x in layers}, dict[str, dict[str, Any]]()
     for form in formats:
         for part in (Format(pattern=form.pattern), Format(form.width)):

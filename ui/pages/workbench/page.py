@@ -1,5 +1,5 @@
-"""Workbench: a format for every layer, changed by knobs or a budget, with the predicted and the
-measured effect of each change.
+"""The page *Workbench*: a format for every layer, set by knobs or a budget, with the predicted and
+the measured effect of each change.
 
 formats    values of the knobs, parts of formats
 tables     layers, runs and state of a model, weights of a layer

@@ -1,5 +1,5 @@
-"""Runs that make a state: for each effort the steps, their cost, and the address of New run with
-every field filled in."""
+"""Runs that produce a state: the steps and costs of each effort, and the URL of *New run* with all
+fields filled in."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ ONE_METHOD = "This state needs only one of them."
 
 
 def runs(request: Request) -> Response:
-    """Answer to `?model=toy&state=~wanda~rtn~50p_dense~0x21_1`: by effort `cost`, `warnings` and
-    `address`, or in `refused` why the effort does not suit the state."""
+    """Answer `?model=toy&state=~wanda~rtn~50p_dense~0x21_1`: `cost`, `warnings` and `address` by
+    effort, or in `refused` the reason why the effort is not possible."""
     query = request.query_params
     try:
         actor = current_user(request)
@@ -53,7 +53,7 @@ def _plan(model: str, state: str, effort: Effort) -> dict[str, str]:
 
 
 def form_address(steps: Sequence[Mapping[str, Any]]) -> str:
-    """The address of New run: each field of a single run, or a field `step` for each step."""
+    """The URL of *New run*: one parameter per field of a single run, or one `step` per step."""
     first = steps[0]["config"]
     if len(steps) == 1:
         pairs = [("kind", steps[0]["kind"]), *((name, _text(first[name])) for name in first)]

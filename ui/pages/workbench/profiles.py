@@ -1,5 +1,5 @@
-"""Sensitivity profiles for the browser: tables of predictions, the best mixes, the mix of a typed
-budget, the origin of a profile; and measured files of llama.cpp as landmarks."""
+"""Sensitivity profiles for the browser: tables of predictions, the best allocations, the allocation
+for a typed budget, and the origin of a profile; and measured llama.cpp files for comparison."""
 
 import json
 import re
@@ -53,14 +53,14 @@ AUTOMATIC = "toy"  # the model that is profiled at the first visit, within secon
 
 
 def profiles_of(model: str) -> list[Job]:
-    """Runs that have profiled a model, finished ones first, then the newest; "": any model."""
+    """Runs that have profiled a model, finished runs first, then newest first; "" for any model."""
     jobs = [j for j in queries.runs_with_profile(SENSITIVITY) if model in ("", j.config["model"])]
     return sorted(jobs, key=lambda job: job.state != State.SUCCEEDED)
 
 
 def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
-    """Facts of a profile for a sentence, context and tokens of its text, and in `outdated` the
-    reason why a new one is needed. Records of imported runs may be damaged."""
+    """Facts about a profile, the context and tokens of its text, and in `outdated` the reason why a
+    new profile is needed. Records of imported runs may be damaged."""
     profile, record = profile_at(run.run), run.environment or {}
     if profile is None:
         outdated = f"{run.run} cannot be read with this version."
@@ -96,7 +96,7 @@ def _heldout(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _estimate(profile: SensitivityProfile) -> str:
-    """Formats whose loss was measured, and the agreement of the estimate of the others."""
+    """Formats with a measured loss, and the agreement of the estimate with them."""
     kl = np.isfinite(profile.figure("kl"))
     inside = np.array([layer.block >= 0 for layer in profile.layers])
     measured = [str(profile.formats[at]) for at in np.flatnonzero(kl[inside].any(0))]
@@ -110,8 +110,8 @@ def _estimate(profile: SensitivityProfile) -> str:
 
 
 def new_profile(model: str, actor: Actor) -> dict[str, Any]:
-    """The profile that a button queues: its time as text, the run that makes one already, whether
-    the page queues it by itself, or why there is none."""
+    """The profile that a button queues: its time, the run that already computes one, whether the
+    page queues it automatically, or the reason why it is not possible."""
     active = queries.jobs(ACTIVE, NAME)
     run = next((job.run for job in active if job.config.get("model") == model), "")
     offer = {"run": run, "time": "", "automatic": False, "why": permissions.may_not_add(actor)}
@@ -129,7 +129,7 @@ def new_profile(model: str, actor: Actor) -> dict[str, Any]:
 
 
 def profile(request: Request) -> Response:
-    """Answer to `?run=profile-0004`: a binary with the figures of each layer, and the fronts."""
+    """Answer `?run=profile-0004` with the metrics of each layer and the fronts, in binary form."""
     run = request.query_params.get("run", "")
     packed = packed_profile(run)
     if packed is None:
@@ -139,9 +139,9 @@ def profile(request: Request) -> Response:
 
 @cached_by(queries.profiles_mark)
 def packed_profile(run: str) -> PackedArrays | None:
-    """error and predicted [layers, formats], NaN where there is none; of each front the format of
-    every layer [points, layers], 255: dense, its bytes, loss and milliseconds [points]. Fronts by
-    time have the suffix _ms."""
+    """Arrays error and predicted [layers, formats], NaN where missing; for each front, the format
+    of every layer [points, layers] (255: dense) and its bytes, loss and milliseconds [points].
+    Fronts by time have the suffix _ms."""
     known = profile_at(run)
     if known is None:
         return None
@@ -179,9 +179,9 @@ def packed_profile(run: str) -> PackedArrays | None:
 
 
 def budget(request: Request) -> Response:
-    """Answer to `?run=profile-0004&text=80 MB&front=quantized&state=~rtn~…&pins=0_7`: the formats
-    of all layers in the best mix, or in `refused` why there is none. `pins`: places of layers that
-    keep their format of `state`."""
+    """Answer `?run=profile-0004&text=80 MB&front=quantized&state=~rtn~…&pins=0_7`: the formats of
+    all layers in the best allocation, or in `refused` the reason why there is none. `pins`:
+    positions of layers that keep their format in `state`."""
     try:
         actor = current_user(request)
         if actor.role != "host":
@@ -242,15 +242,15 @@ def _pins(
 
 @cache
 def landmarks_file() -> dict[str, Any]:
-    """Files of llama.cpp by the fingerprint of their model's weights, and how they were
-    measured."""
+    """llama.cpp files by the fingerprint of their model's weights, and the conditions of their
+    measurement."""
     read: dict[str, Any] = json.loads(Path(__file__).with_name("landmarks.json").read_text())
     return read
 
 
 def landmarks(model: str) -> list[dict[str, Any]]:
-    """llama.cpp's files of the same weights: name, megabytes, perplexity over dense with its
-    interval, and the source of these figures."""
+    """llama.cpp files of the same weights: name, megabytes, perplexity ÷ dense with its interval,
+    and the source of these figures."""
     mark = weights_fingerprint(resolve_model(model, reads=False))
     files, source = landmarks_file()["models"].get(mark, []), landmarks_file()["source"]
     return [file | {"source": source} for file in files]

@@ -1,6 +1,6 @@
-"""Data of a model for the browser, without a live model: layers, knobs, runs and the state at an
-address; and the dense weights of one layer, as rows of its matrix in the model's files, with the
-energies of its inputs if a run has stored them. The browser makes any format of these weights."""
+"""Data of a model for the browser that needs no live model: layers, knobs, runs, the state in a
+URL, and the dense weights of one layer, as rows of its matrix, with the energies of its inputs if a
+run has stored them. The browser computes all formats from these weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -44,8 +44,8 @@ ELSEWHERE = ("The files of this model are not here yet.", "", "They come with it
 
 
 def start(request: Request) -> Response:
-    """Answer to `?model=smollm2-135m&state=~magnitude~rtn~50p_dense~0x210_1`; without a model, of
-    the one that was profiled last, the toy only if there is no other."""
+    """Answer `?model=smollm2-135m&state=~magnitude~rtn~50p_dense~0x210_1`. Without a model, use the
+    most recently profiled model, preferably not the toy model."""
     try:
         actor, query = current_user(request), request.query_params
         if actor.role != "host":
@@ -104,7 +104,7 @@ def _layers(facts: ModelFacts, layers: Sequence[LinearShape]) -> dict[str, Any]:
 
 
 def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[str, Any]:
-    """Finished runs, runs that were queued from states, and llama.cpp's files of a model."""
+    """Finished runs, runs queued from states, and llama.cpp files of a model."""
     runs = [(x.run, x.label, x.nbytes, x.ratio) for x in measured_runs(model, layers, other_bytes)]
     queued = [*_queued(model, layers, other_bytes)]
     return {"runs": runs, "queued": queued, "landmarks": landmarks(model)}
@@ -113,8 +113,7 @@ def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[s
 def _profile(
     run: Job | None, model: str, layers: Sequence[LinearShape], actor: Actor
 ) -> dict[str, Any]:
-    """The profile that predictions are from, and the offer of a new one where that is missing or
-    outdated."""
+    """The profile used for predictions, and the offer of a new one if it is missing or outdated."""
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
     known = knowledge(run, len(layers)) if run else None
     return {
@@ -127,8 +126,8 @@ def _profile(
 
 
 def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
-    """Methods, the formats of all layers as names of parts, and these parts; or why there is no
-    such state."""
+    """The methods, the formats of all layers as names of their parts, and these parts; or the
+    reason why there is no such state."""
     try:
         state = state_at(address, layers)
     except ConfigError as error:
@@ -144,8 +143,8 @@ def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
 
 
 def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[dict[str, Any]]:
-    """Runs that were queued from states, with the bytes of the states; without runs of another
-    version of the model."""
+    """Runs queued from states, with the bytes of the states; runs of another version of the model
+    are omitted."""
     for run in queued_runs(model):
         with suppress(ConfigError):
             formats = state_at(run["state"], layers).formats
@@ -157,8 +156,9 @@ def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[
 
 
 def weights(request: Request) -> Response:
-    """Answer to `?model=smollm2-135m&name=model.layers.0.mlp.up_proj`: arrays weights [rows,
-    columns] float32, and energy [columns], which may be missing; the header has all rows."""
+    """Answer `?model=smollm2-135m&name=model.layers.0.mlp.up_proj` with the arrays weights [rows,
+    columns] float32 and, if stored, energy [columns]; the header contains the total number of
+    rows."""
     query = request.query_params
     try:
         return _packed(query.get("model", ""), query.get("name", "")).answer(request)
@@ -188,7 +188,7 @@ def _packed(model: str, name: str) -> PackedArrays:
 
 
 def _rows(source: str, shape: LinearShape) -> np.ndarray:
-    """At most `MAX_WEIGHTS` weights of a matrix, whole rows of it [rows, columns]."""
+    """At most `MAX_WEIGHTS` weights of a matrix, as whole rows [rows, columns]."""
     folder, stored = local_folder(source), shape.stored
     if folder is None:
         raise ModelError(*ELSEWHERE)

@@ -98,7 +98,7 @@ class Form {
     return null;
   }
 
-  /** What was typed while the server drew the form. @param {string} name @param {string} text */
+  /** Enter text typed while the server rendered the form. @param {string} name @param {string} text */
   #type(name, text) {
     const box = this.root.querySelector(`[data-field="${name}"]`);
     if (!(box instanceof HTMLInputElement) || box.type !== "text") return;

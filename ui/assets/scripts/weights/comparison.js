@@ -1,14 +1,14 @@
-/* What everything on the page is compared with: a stage of the run, or another run of the same model. */
+/* Reference of all comparisons on the page: a stage of the run, or another run of the same model. */
 import { lower, number } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 /** @import {Difference, Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-/** @typedef {{before: Place, after: Place, rival: Place | null}} Effect What a method did, and what less does. */
+/** @typedef {{before: Place, after: Place, rival: Place | null}} Effect Stages before and after a method, and its rival. */
 
-const MIN_GROWTH = 0.01; // of the mean magnitude, to be told
+const MIN_GROWTH = 0.01; // smallest reported change of the mean magnitude
 
-/** Name of a place: its stage, with the run where it is another. @type {(place: Place, run: string) => string} */
+/** Name of a place: its stage, and its run unless it is `run`. @type {(place: Place, run: string) => string} */
 export const nameOf = ({ data, s }, run) =>
   data.stages[s].short + (data.run === run ? "" : ` of ${data.run}`);
 
@@ -16,7 +16,7 @@ export class Comparison {
   /**
    * @param {Histograms} data
    * @param {Histograms | null} other
-   * @param {number} chosen the stage that was chosen; -1 for the default
+   * @param {number} chosen selected stage; -1 for the default
    */
   constructor(data, other, chosen) {
     this.data = data;
@@ -25,7 +25,7 @@ export class Comparison {
   }
 
   /**
-   * The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
+   * The same tensor and stage in the other run; null if not recorded. The kept stages of both runs correspond.
    * @type {(t: number, s: number) => Place | null}
    */
   twin(t, s) {
@@ -41,13 +41,13 @@ export class Comparison {
     return place.t >= 0 && place.s >= 0 ? place : null;
   }
 
-  /** What a tensor at a stage is compared with. @type {(t: number, s: number) => Place} */
+  /** Reference of a tensor at a stage. @type {(t: number, s: number) => Place} */
   reference(t, s) {
     const { data, chosen } = this;
     return this.twin(t, s) ?? { data, t, s: chosen >= 0 ? chosen : data.reference(s) };
   }
 
-  /** The run's method with its rival, or what was chosen. @type {(t: number, s: number) => Effect} */
+  /** Effect of the run's method with its rival, or of the selected comparison. @type {(t: number, s: number) => Effect} */
   effect(t, s) {
     const { data, other, chosen } = this;
     const [before, after, rival] = [data.effect.before, data.effect.after, data.effect.rival].map(

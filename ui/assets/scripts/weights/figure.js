@@ -1,12 +1,12 @@
-/* What the map draws: a statistic, its difference to what it is compared with, or the share of marked weights. */
+/* Values of the map: a statistic, its difference from the reference, or the share of marked weights. */
 import { lower, number } from "./canvas.js";
 import { limits } from "./map.js";
 /** @import {Range} from "./canvas.js" */
 /** @import {Comparison} from "./comparison.js" */
 
 /**
- * `stat` is the statistic, none for marked magnitudes; `at` gives the values by tensor at a stage; `ends`: of the
- * colors, the same at all stages.
+ * `stat`: statistic, unset for marked magnitudes. `at`: values by tensor at a stage. `ends`: limits of the color
+ * scale, the same at all stages.
  * @typedef {{label: string, unit: string, question: string, stat?: string, rival?: string, even?: boolean,
  *   at: (s: number) => number[]}} Figure
  * @typedef {Figure & {ends: Range}} MapFigure

@@ -147,7 +147,7 @@ export class HistogramChart {
   /** @type {DrawnHistogram | null} */
   #drawn = null;
   #stop = () => {};
-  /** Where a drag began. @type {number | null} */
+  /** Start of a drag. @type {number | null} */
   #dragged = null;
   /** Weight under the pointer. @type {number | null} */
   #pointed = null;
@@ -441,13 +441,13 @@ export class HistogramChart {
     pen.fillText(`−${number(most, 1)}`, LEFT() - 6, height - 6, LEFT() - 6);
   }
 
-  /** What was drawn last. */
+  /** The histogram drawn last. */
   get #last() {
     if (!this.#drawn) throw new Error("No histogram has been drawn.");
     return this.#drawn;
   }
 
-  /** How much is drawn, and what is cut off. */
+  /** Note on the number of weights drawn and the parts cut off. */
   note() {
     const { input, bins, curves, top } = this.#last;
     const { data, t, s } = input;
@@ -499,7 +499,7 @@ function steps(pen, range, bins, heights, x, y, begins = true) {
   });
 }
 
-/** What became of the small weights at a stage. @type {(data: Histograms, t: number, s: number) => string} */
+/** Sentence on the change of small weights at a stage. @type {(data: Histograms, t: number, s: number) => string} */
 export function middleWords(data, t, s) {
   if (data.main.length < 2 || !data.has(t, s)) return "";
   const zeros = (/** @type {number} */ stage) => data.tail(t, stage).share;

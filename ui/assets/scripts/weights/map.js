@@ -106,7 +106,7 @@ export class LayerMap {
   /** @type {DrawnMap | null} */
   #drawn = null;
   #hovered = -1;
-  /** Where a rectangle begins. @type {(Cell & {isBrushed?: boolean}) | null} */
+  /** First corner of a rectangle. @type {(Cell & {isBrushed?: boolean}) | null} */
   #from = null;
 
   /** @param {HTMLCanvasElement} canvas @param {MapEvents} on */

@@ -533,7 +533,7 @@ class Page {
     return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s)));
   }
 
-  /** What the map draws; kept until the choice changes. */
+  /** Values of the map, cached until the selection changes. */
   get mapFigure() {
     const { stat, vs, brush } = this.state.now;
     const key = [this.data.etag, this.other?.etag, stat, vs, brush].join();

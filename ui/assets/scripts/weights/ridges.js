@@ -64,7 +64,7 @@ export class Ridges {
     canvas.onpointerleave = () => on.hover(-1);
   }
 
-  /** What was drawn last. */
+  /** The ridges drawn last. */
   get #last() {
     if (!this.#drawn) throw new Error("No ridges have been drawn.");
     return this.#drawn;

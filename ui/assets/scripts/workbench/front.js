@@ -141,7 +141,7 @@ class FrontChart {
     pen.fillText(short, x, Math.max(y, low) + 14);
   }
 
-  /** Where bytes and perplexities lie. @param {Shown} shown @param {ReturnType<typeof surface>} area */
+  /** Axes of bytes and perplexity. @param {Shown} shown @param {ReturnType<typeof surface>} area */
   #axes({ lines, dense, now, kept, runs, files }, { width, height }) {
     const floor = height - BOTTOM();
     const states = [dense, now, ...kept, ...runs, ...files].filter(({ ratio }) =>

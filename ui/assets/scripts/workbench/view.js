@@ -86,7 +86,7 @@ export class View {
     };
   }
 
-  /** Where the browser stores what was kept. */
+  /** Key of the saved states in the browser's storage. */
   get #place() {
     return `slimscope-workbench-${this.model.model}`;
   }
