@@ -1,4 +1,4 @@
-/* Gradio's controls, where they leave gaps: by keyboard, and where their lists open. */
+/* Fixes for Gradio's controls: keyboard navigation, and the direction in which lists open. */
 (() => {
   const { closest, find, findAll } = window.slimscope;
   const MIN_LIST_PX = 240;

@@ -1,5 +1,5 @@
 /* Files saved from a page: a chart as an image, as the CSV of its data table, or as an HTML file that
-   needs no network. All of it is made in the browser. */
+   needs no network. All files are created in the browser. */
 (() => {
   const { closest, create, find, findAll } = window.slimscope;
   const REVOKE_MS = 10000;
@@ -34,7 +34,7 @@
     const json = (/** @type {unknown} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
     const text = (/** @type {string} */ value) =>
       value.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-    const [open, close] = ["<scr" + "ipt>", "</scr" + "ipt>"]; // whole, they would end this script
+    const [open, close] = ["<scr" + "ipt>", "</scr" + "ipt>"]; // unsplit, they would end this script
     const { width, height, ...layout } = chart.layout;
     const css = getComputedStyle(document.body);
     return [
@@ -49,7 +49,7 @@
   }
 
   /**
-   * The data table of a chart's card. Gradio builds what an accordion holds when it first opens.
+   * The data table of a chart's card. Gradio builds the content of an accordion when it is first opened.
    * @param {Element} card
    */
   async function dataTable(card) {
@@ -64,13 +64,13 @@
   }
 
   /**
-   * Shows a card alone on the screen, until Escape or a second call.
+   * Shows a card in full screen until Escape or a second call.
    * @type {Slimscope["fullScreen"]}
    */
   function fullScreen(card) {
     if (!card) return;
     if (document.fullscreenElement) document.exitFullscreen();
-    else card.requestFullscreen().catch(() => {}); // a frame may not
+    else card.requestFullscreen().catch(() => {}); // a frame may not be allowed to
   }
 
   /**

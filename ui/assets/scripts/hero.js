@@ -1,4 +1,4 @@
-/* The histogram on Home: it plays the stages of a method, until somebody stops it or chooses a stage. Bars and
+/* The histogram on Home: it plays the stages of a method until somebody stops it or chooses a stage. Bars and
    colors move between two measured stages; nothing in between is measured. People who asked for less motion
    choose the stages themselves. */
 (() => {
@@ -12,7 +12,7 @@
 
   /** @typedef {{label: string, color: string, zeros: number, heights: number[], said: string}} HeroStage `zeros`: a share */
 
-  /** A color as [red, green, blue] in the mode of the page. @param {string} hex */
+  /** A color as [red, green, blue] in the current color mode. @param {string} hex */
   function rgb(hex) {
     const css = getComputedStyle(document.body);
     const ink = INKS[hex] ? css.getPropertyValue(INKS[hex]).trim() : hex;
@@ -71,7 +71,7 @@
       this.theme.observe(document.body, { attributeFilter: ["class"] });
       this.write();
       this.paint();
-      this.playing = this.playing && !data.live; // a run at work shows its newest stage
+      this.playing = this.playing && !data.live; // a live run shows its newest stage
       this.play(this.playing);
       if (data.live) this.go(this.stages.length - 1);
     }
@@ -96,7 +96,7 @@
       this.meter.style.background = fill;
     }
 
-    /** Shows the words of the stage. */
+    /** Shows the text of the stage. */
     write() {
       const { label, zeros, said } = this.stages[this.place];
       find(this.figure, ".hero-stage").textContent = label;
@@ -125,7 +125,7 @@
           zeros: from.zeros + (to.zeros - from.zeros) * part,
         };
         this.paint();
-        if (part === 1) this.write(); // the picture and its words agree
+        if (part === 1) this.write(); // picture and text show the same stage
         if (part < 1 && this.figure.isConnected) this.frame = requestAnimationFrame(step);
       };
       step(begin);
@@ -139,7 +139,7 @@
       this.wait();
     }
 
-    /** Goes to the next stage after a while, again and again. */
+    /** Moves to the next stage repeatedly, after a delay. */
     wait() {
       clearTimeout(this.timer);
       if (!this.playing || !this.figure.isConnected) return;

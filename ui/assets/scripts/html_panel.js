@@ -1,11 +1,11 @@
-/* Panels of HTML with buttons in them (ui/widgets/html.py says what their attributes do). */
+/* Panels of HTML with buttons in them (ui/widgets/html.py describes their attributes). */
 (() => {
   const { closest, dialog, find, findAll } = window.slimscope;
-  const LOOK_MS = [800, 2500]; // after an action, which may have started something
+  const LOOK_MS = [800, 2500]; // after an action, which may have started a run
   const COPIED_MS = 1500;
 
   /**
-   * Shows a dialog; its answer is true when it is closed with "yes".
+   * Shows a dialog; resolves to true if it is confirmed.
    * @param {HTMLDialogElement} box
    * @returns {Promise<boolean>}
    */
@@ -35,7 +35,7 @@
   }
 
   /**
-   * The text a person enters; null when they cancel. In a field of several lines, Enter begins another and Ctrl+Enter
+   * Asks for a text; resolves to null if the dialog is cancelled. In a field of several lines, Enter begins another and Ctrl+Enter
    * ends the text.
    * @param {string} question
    * @param {string} verb
@@ -69,7 +69,7 @@
   }
 
   /**
-   * Adds a value to a list in the address, or removes it.
+   * Adds a value to a list in the URL, or removes it.
    * @param {string} name
    * @param {string} value
    */

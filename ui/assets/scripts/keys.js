@@ -11,7 +11,7 @@
     // a field of a dialog that has just closed has the focus until the next frame
     Boolean(closest(event, "input, textarea, select, [role='textbox']")?.checkVisibility());
 
-  /* The card of the chart under the pointer, else of the one with the focus. */
+  /* Card of the chart under the pointer, or else with the focus. */
   const chartCard = () =>
     [...document.querySelectorAll(".card:has([data-full])")].findLast(
       (card) => card.matches(":fullscreen, :hover") || card.contains(document.activeElement),
@@ -96,7 +96,7 @@
         content.prepend(notifyButton());
     }
 
-    /** Hides what does not contain all words of the field. */
+    /** Hides entries that do not contain all words of the field. */
     filter() {
       if (!this.drawer) return;
       const words = find(this.drawer, "input", HTMLInputElement).value.toLowerCase().split(/\s+/);
@@ -123,7 +123,7 @@
     let first = "";
     let timer = 0;
 
-    /** Carries out what was pressed; false where it is no shortcut. @type {(key: string) => boolean} */
+    /** Executes a shortcut; returns false if the keys are not one. @type {(key: string) => boolean} */
     function act(key) {
       const pressed = first ? `${first} ${key}` : key;
       const address = addresses.get(pressed);
@@ -294,7 +294,7 @@
     }
   }
 
-  /** Called once a page, with the header. @param {HTMLElement} element */
+  /** Called once per page, with the header. @param {HTMLElement} element */
   function keyboard(element) {
     const { pages, keys } = find(element, "header").dataset;
     /** @type {Shortcut[]} */

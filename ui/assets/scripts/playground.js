@@ -1,5 +1,5 @@
-/* The playground: answers stream in token by token, an example is sent by a click. The server draws
-   the conversation; a section with `data-begin` is answered by this page. */
+/* The playground: streams answers token by token, and sends examples on a click. The server renders the
+   conversation; this page requests the answers of sections with `data-begin`. */
 (() => {
   const { closest, create, events, find, findAll } = window.slimscope;
   const LOOK_MS = 100;
@@ -10,7 +10,7 @@
   const NAME_KEY = "slimscope-name";
 
   /**
-   * An answer that is written: its tokens, the notice while it waits, and how to stop it.
+   * An answer in progress: its tokens, the notice while it waits, and the controller that stops it.
    * @typedef {object} Answer
    * @property {HTMLElement} strip
    * @property {number} tokens
@@ -19,7 +19,7 @@
    * @property {boolean} isOver
    */
   /**
-   * A row of the stream: tokens with the head that guessed each (negative: prompt lookup) and rejected ones, or a notice.
+   * A row of the stream: tokens with the head that drafted each (negative: prompt lookup) and rejected ones, or a notice.
    * @typedef {{tokens?: [string, number][], rejected?: string[], waits?: string, about?: number}} AnswerRow
    */
 
@@ -29,7 +29,7 @@
   const board = () => document.getElementById("playground-board");
   const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(done, ms));
 
-  /* The end of the page is in sight, so it should stay there. */
+  /* True if the page is scrolled to its end, where it should stay. */
   const isAtEnd = () =>
     window.innerHeight + window.scrollY > document.body.scrollHeight - NEAR_END_PX;
 
@@ -65,7 +65,7 @@
   }
 
   /**
-   * Puts an answer into its section, which may have been drawn anew.
+   * Writes an answer into its section, which may have been redrawn.
    * @param {string} query
    * @param {Answer} answer
    */
@@ -97,7 +97,7 @@
   }
 
   /**
-   * Streams an answer; while the server refuses because others are first, waits and asks again.
+   * Streams an answer; retries while the server is overloaded.
    * @param {string} query
    * @param {Answer} answer
    */
@@ -130,7 +130,7 @@
     try {
       await stream(query, answer);
     } catch {
-      /* stopped, or the server has gone, as the status line says */
+      /* stopped, or the server is unreachable, which the status line shows */
     }
     await pause(answer.stop.signal.aborted ? STORED_MS : 0);
     answer.isOver = true;
@@ -169,7 +169,7 @@
     setTimeout(() => find(document, "#playground-prompt .submit-button").click(), 50);
   });
 
-  /* The browser keeps the name that a guest enters. */
+  /* Stores the name that a guest enters in the browser. */
   function rememberName() {
     const field = document.querySelector("#playground-name input, #playground-name textarea");
     if (!(field instanceof HTMLInputElement || field instanceof HTMLTextAreaElement)) return;
@@ -180,7 +180,7 @@
       if (name) enter(field, name);
       field.addEventListener("change", () => localStorage.setItem(NAME_KEY, field.value));
     } catch {
-      /* a browser that keeps nothing */
+      /* storage is disabled */
     }
   }
 

@@ -18,7 +18,7 @@ window.slimscope = (() => {
   /* --- elements ---------------------------------------------------------------------------- */
 
   /**
-   * The first element that a selector finds. Throws where there is none of that type.
+   * First element that matches a selector. Throws if there is none of this type.
    * @template {Element} [T=HTMLElement]
    * @param {ParentNode} root
    * @param {string} selector
@@ -32,7 +32,7 @@ window.slimscope = (() => {
   }
 
   /**
-   * All elements of a type that a selector finds.
+   * All elements of a type that match a selector.
    * @template {Element} [T=HTMLElement]
    * @param {ParentNode} root
    * @param {string} selector
@@ -43,7 +43,7 @@ window.slimscope = (() => {
   }
 
   /**
-   * The element an event happened in, or the nearest one around it, that matches a selector.
+   * Target of an event, or its closest ancestor that matches a selector.
    * @template {Element} [T=HTMLElement]
    * @param {Event} event
    * @param {string} selector
@@ -126,7 +126,7 @@ window.slimscope = (() => {
   }
 
   /**
-   * Polls the server for the status line; `changed` is called when something else has changed.
+   * Polls the server for the status line; `changed` is called when other data has changed.
    * @param {HTMLElement} element
    * @param {() => void} changed
    */
@@ -193,7 +193,7 @@ window.slimscope = (() => {
     if (touched) address({ tab: name });
   }
 
-  /* Browsers allow few changes of an address in a second: a value that moves is written once it rests. */
+  /* Browsers limit address changes per second, so a moving value is written once it rests. */
   /** @type {Record<string, unknown>} */
   let unwritten = {};
   let writeTimer = 0;
@@ -223,7 +223,7 @@ window.slimscope = (() => {
   }
   window.addEventListener("pagehide", write);
 
-  /* Back undoes the last view: the page is drawn anew for the address it then has. */
+  /* Back restores the previous view: the page is redrawn for its address. */
   window.addEventListener("popstate", () => {
     if (!slimscope.back?.()) window.location.reload();
   });
@@ -233,7 +233,7 @@ window.slimscope = (() => {
   const typeScale = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
 
   /**
-   * The figure in the mode of the page, with larger type on wide screens.
+   * Figure in the color mode of the page, with larger text on wide screens.
    * @param {PlotlyFigure} figure
    */
   function shade(figure) {
@@ -279,7 +279,7 @@ window.slimscope = (() => {
       return (isFigure(value) && value.layout.meta) || {};
     }
 
-    /** The heatmap whose cells are picked. */
+    /** Heatmap whose cells can be selected. */
     get trace() {
       const { value } = this.props;
       return isFigure(value) ? value.data[0] : null;
@@ -384,7 +384,7 @@ window.slimscope = (() => {
         points.find((point) => point.customdata != null) ?? points[0];
       if (this.meta.pick) this.pick(pointIndex[1], pointIndex[0]);
       else this.tell({ x, y, customdata: customdata ?? null });
-      this.canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
+      this.canvas.focus({ preventScroll: true }); // the arrow keys continue from here
     }
 
     /** @param {KeyboardEvent} event */

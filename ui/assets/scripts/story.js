@@ -1,5 +1,4 @@
-/* Share: the link of this view with its QR code, and the stories that may take it in. The editor of a
-   story. */
+/* The share dialog (link of the view, QR code, stories to add it to), and the editor of a story. */
 (() => {
   const { dialog, find, findAll } = window.slimscope;
   const FILE_BYTES = 64e6;
@@ -9,7 +8,7 @@
     if (parent !== window && parent.location.pathname.includes("/slimscope/"))
       document.documentElement.classList.add("presenting");
   } catch {
-    /* another site frames us: a Space */
+    /* framed by another site, as in a Space */
   }
 
   /** The page and its state. */
@@ -115,7 +114,7 @@
   }
 
   /**
-   * Goes to the address it is given.
+   * Navigates to an address.
    * @type {Slimscope["leave"]}
    */
   function leave(props, watch) {

@@ -38,7 +38,7 @@ class Form {
   /** @param {Event} event */
   #changed({ target }) {
     if (!(target instanceof HTMLElement) || target.dataset.action || isOther(target)) return;
-    this.said.replaceChildren(); // it was about the composition before
+    this.said.replaceChildren(); // it referred to the previous composition
     if (this.#isDue) return;
     this.#isDue = true;
     this.#then(() => {
@@ -67,7 +67,7 @@ class Form {
     this.#then(() => this.#send(action, value));
   }
 
-  /** One message after the other, so that each is about what the page shows. @param {() => Promise<void>} work */
+  /** Sends one message at a time, so that each refers to the shown page. @param {() => Promise<void>} work */
   #then(work) {
     this.#last = this.#last.then(work);
   }
@@ -106,7 +106,7 @@ class Form {
     box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  /** The composition with what the controls hold. @param {Composition} composition @returns {Composition} */
+  /** The composition with the values of the controls. @param {Composition} composition @returns {Composition} */
   #read(composition) {
     const copy = structuredClone(composition);
     copy.name = find(this.root, "#new-name", HTMLInputElement).value;

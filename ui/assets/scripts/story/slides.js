@@ -1,4 +1,4 @@
-/* The slides of a story: a document, a presentation on the full screen, or what a phone follows. The page
+/* The slides of a story: as a document, as a full-screen presentation, or on a phone that follows. The page
    that presents and the exported file hold this script. */
 (() => {
   const POLL_MS = 1500;
@@ -83,7 +83,7 @@
 
   /* --- presenting -------------------------------------------------------------------------- */
 
-  /** The frame of the view, where it is a whole page. */
+  /** Frame of the view, if it is a whole page. */
   const frame = () =>
     /** @type {HTMLIFrameElement | null} */ (sections[index]?.querySelector("iframe"));
 
@@ -171,7 +171,7 @@
 
   /* --- following --------------------------------------------------------------------------- */
 
-  /** The address of a live page, as it is now. */
+  /** Current address of a live page. */
   function shownAddress() {
     try {
       const { href } = /** @type {Window} */ (frame()?.contentWindow).location;
@@ -181,7 +181,7 @@
     }
   }
 
-  /** Tells phones the view, where there is a code or `isNew`. @param {boolean} [isNew] */
+  /** Sends the view to phones, if there is a code or `isNew`. @param {boolean} [isNew] */
   async function publish(isNew) {
     const body = JSON.stringify({ code, story: data.story, at: index, address: shownAddress() });
     if (!(code || isNew) || index < 0 || (body === published && !isNew)) return;

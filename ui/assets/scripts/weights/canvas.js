@@ -1,8 +1,8 @@
-/* Drawing: canvases in the pixels of the screen, colors of the mode, numbers as text. */
+/* Drawing utilities: canvases in device pixels, colors of the current mode, formatted numbers. */
 
 /** @typedef {{text: string, muted: string, line: string, paper: string, panel: string, accent: string, blue: string,
-    size: number, stage: (hex: string) => string}} Inks Colors of the page; `size`: pixels of its type; `stage`: the
-    color of a stage in this mode. */
+    size: number, stage: (hex: string) => string}} Inks Colors of the page; `size`: font size in pixels; `stage`: the
+    color of a stage in the current mode. */
 /** @typedef {{pen: CanvasRenderingContext2D, width: number, height: number, line: number}} Surface `line`: height of a
     line of text. */
 /** @typedef {((value: number) => number) & {middle: number}} AxisScale Pixels of a value; `middle`: of the axis. */
@@ -27,16 +27,16 @@ const COLD = [0, 114, 178];
 /** @type {Color} */
 const WARM = [213, 94, 0];
 
-/** The color of a stage in HTML, which follows the mode by itself. @param {string} hex */
+/** Color of a stage for HTML, which adapts to the color mode. @param {string} hex */
 export const stageInk = (hex) => (INKS[hex] ? `var(--${INKS[hex]})` : hex);
 
-/* Reading styles and widths makes the browser lay out the page again, which takes longer than drawing. */
+/* Reading styles and widths forces a layout of the page, which takes longer than drawing. */
 /** @type {{mode: string, inks: Inks} | null} */
 let inkCache = null;
 /** @type {WeakMap<HTMLCanvasElement, number>} */
 let widthCache = new WeakMap();
 
-/** Forgets styles and widths; called when the size of the page changes. */
+/** Clears cached styles and widths; called when the page is resized. */
 export function measureAgain() {
   inkCache = null;
   widthCache = new WeakMap();
@@ -57,7 +57,7 @@ export function inks() {
   return inkCache.inks;
 }
 
-/** Pixels of a length in units of the type. @param {number} length */
+/** Pixels of a length given in font-size units. @param {number} length */
 export const em = (length) => length * inks().size;
 
 /** Width of a canvas: that of its parent. @param {HTMLCanvasElement} canvas */
@@ -133,7 +133,7 @@ export function channels(pen, color) {
   return [parseInt(red, 16), parseInt(green, 16), parseInt(blue, 16)];
 }
 
-/** Round numbers from low to high, about so many. @param {number} low @param {number} high @param {number} [count] */
+/** About `count` round numbers from low to high. @param {number} low @param {number} high @param {number} [count] */
 export function ticks(low, high, count = 5) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -145,7 +145,7 @@ export function ticks(low, high, count = 5) {
 }
 
 /**
- * Significant digits, with a real minus; a dash where there is no number.
+ * Formats with significant digits and a minus sign; a dash if there is no number.
  * @param {number | null | undefined} value
  * @param {number} [digits]
  */
@@ -171,7 +171,7 @@ export const lower = (label) =>
   /^[A-Z]{2}/.test(label) ? label : label[0].toLowerCase() + label.slice(1);
 
 /**
- * Calls `paint` with 0 to 1, the first time at once, or once with 1 for people who asked for less motion.
+ * Calls `paint` with 0 to 1, the first time at once, or once with 1 if reduced motion is preferred.
  * @param {(part: number) => void} paint
  * @param {number} [ms]
  * @returns {() => void} stops it

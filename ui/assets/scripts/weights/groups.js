@@ -1,5 +1,5 @@
-/* Group magnitudes: the codes as a comb out of the dense bell, the magnitudes in order, a map of the groups in that
-   order, and the worst groups weight by weight. Every change of a magnitude is in percent. */
+/* Group magnitudes: the codes as a comb below the dense histogram, the sorted magnitudes, a map of the groups in the
+   same order, and the weights of the worst groups. Changes of magnitudes are in percent. */
 import {
   bottomAxis,
   em,
@@ -47,7 +47,7 @@ export class GroupsLens {
   #stop = () => {};
   #snapped = "";
 
-  /** The groups that are shown; null where there are none. @type {Groups | null} */
+  /** Shown groups; null if there are none. @type {Groups | null} */
   groups = null;
   #key = "";
   /** @type {Promise<GroupsHead | null>} */
@@ -104,7 +104,7 @@ export class GroupsLens {
     return this.groups?.head ?? null;
   }
 
-  /** Says why there are no groups, and offers a tensor or a run that has some. @param {NoGroups} reason */
+  /** Shows why there are no groups, with a link to a tensor or run that has some. @param {NoGroups} reason */
   #offer({ missing, other, label, run }) {
     find(this.panel, ".empty p").textContent = missing;
     const button = find(this.panel, "[data-other]");
@@ -115,7 +115,7 @@ export class GroupsLens {
   }
 
   /**
-   * @param {string} step the recorded one nearest to it is drawn; the last by default
+   * @param {string} step the nearest recorded step is drawn; by default, the last
    * @param {string} group number among the worst
    * @param {string} color of the stage
    * @returns the step that is drawn
@@ -149,7 +149,7 @@ export class GroupsLens {
     return head.steps[at];
   }
 
-  /** The map of the groups, on the colors of the last step. @param {Groups} groups @param {number} at */
+  /** Map of the groups, with the color scale of the last step. @param {Groups} groups @param {number} at */
   #map({ head, arrays }, at) {
     const [steps, rows, columns] = arrays.cells.shape;
     const last = Math.max(...row(arrays.cells, steps - 1).map(Math.abs)) || 1;
@@ -175,7 +175,7 @@ export class GroupsLens {
     });
   }
 
-  /** The worst groups as buttons, and the chosen one on its grid. @param {Groups} groups @param {number} picked @param {string} color */
+  /** Worst groups as buttons, and the selected group on its grid. @param {Groups} groups @param {number} picked @param {string} color */
   #worst({ head, arrays }, picked, color) {
     this.#say("worst", head.harm);
     const list = find(this.panel, "[data-worst]");
@@ -210,7 +210,7 @@ export class GroupsLens {
       `Row ${output}, group ${group}, number ${picked + 1} by error: ${beyond.length} of ${dense.length} weights clipped, magnitude ${signed(change)}.`;
   }
 
-  /** Each weight from its dense value, above, to its point of the grid, below. @type {(dense: Float32Array, now: Float32Array, points: Float32Array, color: string) => void} */
+  /** Line of each weight from its dense value (above) to its grid point (below). @type {(dense: Float32Array, now: Float32Array, points: Float32Array, color: string) => void} */
   #moves(dense, now, points, color) {
     const ink = inks();
     const area = surface(this.#canvas("worst"), HEIGHT - 60);
@@ -242,7 +242,7 @@ export class GroupsLens {
     bottomAxis(area, ink, ticks(-reach, reach, 5), x, "Weight, and the points of the grid");
   }
 
-  /** Lets the bell snap to its grid, once for each tensor. @param {string} key */
+  /** Animates the rounding to the grid, once per tensor. @param {string} key */
   #snap(key) {
     this.#stop();
     if (this.#snapped === key) return this.#comb(1);
@@ -250,13 +250,13 @@ export class GroupsLens {
     this.#stop = tween((part) => this.#comb(part), SNAP_MS);
   }
 
-  /** Shows the snap again. */
+  /** Repeats the animation. */
   replay() {
     this.#snapped = "";
     if (this.groups) this.#snap(this.groups.etag);
   }
 
-  /** The shares of the codes as teeth, a part of the way from what rounds to them. @param {number} part */
+  /** Shares of the codes as teeth, during the animation from 0 to 1. @param {number} part */
   #comb(part) {
     if (!this.groups) return;
     const { at, color } = this.drawn;

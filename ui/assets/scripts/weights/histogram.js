@@ -1,4 +1,4 @@
-/* The weights of one tensor: histograms of the stages over each other, labeled inside the chart, and the difference of
+/* The weights of one tensor: overlaid histograms of stages, labeled inside the chart, and the difference of
    two of them as a strip. A drag marks a range of magnitudes. */
 import {
   DASHES,
@@ -48,15 +48,15 @@ const RIGHT = 12;
 const TOP = 8;
 const LEFT = () => em(2.75);
 const BOTTOM = () => em(2.25);
-const PEAK_WIDTH = 0.06; // of the axis: a narrow peak at zero
+const PEAK_WIDTH = 0.06; // share of the axis: a narrow peak at zero
 const PEAK_RATIO = 1.6; // to all else: a peak that is cut off
 const ROOM = 1.25; // above all else
 const MIN_DRAG = 0.01; // of the axis
 const SWATCH = 12; // pixels of a curve's color before its name
-const LABELED = 0.01; // share of the weights that is worth a label
+const LABELED = 0.01; // smallest share of the weights with a label
 
 /**
- * Percent by bin of a tensor on other edges; weights are taken to lie evenly in their own bins.
+ * Percent by bin of a tensor on other edges, assuming evenly spread weights within bins.
  * @param {Histograms} data
  * @param {number} t
  * @param {number} s
@@ -84,7 +84,7 @@ const largestOf = (values) =>
   Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
 /**
- * End of the height axis: it shows what has to be whole, and all but a tall peak at zero.
+ * Upper end of the height axis: `whole` is never cut off, a tall peak at zero may be.
  * @param {Float64Array[]} curves
  * @param {ArrayLike<number>} whole
  */
@@ -206,7 +206,7 @@ export class HistogramChart {
     this.output.textContent = `${number(weight)}: ${words.join(" · ")}`;
   }
 
-  /** @param {HistogramInput} input @param {boolean} moves curves glide there from what was drawn */
+  /** @param {HistogramInput} input @param {boolean} moves animate from the previous drawing */
   draw(input, moves) {
     const { data, t, s, shown } = input;
     const range = data.range(t);
@@ -337,7 +337,7 @@ export class HistogramChart {
   }
 
   /**
-   * The threshold, dotted, and the weight under the pointer.
+   * Dotted threshold line, and the weight under the pointer.
    * @type {(drawn: DrawnHistogram, pen: CanvasRenderingContext2D, x: AxisScale, floor: number) => void}
    */
   #paintMarks({ cutoff }, pen, x, floor) {
@@ -353,7 +353,7 @@ export class HistogramChart {
   }
 
   /**
-   * Names of the curves at their highest visible place, and what became of the middle.
+   * Names of the curves at their highest visible points, and a note on the small weights.
    * @type {(drawn: DrawnHistogram, area: Surface, x: AxisScale, y: (height: number) => number) => void}
    */
   #paintLabels(drawn, { pen, line }, x, y) {

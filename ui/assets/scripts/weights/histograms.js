@@ -1,15 +1,15 @@
-/* The recorded histograms and statistics of a run, as `ui/widgets/packed.py` packs them. */
+/* The recorded histograms and statistics of a run, in the format of `ui/widgets/packed.py`. */
 
 /** @typedef {{name: string, label: string, short?: string, main?: boolean, pruned?: boolean, color: string, dash: string,
-    perplexity?: number | null}} SentStage `main`: the model passes through it on the way to the result */
-/** @typedef {SentStage & {short: string}} Stage `short`: label in a narrow place */
+    perplexity?: number | null}} SentStage `main`: a step on the way to the result */
+/** @typedef {SentStage & {short: string}} Stage `short`: label for narrow places */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
 /** @typedef {{name: string, label: string, block: number, module: string}} Tensor */
 /** @typedef {[label: string, value: string]} Choice */
 /** @typedef {import("./canvas.js").Range} Range */
 
 /**
- * Header of a run's binary (`ui/pages/weights/histograms.py`). The optional parts are those of a page.
+ * Header of a run's binary (`ui/pages/weights/histograms.py`). Optional fields are only sent to the page.
  * @typedef {object} RunHeader
  * @property {string} run
  * @property {string} model
@@ -91,7 +91,7 @@ export class Histograms {
     return this.stages.findIndex((stage) => stage.name === name);
   }
 
-  /** Index of the stage that another is compared with by default: the first compressed one, else the first. @param {number} s */
+  /** Index of the default reference of a stage: the first compressed stage, or else the first. @param {number} s */
   reference(s) {
     const before = this.stage(this.effect.before);
     return before >= 0 && before < s ? before : this.main[0];
@@ -102,7 +102,7 @@ export class Histograms {
     return this.cells.get(`${block} ${module}`) ?? -1;
   }
 
-  /** A tensor was recorded at a stage. @type {(t: number, s: number) => boolean} */
+  /** True if a tensor was recorded at a stage. @type {(t: number, s: number) => boolean} */
   has(t, s) {
     return t >= 0 && s >= 0 && this.tail(t, s).n > 0;
   }
@@ -138,7 +138,7 @@ export class Histograms {
   }
 
   /**
-   * The magnitude threshold of a pruned stage, else NaN: zeros that rounding left were not chosen by size.
+   * The magnitude threshold of a pruned stage, else NaN, because zeros from rounding have no threshold.
    * @type {(t: number, s: number) => number}
    */
   cutoff(t, s) {
@@ -170,8 +170,8 @@ export class Histograms {
   }
 
   /**
-   * Share of all weights with a magnitude in a range, taken to lie evenly in their bins; exact zeros where it begins
-   * at 0.
+   * Share of all weights with a magnitude in a range, assuming evenly spread weights within bins. Includes exact
+   * zeros if the range begins at 0.
    * @param {number} t
    * @param {number} s
    * @param {Range} magnitudes
@@ -194,7 +194,7 @@ export class Histograms {
   }
 
   /**
-   * Half of an axis that shows the middle part of the weights that are not zero.
+   * Half-width of an axis that shows the middle `part` of the non-zero weights.
    * @param {number} t
    * @param {number[]} stages
    * @param {number} [part]
@@ -229,7 +229,7 @@ export class NoData extends Error {
 }
 
 /**
- * A binary as its header and its arrays by name. The browser keeps it and asks only if it has changed. Throws `NoData`.
+ * A binary as its header and its arrays by name. Cached by the browser until it changes. Throws `NoData`.
  * @template Header
  * @param {Record<string, string>} query
  * @param {string} [path]

@@ -13,7 +13,7 @@ import { shortName } from "./words.js";
 /** @import {Range, Surface} from "./canvas.js" */
 
 /**
- * The layers of a model. A tensor outside of the blocks, whose block is negative, takes a row.
+ * Layers of a model. A tensor outside the blocks has a negative block and its own row.
  * @typedef {object} MapLayers
  * @property {number[]} blocks
  * @property {string[]} modules
@@ -37,7 +37,7 @@ import { shortName } from "./words.js";
  * @property {Set<number>} [pinned]
  * @property {number} [height]
  */
-/** @typedef {{i: number, j: number}} Cell Column and row, also beside the cells. */
+/** @typedef {{i: number, j: number}} Cell Column and row; may lie outside the cells. */
 /** @typedef {{input: MapInput, across: number, down: number}} DrawnMap Width and height of a cell. */
 /**
  * @typedef {object} MapEvents
@@ -60,11 +60,11 @@ const BAR_STEPS = 40;
 /** Columns and rows by which an arrow key moves. @type {Record<string, [number, number]>} */
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Decimal logarithms; NaN of what is not positive. @param {ArrayLike<number>} values */
+/** Decimal logarithms; NaN for values that are not positive. @param {ArrayLike<number>} values */
 export const logs = (values) => Array.from(values, (v) => (v > 0 ? Math.log10(v) : NaN));
 
 /**
- * The 2 % and 98 % quantile of the values, or the same to both sides of 0.
+ * 2 % and 98 % quantiles of the values, or symmetric limits around 0.
  * @param {number[]} values
  * @param {boolean} [even]
  * @returns {Range}
@@ -137,7 +137,7 @@ export class LayerMap {
     };
   }
 
-  /** Frames a tensor that is looked at elsewhere; -1 for none. @param {number} t */
+  /** Frames a tensor that is hovered in another panel; -1 for none. @param {number} t */
   set hovered(t) {
     this.#hovered = t;
   }
@@ -176,7 +176,7 @@ export class LayerMap {
     return isInside ? data.at(data.blocks[cell.i], data.modules[cell.j]) : -1;
   }
 
-  /** Indices of the tensors that a test holds for. @param {(block: number, module: string) => boolean} test */
+  /** Indices of the tensors that satisfy a test. @param {(block: number, module: string) => boolean} test */
   #tensorsWhere(test) {
     const tensors = this.#drawn?.input.data.tensors ?? [];
     return tensors.flatMap(({ block, module }, t) => (test(block, module) ? [t] : []));
@@ -194,7 +194,7 @@ export class LayerMap {
     return [];
   }
 
-  /** Chooses the rectangle from where the pointer went down. @param {PointerEvent} event */
+  /** Selects the rectangle from the point where the drag began. @param {PointerEvent} event */
   #brush(event) {
     const from = this.#from;
     const to = this.#cellAt(event);
@@ -213,7 +213,7 @@ export class LayerMap {
     if (inside.length) this.on.choose?.(inside, event.shiftKey);
   }
 
-  /** The next tensor that way, over holes; -1 at the edge. @param {[number, number]} move */
+  /** Next tensor in a direction, skipping empty cells; -1 at the edge. @param {[number, number]} move */
   #beside([right, down]) {
     if (!this.#drawn) return -1;
     const { data, picked } = this.#drawn.input;

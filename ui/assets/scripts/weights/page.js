@@ -1,4 +1,4 @@
-/* The Weights page: the toolbar and the panels, all of which draw one state. */
+/* The page *Weights*: toolbar and panels, which all show the same state. */
 import { lower, measureAgain, number, picture, stageInk, still, tween, widthOf } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { Comparison } from "./comparison.js";
@@ -40,7 +40,7 @@ const runOfAddress = () => new URLSearchParams(location.search).get("run") ?? ""
 /** The run of the address, requested while Gradio starts. @type {Promise<Histograms> | null} */
 let early = null;
 
-/** Begins to load what the address asks for. */
+/** Starts to load the run of the address. */
 export function ahead() {
   early ??= load(runOfAddress());
   early.catch(() => {});
@@ -75,10 +75,10 @@ export function start(element, opened) {
 class Page {
   /** @type {Histograms | null} */
   #data = null;
-  /** The run that is compared with. @type {Histograms | null} */
+  /** The other run of a comparison. @type {Histograms | null} */
   other = null;
   hovered = -1;
-  /** The stage that is held while a key is down; -1 for none. */
+  /** Stage shown while a key is held; -1 for none. */
   held = -1;
   /** @type {(View & Plot) | null} */
   plot = null;
@@ -147,7 +147,7 @@ class Page {
     return find(this.panel(name), "canvas", HTMLCanvasElement);
   }
 
-  /** Height of a panel's chart: all that a full screen has. @type {(name: PanelName, usual?: number) => number | undefined} */
+  /** Height of a panel's chart; in full screen, the available height. @type {(name: PanelName, usual?: number) => number | undefined} */
   #heightOf(name, usual) {
     const isFull = document.fullscreenElement === this.panel(name);
     return isFull ? Math.max(usual ?? 0, window.innerHeight - FULL_MARGIN) : usual;
@@ -187,7 +187,7 @@ class Page {
     this.state.write();
   }
 
-  /** Shows a run that is being loaded, or why there is none. @param {Promise<Histograms>} coming */
+  /** Shows a run once it is loaded, or the reason why it is not available. @param {Promise<Histograms>} coming */
   async show(coming) {
     const request = ++this.runRequest;
     try {
@@ -221,7 +221,7 @@ class Page {
     }
   }
 
-  /** Shows why a run has no data, and offers the others. @param {NoData} reason */
+  /** Shows why a run has no data, and links to other runs. @param {NoData} reason */
   async #showReason({ html, message }) {
     this.all.hidden = true;
     if (html)
@@ -231,7 +231,7 @@ class Page {
     if (newest) this.#options("run", [["Choose a run", ""], ...runsOf(newest)], "");
   }
 
-  /** Asks if the run has moved on; a stage nobody has chosen gives way to the next. */
+  /** Checks for new data of the run; the default stage follows the newest one. */
   async refresh() {
     const before = this.#data;
     const { run, stage } = this.state.now;
@@ -242,7 +242,7 @@ class Page {
     await this.show(Promise.resolve(fresh));
   }
 
-  /** Takes the state of the address. */
+  /** Reads the state from the address. */
   restore() {
     const { now } = this.state;
     const wanted = asked(location.search);
@@ -291,7 +291,7 @@ class Page {
     this.state.write();
   }
 
-  /** Goes through the main stages, or in the lens of groups through the steps. */
+  /** Plays the main stages, or in the view of groups the training steps. */
   play() {
     const { main, stages } = this.data;
     const steps = this.state.now.view === "groups" && this.lens.groups?.head.steps;
@@ -331,7 +331,7 @@ class Page {
     step(begin);
   }
 
-  /** Plays at the first visit, where the address asks for no stage. */
+  /** Plays on the first visit, unless the address names a stage. */
   playOnce() {
     const isNew = !localStorage.getItem(PLAYED_KEY) && !location.search.includes("stage=");
     if (!this.#data || !isNew || still()) return;
@@ -339,7 +339,7 @@ class Page {
     if (this.data.main.length > 2) this.play();
   }
 
-  /** Paints map, histogram and ridges a part of the way between two stages. @type {(from: number, to: number, part: number) => void} */
+  /** Paints map, histogram and ridges at a position between two stages. @type {(from: number, to: number, part: number) => void} */
   #between(from, to, part) {
     this.#paintMap(from, to, part);
     this.#paintHistogram(from, to, part);
@@ -372,14 +372,14 @@ class Page {
     this.#openTables();
   }
 
-  /** Draws what changes with the tensor under the pointer, or with the marked magnitudes. */
+  /** Draws the parts that depend on the hovered tensor or on the marked magnitudes. */
   preview() {
     this.stop();
     this.#between(this.s, this.s, 1);
     this.#describe();
   }
 
-  /** The words of what is drawn. */
+  /** Texts of the drawn charts. */
   #describe() {
     const { data, t, s } = this;
     this.#sayMap();
@@ -429,7 +429,7 @@ class Page {
     find(panel, ".weights-theory").hidden = !(data.cutoff(t, s) > 0); // it is about the dotted lines
   }
 
-  /** The headline of the page, and the figures beside those of the reference. */
+  /** Headline of the page, and the statistics next to those of the reference. */
   #effect() {
     const { data, t, s, comparison } = this;
     const effect = comparison.effect(t, s);
@@ -450,7 +450,7 @@ class Page {
     find(this.element, ".weights-figures").replaceChildren(...parts);
   }
 
-  /** The same place of another tensor, of one module only where it is given. @param {string} [module] */
+  /** Same position for another tensor, optionally of one module only. @param {string} [module] */
   #sameOf(module) {
     const { data } = this;
     /** @type {(place: Place, t: number) => Place | null} */
@@ -469,7 +469,7 @@ class Page {
     this.#say("ridges", `${shortName(module)} in all blocks: ${lower(title)}`, this.ridges.note());
   }
 
-  /** Draws a view of profiles, which are fetched. */
+  /** Fetches profiles and draws their view. */
   async #drawView() {
     const { data, t, s } = this;
     const now = { ...this.state.now };
@@ -504,7 +504,7 @@ class Page {
     if (this.plot) this.#openTables(panel);
   }
 
-  /** Draws the group magnitudes, and makes their steps stops of the rail. */
+  /** Draws the group magnitudes, and adds their training steps to the rail. */
   async #drawGroups() {
     const { data, t, s } = this;
     const { step, group } = this.state.now;
@@ -522,13 +522,13 @@ class Page {
     this.#openTables(this.panel("groups"));
   }
 
-  /** The step of training that is shown, where the lens of groups is open and the stage is the trained one. */
+  /** Shown training step, if the view of groups is open at the trained stage. */
   #step() {
     const { view, step } = this.state.now;
     return view === "groups" && step && this.lens.groups ? (this.drawnStep ?? null) : null;
   }
 
-  /** A statistic was measured at a stage. @type {(name: string, s: number) => boolean} */
+  /** True if a statistic was measured at a stage. @type {(name: string, s: number) => boolean} */
   isMeasured(name, s) {
     return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s)));
   }
@@ -629,7 +629,7 @@ class Page {
     box.replaceChildren(table([heads, rows], `${data.run}-${data.tensors[t].name}`));
   }
 
-  /** Fills the data tables that are open. @param {HTMLElement} [panel] of this one only */
+  /** Fills the open data tables. @param {HTMLElement} [panel] of this one only */
   #openTables(panel = this.element) {
     for (const details of findAll(panel, ".weights-panel details.card-data[open]"))
       this.#fillTable(details);
@@ -673,7 +673,7 @@ class Page {
 
   /* --- controls ------------------------------------------------------------------------------ */
 
-  /** Fills what depends on the run. */
+  /** Fills the parts of the page that depend on the run. */
   #fill() {
     const { data } = this;
     const { now } = this.state;

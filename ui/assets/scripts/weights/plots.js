@@ -1,11 +1,11 @@
-/* Plots that several views share: grids of cells, and lines. Each returns a reader of what is under the pointer. */
+/* Plots of several views: grids of cells, and lines. Each returns a function that reads the value under the pointer. */
 import { DASHES, inks, number, stroke, surface, ticks, widthOf } from "./canvas.js";
 import { colorScale, limits, logs } from "./map.js";
 /** @import {Range, Surface} from "./canvas.js" */
 
 /** @typedef {{offsetX: number, offsetY: number}} Pointer */
 /** @typedef {{panel: number, i: number, j: number, words: string}} PlotPlace Panel, row and column under the pointer;
-    of lines all 0. */
+    all 0 for lines. */
 /** @typedef {{at: (pointer: Pointer) => PlotPlace | null, scale: string}} Plot `scale`: the meaning of colors */
 
 /**
@@ -44,7 +44,7 @@ const MAX_ACROSS = 4;
 const MAX_DECADES = 6; // of colors on a log scale
 const LINES_HEIGHT = 340;
 
-/** Writes what is under the pointer. @type {(canvas: HTMLCanvasElement, output: HTMLElement, plot: () => Plot | null | undefined) => void} */
+/** Shows the value under the pointer. @type {(canvas: HTMLCanvasElement, output: HTMLElement, plot: () => Plot | null | undefined) => void} */
 export function readOut(canvas, output, plot) {
   canvas.onpointermove = (event) => {
     output.textContent = plot()?.at(event)?.words ?? "";
@@ -55,7 +55,7 @@ export function readOut(canvas, output, plot) {
 }
 
 /**
- * Text that runs upwards.
+ * Vertical text.
  * @param {CanvasRenderingContext2D} pen
  * @param {string} text
  * @param {number} x
@@ -228,10 +228,10 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
  */
 /** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, signed?: boolean, names: [y: string, x: string], height?: number}} Lines
     `signed`: the y axis is even around 0. */
-/** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Ends as they are scaled. */
+/** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Scaled limits. */
 
 /**
- * Ends of an axis, in decades where it is logarithmic.
+ * Limits of an axis, in decades on a log axis.
  * @param {Line[]} series
  * @param {"x" | "y"} name
  * @param {boolean} [log]
@@ -335,7 +335,7 @@ function paintLine(pen, line, x, y) {
   }
 }
 
-/** The point of a line that is nearest to an x. @type {(line: Line, wanted: number) => string} */
+/** Point of a line with the nearest x. @type {(line: Line, wanted: number) => string} */
 function pointWords({ label, x, y, names }, wanted) {
   let best = 0;
   for (let i = 1; i < x.length; i++)

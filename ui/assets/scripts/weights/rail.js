@@ -56,7 +56,7 @@ export class Rail {
     };
   }
 
-  /** Place of a pixel between the middles of the main stops. @param {number} x */
+  /** Position of a pixel between the centers of the main stops. @param {number} x */
   #placeAt(x) {
     const middles = this.#stops
       .filter(({ canvas }) => canvas)
@@ -71,7 +71,7 @@ export class Rail {
   }
 
   /**
-   * Makes the stops of a run; `steps` of training follow their stage.
+   * Creates the stops of a run; training `steps` follow their stage.
    * @param {Histograms} data
    * @param {{s: number, steps: number[]} | null} training
    */
@@ -108,7 +108,7 @@ export class Rail {
   }
 
   /**
-   * Draws a tensor at every main stage, and marks the stop that is shown.
+   * Draws a tensor at every main stage, and marks the shown stop.
    * @param {Histograms} data
    * @param {number} t
    * @param {number} s

@@ -8,7 +8,7 @@ import { shortName, smoothed } from "./words.js";
 /** @import {Figures} from "./tables.js" */
 
 /**
- * The histograms of a module, without exact zeros, on one axis and one scale.
+ * Histograms of a module without exact zeros, on a common axis and scale.
  * @typedef {object} RidgeData
  * @property {string} key
  * @property {Histograms} data
@@ -70,7 +70,7 @@ export class Ridges {
     return this.#drawn;
   }
 
-  /** The tensor whose ridge is under the pointer; -1 beside them. @param {MouseEvent} event */
+  /** Tensor of the ridge under the pointer; -1 for none. @param {MouseEvent} event */
   #tensorAt({ offsetY }) {
     if (!this.#drawn) return -1;
     const { tensors, gap } = this.#drawn;
@@ -118,7 +118,7 @@ export class Ridges {
   }
 
   /**
-   * Leaves the path of a ridge, over those behind it.
+   * Traces the path of a ridge over those behind it.
    * @param {CanvasRenderingContext2D} pen
    * @param {AxisScale} x
    * @param {number[]} ridge

@@ -1,4 +1,4 @@
-/* The state of the page: it drives every panel and the address, which holds only what differs from the default. */
+/* State of the page, shown by all panels. The address contains the values that differ from their defaults. */
 import { VIEWS } from "./views.js";
 /** @import {Histograms} from "./histograms.js" */
 /** @import {Range} from "./canvas.js" */
@@ -26,7 +26,7 @@ const OPTIONS = {
 const DEFAULTS = OPTIONS;
 const FIELDS = /** @type {Field[]} */ (["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)]);
 const DRAWN_HERE = ["ridges", "groups"]; // views that `VIEWS` lacks
-/** The state that an address asks for. @param {string} search */
+/** State of an address. @param {string} search */
 export function asked(search) {
   const query = new URLSearchParams(search);
   const state = /** @type {State} */ (
@@ -37,7 +37,7 @@ export function asked(search) {
   return state;
 }
 
-/** Names of the stages that the histogram shows. @param {State} state */
+/** Names of the stages in the histogram. @param {State} state */
 export const chosenStages = ({ show }) => show.split(",").filter(Boolean);
 
 export class Selection {
@@ -51,7 +51,7 @@ export class Selection {
   }
 
   /**
-   * Takes the defaults of a run, also in place of what the run does not have.
+   * Fills in the defaults of a run, also for values that the run does not have.
    * @param {Histograms} data
    * @returns {string} sentences on what the address asks for and the run lacks
    */
@@ -98,7 +98,7 @@ export class Selection {
   }
 }
 
-/** The two magnitudes of a brush; null where it is none. @param {string} brush @returns {Range | null} */
+/** The two magnitudes of a brush; null if it is invalid. @param {string} brush @returns {Range | null} */
 export function range(brush) {
   const [low, high] = brush.split("~").map(Number);
   return brush && low >= 0 && high > low ? [low, high] : null;

@@ -7,7 +7,7 @@ import { number } from "./canvas.js";
 
 const { create, saveTable } = window.slimscope;
 
-/** A text as the name of a file. @param {string} text */
+/** File name for a text. @param {string} text */
 export const fileName = (text) => text.replace(/[^\w.-]+/g, "-");
 
 /** @param {Cell} value @param {boolean} isHead @param {boolean} isFirst */
@@ -33,7 +33,7 @@ function htmlTable([heads, rows]) {
 }
 
 /**
- * A table with the button that saves it, as the macro `data_table` makes it.
+ * A table with a button that saves it, like the macro `data_table`.
  * @param {Figures} figures
  * @param {string} name
  */
@@ -75,7 +75,7 @@ export function saveAll(data) {
 }
 
 /**
- * Fills a list; it is left alone where the choices are the same, as it may be open.
+ * Fills a list. Unchanged choices are not replaced, because the list may be open.
  * @param {HTMLSelectElement} select
  * @param {Choice[]} choices
  * @param {string} value

@@ -1,4 +1,4 @@
-/* Views of one tensor, or of its module in every block, from profiles that are fetched when they are looked at. */
+/* Views of one tensor, or of its module in every block. Profiles are fetched on demand. */
 import { lower, number, share, times } from "./canvas.js";
 import { profiles } from "./histograms.js";
 import { grid, lines } from "./plots.js";
@@ -10,7 +10,7 @@ import { shortName } from "./words.js";
 /** @import {Figures} from "./tables.js" */
 
 /**
- * What a view shows.
+ * Input of a view.
  * @typedef {object} ViewInput
  * @property {State} now
  * @property {Histograms} data
@@ -29,7 +29,7 @@ import { shortName } from "./words.js";
  * @property {Line[]} [legend]
  * @property {(place: PlotPlace) => Partial<State>} [pick] change of the state by a click
  */
-/** @typedef {(input: ViewInput) => Promise<View | string>} DrawView A sentence where there is nothing to draw. */
+/** @typedef {(input: ViewInput) => Promise<View | string>} DrawView Returns a sentence if there is nothing to draw. */
 /**
  * Profiles of a tensor at a stage of a run, and how its line is drawn.
  * @typedef {object} RecordedStage
@@ -45,7 +45,7 @@ import { shortName } from "./words.js";
 
 const FENCE = 3; // Tukey's outer fence, in interquartile ranges
 const MAX_NAMED = 8; // outliers in a note
-const STEADY = 0.02; // relative changes below it are none
+const STEADY = 0.02; // smaller relative changes are ignored
 /** @type {Record<string, string>} */
 const CELL_FIGURES = {
   mean: "Mean |weight|",
@@ -78,7 +78,7 @@ function quantile(values, part) {
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
 
 /**
- * Profiles at every stage that is drawn, of both runs; only stages that have the first of the names.
+ * Profiles of both runs at every drawn stage that has the first of the names.
  * @param {ViewInput} input
  * @param {string[]} names
  * @returns {Promise<RecordedStage[]>}

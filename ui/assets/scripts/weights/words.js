@@ -1,4 +1,4 @@
-/* Headlines: what the charts show on this data, as sentences by rule. */
+/* Headlines: the findings of the charts, as sentences computed by rules. */
 import { lower, number } from "./canvas.js";
 import { nameOf } from "./comparison.js";
 import { middleWords } from "./histogram.js";
@@ -6,7 +6,7 @@ import { middleWords } from "./histogram.js";
 /** @import {Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-const STEADY = 0.02; // relative changes below it are none
+const STEADY = 0.02; // smaller relative changes are ignored
 const MAX_FIGURES = 5;
 /** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
 const FIGURES = [
@@ -118,7 +118,7 @@ export function ofAllLayers({ before, after, rival }, at) {
 }
 
 /**
- * The statistics of a tensor that say most, beside those of the reference.
+ * Most important statistics of a tensor, next to those of the reference.
  * @param {Place} place
  * @param {Place} reference
  * @returns {Figure[]}

@@ -1,4 +1,4 @@
-/* One group of a layer on its grid: each weight is a dot, and the bell that they make snaps to the teeth of the format.
+/* One group of a layer on its grid: each weight is a dot, and their histogram snaps to the grid of the format.
    Rounded to nearest, as a knob shows it at once. A click, or an arrow key, leads to another group. */
 import { bottomAxis, em, inks, share, surface, ticks, tween, widthOf } from "../weights/canvas.js";
 import { grid, round } from "./tensor.js";

@@ -7,10 +7,10 @@
       back?: () => boolean,
     }} Slimscope */
 
-/** The object that `slimscope.js` puts into the window. @type {Slimscope} */
+/** The object that `slimscope.js` adds to the window. @type {Slimscope} */
 export const slimscope = Reflect.get(window, "slimscope");
 
-/** The first element that fits, of that class. Throws an Error: there is none.
+/** First element of a class that matches a selector. Throws an Error if there is none.
     @template {Element} T
     @param {ParentNode} root
     @param {string} selector
@@ -31,13 +31,13 @@ export const button = (words, act, more = {}) =>
     ...more,
   });
 
-/** The button of a group that was clicked; null beside the buttons. @param {Event} event */
+/** Clicked button of a group; null for a click next to the buttons. @param {Event} event */
 export const pressed = ({ target }) => (target instanceof HTMLButtonElement ? target : null);
 
-/** Writes words where they change: a browser lays out anew what is written. @param {Element} element @param {string} words */
+/** Writes a text only if it has changed, because writing causes a new layout. @param {Element} element @param {string} words */
 export function tell(element, words) {
   if (element.textContent !== words) element.textContent = words;
 }
 
-/** The words of anything that was thrown. @param {unknown} error */
+/** Message of a thrown value. @param {unknown} error */
 export const reason = (error) => (error instanceof Error ? error.message : String(error));

@@ -12,7 +12,7 @@ import { plasma } from "../weights/canvas.js";
 /** @typedef {{text: string, pattern: string, width: string, keep: number, of: number, drop: number, bits: number,
       group: number, marks: number, scales: number, misfits: number[], label: string, short: string,
       alone: Format[]}} Format
-    `alone`: its pattern and its width, where it has both. */
+    `alone`: its pattern and its width as separate formats, if it has both. */
 /** @typedef {{identity: string, pruner: string, quantizer: string, formats: Format[]}} State */
 /** @typedef {"pruner" | "quantizer"} Method */
 
@@ -23,7 +23,7 @@ const SIGNS = [
 ];
 const DENSE = "dense";
 
-/** The formats of a model; the same names always give the same object. */
+/** Formats of a model; equal names give the same object. */
 export class Formats {
   /** @type {Map<string, Part>} */
   #parts = new Map();
@@ -84,7 +84,7 @@ export class Formats {
     return found;
   }
 
-  /** The name of the width of so many bits in groups of that size; "" where there is none. @param {number} bits @param {number} group */
+  /** Name of the width with these bits and group size; "" if there is none. @param {number} bits @param {number} group */
   width(bits, group) {
     for (const [name, part] of this.#parts)
       if (part.bits === bits && part.group === group) return name;
@@ -95,11 +95,11 @@ export class Formats {
 /** @param {Format} form @param {number} columns */
 export const fits = ({ misfits }, columns) => !misfits.includes(columns);
 
-/** Bits a weight of a row of `columns` inputs takes. @param {Format} form @param {number} columns */
+/** Bits per weight in a row of `columns` inputs. @param {Format} form @param {number} columns */
 export const bitsPerWeight = ({ drop, bits, group, marks, scales }, columns) =>
   (1 - drop) * bits + marks + (group ? scales : scales / columns);
 
-/** On one ordered scale: the less is left, the brighter; null of dense. @param {Format} form */
+/** Position on an ordered color scale, brighter for stronger compression; null for dense. @param {Format} form */
 export function color({ pattern, drop, width, bits }) {
   if (!pattern && !width) return null;
   const left = width ? (Math.log2(bits * (1 - drop)) - 1) / 2 : (0.8 - drop) / 0.5;

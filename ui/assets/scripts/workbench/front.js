@@ -1,4 +1,4 @@
-/* Size against quality: the best mixes, predicted; uniform formats, runs, files of llama.cpp, kept states and this one. */
+/* Size and quality: predicted best allocations, uniform formats, runs, llama.cpp files, saved states and this state. */
 import {
   bottomAxis,
   em,
@@ -31,7 +31,7 @@ const REACH = 14;
 const LEFT = () => em(2.75);
 const BOTTOM = () => em(2.25);
 const TOP_RATIO = 4; // worse states are drawn at the edge
-const LOW_RATIO = 0.88; // leaves room for names below the line of 1
+const LOW_RATIO = 0.88; // room for names below the line at 1
 const GREEN = "#009E73"; // of llama.cpp
 
 class FrontChart {
@@ -112,7 +112,7 @@ class FrontChart {
     }
   }
 
-  /** The prediction of a run's state, with a line to what it became.
+  /** Prediction of a run's state, with a line to its result.
       @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point @param {number} from */
   #became({ pen }, ink, { x, y }, from) {
     Object.assign(pen, { strokeStyle: ink.muted, fillStyle: ink.paper, lineWidth: 1.25 });
@@ -175,7 +175,7 @@ class FrontChart {
       textAlign: "right",
       textBaseline: "middle",
     });
-    let above = Infinity; // ticks stand apart, however large the type is
+    let above = Infinity; // ticks keep their distance at any font size
     for (const tick of [1, 1.1, 1.25, 1.5, 2, 3, 4].filter((each) => each <= top)) {
       if (above - y(tick) < 0.75 * line) continue;
       above = y(tick);
@@ -188,7 +188,7 @@ class FrontChart {
     bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
   }
 
-  /** A dot with its name, unless that would lie over another name.
+  /** A dot with its name, unless the name would overlap another one.
       @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point */
   #landmark({ pen, width, line }, ink, { x, y, color: hue = "", short = "" }) {
     pen.beginPath();
@@ -268,7 +268,7 @@ export class FrontPanel {
     const { predictions, model } = view;
     const measured = known.ratio !== undefined && known.exactly !== false;
     const predicted = totals.unknown ? NaN : Math.exp(totals.loss);
-    const isPreview = known.exactly === false && Number.isFinite(predicted); // the prediction is nearer to a run
+    const isPreview = known.exactly === false && Number.isFinite(predicted); // a run is next to the prediction
     const ratio = isPreview ? predicted : (known.ratio ?? predicted);
     const { nbytes } = predictions.totals(view.dense);
     if (this.view !== view) {
@@ -318,7 +318,7 @@ export class FrontPanel {
     this.box.replaceChildren(...(states.length ? states : [none]));
   }
 
-  /** Finished runs of the model; those that were queued from a state are drawn once.
+  /** Finished runs of the model; runs queued from a state are drawn once.
       @param {import("./view.js").Start} model @returns {Point[]} */
   #runs({ runs, queued }) {
     const others = runs.filter(([run]) => queued.every((each) => each.run !== run));

@@ -1,4 +1,4 @@
-/* The knobs of the Workbench: a budget for all layers, formats of the chosen layers, and methods. */
+/* Controls of the workbench: a budget for all layers, formats of the selected layers, and methods. */
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { button, need, pressed, tell } from "./elements.js";
@@ -13,7 +13,7 @@ import { plural } from "./panels.js";
 /** @type {Method[]} */
 const METHODS = ["pruner", "quantizer"];
 
-/** An amount of a budget as it can be typed. @param {import("./view.js").Unit} unit @param {number} value */
+/** Amount of a budget as text. @param {import("./view.js").Unit} unit @param {number} value */
 function typed(unit, value) {
   const few = (/** @type {number} */ x, digits = 3) => String(Number(x.toPrecision(digits)));
   if (!Number.isFinite(value)) return "";
@@ -42,7 +42,7 @@ export class Knobs {
     this.text = need(card, "#workbench-budget-text", HTMLInputElement);
     this.refusal = need(card, "#workbench-budget-refusal", HTMLElement);
     /** @type {string | null} */
-    this.asked = null; // a typed budget without a mix, or without an answer yet
+    this.asked = null; // a typed budget that is infeasible or not solved yet
     /** @type {[front: string, unit: string][]} */
     this.budgets = [...this.#select("budget").options].map(({ value }) => {
       const [front, unit] = value.split(" ");
@@ -130,7 +130,7 @@ export class Knobs {
   /** @param {View} view @param {Format[]} forms of the chosen layers */
   #drawFormats(view, forms) {
     const { known, model } = view;
-    /** The value that all of them have; null where they differ.
+    /** Common value of all elements; null if they differ.
         @template T @param {(form: Format) => T} value */
     const one = (value) => {
       const [first, ...others] = new Set(forms.map(value));
@@ -207,14 +207,14 @@ export class Knobs {
     if (this.text !== document.activeElement) this.text.value = this.asked ?? words;
   }
 
-  /** Says why the budget that was typed has no mix; "": the field shows that of the state. @param {string} words */
+  /** Shows why the typed budget is infeasible; "": the field shows the budget of the state. @param {string} words */
   refuse(words) {
     if (!words) this.asked = null;
     this.refusal.textContent = words;
     this.text.setAttribute("aria-invalid", String(Boolean(words)));
   }
 
-  /** Says which chosen layers did not take a format. @param {import("./view.js").Misfit[]} misfits */
+  /** Lists the selected layers that cannot have the format. @param {import("./view.js").Misfit[]} misfits */
   tellMisfits(misfits) {
     const inputs = [...new Set(misfits.map(({ columns }) => columns))].join(", ");
     need(this.card, ".workbench-misfit", HTMLElement).textContent = misfits.length
@@ -222,7 +222,7 @@ export class Knobs {
       : "";
   }
 
-  /** Buttons in the colors of formats, of which the one of that value is taken.
+  /** Buttons in the colors of formats, with the current value pressed.
       @param {string} group @param {string | null} value @param {{words: string, value: string, form: Format}[]} offered */
   #buttons(group, value, offered) {
     const box = this.#group(group);

@@ -1,4 +1,4 @@
-/* The live model: one stream of events about a state. A newer state ends the stream of the older. */
+/* The live model: a stream of events about a state. A newer state ends the older stream. */
 import { reason, slimscope } from "./elements.js";
 
 /** @typedef {{event: "waits", what: string, about_s: number}
@@ -16,7 +16,7 @@ import { reason, slimscope } from "./elements.js";
     As `jobs/serving/live/answering.py` sends them. `ratio`: perplexity over dense, `low` to `high` its interval. */
 /** @typedef {{model: string, state: string, want: string[], prompt?: string, text?: string, tokens?: number, against?: string}} LiveBody */
 
-const PAUSE_MS = 80; // a knob that still moves asks for nothing
+const PAUSE_MS = 80; // no request while a slider moves
 
 export class LiveStream {
   /** @type {AbortController | null} */
@@ -29,7 +29,7 @@ export class LiveStream {
     this.take = take;
   }
 
-  /** Asks for a state after a short pause, or at once. @param {LiveBody} body */
+  /** Requests a state after a short pause, or immediately. @param {LiveBody} body */
   ask(body, atOnce = false) {
     this.end();
     this.#timer = setTimeout(() => this.#begin(body), atOnce ? 0 : PAUSE_MS);
@@ -78,7 +78,7 @@ export class LiveStream {
     }
   }
 
-  /** A layer as the process holds it; null where it cannot be had, or is not as a run makes it.
+  /** Layer of the serving process; null if unavailable, or different from that of a run.
       @param {string} model @param {string} state @param {string} name
       @returns {Promise<import("./view.js").LiveTensor | null>} */
   async tensor(model, state, name) {

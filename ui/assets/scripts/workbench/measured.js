@@ -1,4 +1,4 @@
-/* Figures of each state, predicted, live, final or counted; the gauges show them. */
+/* Metrics of each state for the gauges: predicted, live, final or counted. */
 import { number, share, times } from "../weights/canvas.js";
 import { need, tell } from "./elements.js";
 import { addressOf } from "./formats.js";
@@ -13,7 +13,7 @@ import { addressOf } from "./formats.js";
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
 
-/** The same of any version of the model. @param {string} address */
+/** Metrics of any version of the model. @param {string} address */
 const key = (address) => address.replace(/^[^~]*/, "");
 /** @param {number} nbytes */
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
@@ -37,7 +37,7 @@ export class Measured {
     this.status = need(element, ".workbench-status", HTMLElement);
   }
 
-  /** Forgets all figures, which are those of another model. */
+  /** Clears all metrics when the model changes. */
   forget() {
     this.#known.clear();
     this.#dense = null;
@@ -103,7 +103,7 @@ export class Measured {
   /** @param {Extract<LiveEvent, {event: "applied"}>} event */
   #applied({ changed, ms, exactly, read_bytes: read }) {
     const nothing = { ratio: undefined, low: undefined, high: undefined, tokens: undefined };
-    if (exactly && this.#known.get(this.#now)?.exactly === false) this.#learn(nothing); // but the instant answer
+    if (exactly && this.#known.get(this.#now)?.exactly === false) this.#learn(nothing); // except for the preview
     this.#learn({ read, exactly });
     this.say(changed ? `${changed} layers changed in ${Math.round(ms)} ms` : "Live");
   }
@@ -184,7 +184,7 @@ export class Measured {
     };
   }
 
-  /** The newest run that was queued from this state. @param {View} view @returns {Reading} */
+  /** Newest run queued from this state. @param {View} view @returns {Reading} */
   #final({ model, now, holding }) {
     const state = key(addressOf(now));
     const run = holding ? undefined : model.queued.find((each) => key(each.state) === state);

@@ -1,4 +1,4 @@
-/* The Workbench: a format for every layer, changed by knobs. The effect is predicted here at once, and measured by the
+/* The workbench: a format for every layer, set by controls. The effect is predicted immediately, and measured by the
    live model as soon as nothing moves. */
 import { measureAgain } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
@@ -24,14 +24,14 @@ const MOST_KEPT = 9;
 const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
 const TYPED = "input:not([type='range']), textarea, select, dialog, [contenteditable]";
 /** @type {Promise<Loaded> | null} */
-let early = null; // what the address asks for, loaded while Gradio starts
+let early = null; // data of the address, loaded while Gradio starts
 /** @returns {Query} */
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** The server refuses a model. */
+/** The server rejects a model. */
 class Refused extends Error {}
 
-/** @param {string} model "": the one that was profiled last @param {string} state its address @returns {Promise<import("./view.js").Start>} */
+/** @param {string} model "": the most recently profiled model @param {string} state its address @returns {Promise<import("./view.js").Start>} */
 async function begin(model, state) {
   const query = new URLSearchParams({ model, state });
   const answer = await fetch(`slimscope/workbench/start?${query}`);
@@ -40,7 +40,7 @@ async function begin(model, state) {
   throw new Refused([start.what, start.why].filter(Boolean).join(" "));
 }
 
-/** A model with its profile, and the state at an address. @param {string} [model] @param {string} [state]
+/** A model with its profile, and the state of an address. @param {string} [model] @param {string} [state]
     @returns {Promise<Loaded>} */
 async function load(model = "", state = "") {
   const start = await begin(model, state);
@@ -73,7 +73,7 @@ export class Page {
   #key = "";
   /** @type {Map<HTMLElement, number>} */
   #heights = new Map(); // of the canvases of cards; reading them makes the browser lay out the page
-  #wishes = 0; // addresses that were asked for
+  #wishes = 0; // requested addresses
 
   /** @param {HTMLElement} element */
   constructor(element) {
@@ -121,7 +121,7 @@ export class Page {
     });
   }
 
-  /** The model that is shown; controls are hidden until there is one. */
+  /** The shown model; controls are hidden until it is loaded. */
   get view() {
     if (!this.#view) throw new Error("No model is shown yet.");
     return this.#view;
@@ -146,7 +146,7 @@ export class Page {
     }
   }
 
-  /** Fills the list of models, of which that is shown; "": none. @param {import("./view.js").Start} start @param {string} shown */
+  /** Fills the list of models and selects the shown one; "": none. @param {import("./view.js").Start} start @param {string} shown */
   #offerModels({ models }, shown) {
     /** @type {Offer[]} */
     const choices = shown ? [] : [["Choose a model", ""]];
@@ -183,7 +183,7 @@ export class Page {
     else if (!view.isDense) this.measure();
   }
 
-  /** Takes the state that an address asks for; the dense one with a notice where there is none.
+  /** Shows the state of an address; if it is invalid, the dense state with a notice.
       @param {import("./view.js").SentState | null} sent */
   #take(sent) {
     const { view } = this;
@@ -195,7 +195,7 @@ export class Page {
     }
   }
 
-  /** Takes what an address asks for, but for the state. @param {Query} query */
+  /** Applies the parts of an address other than the state. @param {Query} query */
   #read(query) {
     const { view } = this;
     const { layers, map } = view;
@@ -213,7 +213,7 @@ export class Page {
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
   }
 
-  /** Says what is missing, and offers it. @param {View} view */
+  /** Shows missing data, with a button that creates it. @param {View} view */
   #tellMissing({ model, predictions }) {
     const box = document.createElement("p");
     box.className = "quiet";
@@ -243,7 +243,7 @@ export class Page {
     if (box.textContent) this.notice.append(box);
   }
 
-  /** Says what the profile knows. @param {View} view */
+  /** Shows the facts about the profile. @param {View} view */
   #tellKnown({ model: { profile: run, partial, known } }) {
     this.known.replaceChildren();
     if (!run || !known) return;
@@ -256,7 +256,7 @@ export class Page {
     this.known.title = this.known.textContent ?? "";
   }
 
-  /** Looks for a profile that has moved on, and for runs of states; `now`: one was queued here. */
+  /** Checks for progress of the profile and for runs of states; `now`: a run was just queued. */
   async refresh(now = false) {
     const view = this.#view;
     if (!view) return;
@@ -276,7 +276,7 @@ export class Page {
     this.draw("measured");
   }
 
-  /** Shows what the address asks for again. */
+  /** Shows the view of the address again. */
   async restore() {
     const query = asked();
     const view = this.#view;
@@ -284,13 +284,13 @@ export class Page {
       this.show(load(query.model, query.state));
       return;
     }
-    this.stream.end(); // whose events would write the address of the state that is left
+    this.stream.end(); // its events would write the address of the previous state
     const wish = ++this.#wishes;
     const refused = (/** @type {unknown} */ error) => ({ state: { refused: reason(error) } });
     const { state } = query.state
       ? await begin(view.model.model, query.state).catch(refused)
       : { state: null };
-    if (view !== this.#view || wish !== this.#wishes) return; // a newer address is asked for
+    if (view !== this.#view || wish !== this.#wishes) return; // a newer address was requested
     this.#settle();
     this.#take(state);
     this.#read(query);
@@ -301,7 +301,7 @@ export class Page {
 
   /* --- the state ----------------------------------------------------------------------------- */
 
-  /** Takes a new state; those of one `key` in a row are undone together. @param {Partial<State>} parts */
+  /** Applies a new state; consecutive states with the same `key` are undone together. @param {Partial<State>} parts */
   set(parts, key = "") {
     const { view } = this;
     const next = { ...view.now, ...parts };
@@ -321,20 +321,20 @@ export class Page {
     this.write(Boolean(key));
   }
 
-  /** Ends what was said about the state before, and offers its runs no longer. */
+  /** Clears messages and runs of the previous state. */
   #settle() {
     this.knobs.refuse("");
     this.knobs.tellMisfits([]);
     for (const menu of this.element.querySelectorAll("details")) menu.open = false;
   }
 
-  /** The knob rests: what it does next is undone apart. */
+  /** The control rests, so its next change is undone separately. */
   rest() {
     this.#key = "";
     this.write();
   }
 
-  /** Undoes a change, or does it again. @param {State[]} from @param {State[]} to */
+  /** Undoes or redoes a change. @param {State[]} from @param {State[]} to */
   #step(from, to) {
     const state = from.pop();
     if (!state) return;
@@ -353,7 +353,7 @@ export class Page {
     this.#step(this.view.undone, this.view.done);
   }
 
-  /** Opens a state that was kept or queued; of a model that has changed since, the process says so. @param {string} address */
+  /** Opens a saved or queued state. The serving process reports if the model has changed since. @param {string} address */
   async open(address) {
     const { view } = this;
     try {
@@ -364,14 +364,14 @@ export class Page {
     }
   }
 
-  /** Changes the format of every layer that is chosen, where that fits it. @param {Parameters<View["turned"]>[0]} change */
+  /** Changes the format of every selected layer that can have it. @param {Parameters<View["turned"]>[0]} change */
   turn(change, key = "") {
     const { formats, misfits } = this.view.turned(change);
     this.set({ formats }, key);
     this.knobs.tellMisfits(misfits);
   }
 
-  /** Takes the best mix for a budget as it was typed. @param {string} text */
+  /** Applies the best allocation for a typed budget. @param {string} text */
   async ask(text) {
     const { view } = this;
     const { now, model, settings, pinned } = view;
@@ -383,7 +383,7 @@ export class Page {
       const answer = await json(`workbench/budget?${asking}`);
       if (answer.refused) throw new Error(answer.refused);
       const { unit, front, ms, formats: names, parts } = answer;
-      if (view !== this.#view || now !== view.now) return; // answers another state
+      if (view !== this.#view || now !== view.now) return; // the response belongs to another state
       view.known.add(parts);
       const formats = view.known.all(names);
       Object.assign(settings, { unit, front });
@@ -410,7 +410,7 @@ export class Page {
     });
   }
 
-  /** Writes the address; `moving`: a slider is held. */
+  /** Writes the address; `moving`: a slider is being dragged. */
   write(moving = false) {
     const { view, texts } = this;
     slimscope.address(
@@ -429,7 +429,7 @@ export class Page {
     );
   }
 
-  /** Looks at a layer, and chooses it. @param {number} t */
+  /** Focuses and selects a layer. @param {number} t */
   pick(t, keeps = false) {
     const { view } = this;
     view.hovered = -1;
@@ -445,14 +445,14 @@ export class Page {
     const { view } = this;
     view.chosen = tensors;
     if (!tensors.has(view.focus)) {
-      // a knob should move the histogram that is shown
+      // controls should change the shown histogram
       [view.focus] = tensors;
       this.look();
     }
     this.draw();
   }
 
-  /** Pins the chosen layers, or releases them if all are pinned. */
+  /** Pins the selected layers, or unpins them if all are pinned. */
   pin() {
     const { chosen, pinned } = this.view;
     const all = this.view.all((_, i) => pinned.has(i));
@@ -477,7 +477,7 @@ export class Page {
 
   /* --- measured ------------------------------------------------------------------------------ */
 
-  /** Asks the live model about the state. */
+  /** Requests measurements of the state from the live model. */
   measure(atOnce = false) {
     const { view, texts, measured } = this;
     if (view.model.live.why) return;
@@ -514,7 +514,7 @@ export class Page {
     if (["applied", "loss", "speed"].includes(event.event)) this.draw("measured");
   }
 
-  /** Fetches the live weights of the layer that is looked at, where they are not what a knob shows at once.
+  /** Fetches the live weights of the focused layer if they differ from the preview.
       @param {{exactly?: boolean}} known */
   async #exactly({ exactly }) {
     const { view } = this;
@@ -524,7 +524,7 @@ export class Page {
     this.draw("measured");
   }
 
-  /** Loads the weights of the layer that is looked at. */
+  /** Loads the weights of the focused layer. */
   async look() {
     const { view } = this;
     const { name } = view.layer;
@@ -630,7 +630,7 @@ export class Page {
     });
   }
 
-  /** Shows the dense model while a button or a key is held. @param {boolean} is */
+  /** Shows the dense model while a button or key is held. @param {boolean} is */
   hold(is) {
     if (!this.#view || this.view.holding === is) return;
     this.view.holding = is;
@@ -639,7 +639,7 @@ export class Page {
     this.draw();
   }
 
-  /** Does what a key stands for; false where it stands for nothing. @param {KeyboardEvent} event */
+  /** Executes the action of a key; returns false if it has none. @param {KeyboardEvent} event */
   #pressed({ target, key, ctrlKey, metaKey, shiftKey }) {
     const at = target instanceof Element ? target : document.body;
     if (at.closest(TYPED)) return false;

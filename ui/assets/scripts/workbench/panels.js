@@ -1,4 +1,4 @@
-/* Panels of layers: the map of all, the weights of one, and the price of its format. */
+/* Panels of layers: the map of all layers, the weights of one layer, and the cost of its format. */
 import { number, share } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
@@ -19,7 +19,7 @@ const STEADY = ["measured", "tensor", "sparsity", "budget"]; // changes without 
 /** @param {number} many @param {string} word */
 export const plural = (many, word) =>
   `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
-/** A label inside of a sentence. @param {string} label */
+/** A label inside a sentence. @param {string} label */
 const inside = (label) => label.replace("Block", "block");
 
 export class MapPanel {
@@ -65,7 +65,7 @@ export class MapPanel {
       t < 0 ? "" : `${view.layers[t].label}: ${formats[t].label}${figure}`;
   }
 
-  /** The figure that colors the cells. @param {View} view
+  /** The quantity that colors the cells. @param {View} view
       @returns {{label: string, value: (form: Format, i: number) => number}} */
   #figure(view) {
     const { predictions, figuresAt } = view;
@@ -88,7 +88,7 @@ export class MapPanel {
     }
   }
 
-  /** Offers the formats that sensitivity and error can be of. @param {View} view */
+  /** Lists the formats for which sensitivity and error are known. @param {View} view */
   #offerFormats({ predictions, figuresAt, coloring }) {
     const select = need(this.card, '[data-knob="at"]', HTMLSelectElement);
     const isOffered = ["sensitivity", "error"].includes(coloring) && predictions.run !== "";
@@ -99,7 +99,7 @@ export class MapPanel {
     offer(select, [["in this state", "own"], ...formats], figuresAt?.text ?? "own");
   }
 
-  /** The rows of the map where something is known. @param {View} view @param {number[]} values */
+  /** Rows of the map with known values. @param {View} view @param {number[]} values */
   #known({ map, layers, focus }, values) {
     const modules = map.modules.filter((module) =>
       layers.some(
@@ -267,7 +267,7 @@ export class LayerPanel {
     tell(this.legend, isExact ? "as a run makes it" : this.#instant(view, form, tensor));
   }
 
-  /** The way that the weights were made at once, where a run makes others.
+  /** Method of the preview, if a run computes other weights.
       @param {View} view @param {Format} form @param {import("./tensor.js").DenseTensor} tensor */
   #instant(view, form, tensor) {
     if (form.pattern && !view.isInstant("pruner"))
@@ -304,7 +304,7 @@ export function explain(box, view) {
   );
 }
 
-/** The loss of a layer in words, with its rank among all. @param {View} view @param {number} t */
+/** Sentence on the loss of a layer, with its rank. @param {View} view @param {number} t */
 function loss({ predictions, formats, known }, t) {
   if (formats[t] === known.dense) return " loses nothing.";
   const all = formats.map((form, i) => predictions.figure("predicted", i, form));
@@ -317,7 +317,7 @@ function loss({ predictions, formats, known }, t) {
 
 /* --- the table of all layers ---------------------------------------------------------------- */
 
-/** One row per layer, the largest loss first, in the format that the map is of. @param {View} view @returns {import("../weights/tables.js").Figures} */
+/** One row per layer, largest loss first, in the format of the map. @param {View} view @returns {import("../weights/tables.js").Figures} */
 function layerFigures({ layers, formats, predictions, figuresAt }) {
   const profiled = predictions.formats;
   const losses = profiled.map(({ text }) => `Loss at ${text}, nats`);

@@ -1,4 +1,4 @@
-/* Menus of the Workbench: the state as runs, and as files. */
+/* Menus of the workbench: runs and files of the state. */
 import { button, need, reason } from "./elements.js";
 
 /** @typedef {import("./page.js").Page} Page */
@@ -15,7 +15,7 @@ const FORMATS = {
 const link = (href, words) =>
   Object.assign(document.createElement("a"), { href, textContent: words });
 
-/** The server's answer to a request, which has a body if it changes something. Throws an Error with the refusal.
+/** Response of the server to a request, which has a body if it makes changes. Throws an Error if it is rejected.
     @param {string} address @param {object} [body] */
 export async function json(address, body) {
   const answer = await fetch(
@@ -46,9 +46,9 @@ export async function queueProfile(model, asked, queued) {
   }
 }
 
-let filled = 0; // times that the menu of runs was opened
+let filled = 0; // number of times the menu of runs was opened
 
-/** Fills the menu of runs that make the state: for each effort its cost, and two ways on.
+/** Fills the menu of runs that produce the state: for each effort, its cost, a button and a link.
     @param {HTMLElement} menu @param {Page} page */
 export async function fillRuns(menu, page) {
   const { view } = page;
@@ -71,7 +71,7 @@ export async function fillRuns(menu, page) {
   }
 }
 
-/** The cost of runs, the button that queues them, and the link to their form.
+/** Cost of runs, a button that queues them, and a link to their form.
     @param {Plan} plan @param {Record<string, string>} asked @param {Page} page */
 function offered({ refused, cost, warnings, address }, asked, page) {
   if (refused) return [refused];
@@ -112,7 +112,7 @@ export function fillExports(menu, page) {
   menu.lastElementChild?.replaceChildren(...buttons, said);
 }
 
-/** Writes the state as a model of the data folder. @param {Page} page @param {string} format */
+/** Saves the state as a model in the data folder. @param {Page} page @param {string} format */
 async function files({ view, stream }, format) {
   const { model } = view.model;
   const now = new Date().toISOString().slice(0, 16).replace(/\D/g, "");

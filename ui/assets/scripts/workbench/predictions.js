@@ -59,7 +59,7 @@ export class Predictions {
     );
   }
 
-  /** A figure of a layer alone in a format; NaN where nothing is known.
+  /** Metric of a single layer in a format; NaN if unknown.
       @param {Figure} name @param {number} i @param {Format} form @returns {number} */
   figure(name, i, form) {
     if (form === this.dense) return 0;
@@ -73,7 +73,7 @@ export class Predictions {
     return form.of || form.width ? NaN : this.#between(form.drop, at);
   }
 
-  /** Is true of a format that was measured, or that has sparsities on both sides that were. @param {Format} form */
+  /** True for a measured format, or one between two measured sparsities. @param {Format} form */
   isTried(form) {
     const [first] = this.#sparsities;
     const between = !form.of && !form.width && first !== undefined && form.drop >= first.drop;
@@ -142,7 +142,7 @@ export class Predictions {
     }));
   }
 
-  /** The formats of a mix, but for layers that are pinned: the best of the others at the same price.
+  /** Formats of an allocation in which pinned layers keep theirs.
       @param {Mix} point @param {Format[]} formats @param {Set<number>} pinned */
   mix(point, formats, pinned) {
     return formats.map((form, i) => {
@@ -167,7 +167,7 @@ export class Predictions {
     return points[Math.max(0, Math.min(points.length - 1, low + (isLoss ? 1 : 0)))];
   }
 
-  /** The next cheaper and the next dearer format of the same kind in the profile, and what they would change.
+  /** Next smaller and next larger format of the same kind in the profile, with their effects.
       @param {number} i @param {Format} form */
   alternatives(i, form) {
     const own = this.nbytes(i, form);
@@ -186,7 +186,7 @@ export class Predictions {
   }
 }
 
-/** The profile of a run; null without one, or where it cannot be had. @param {string} run
+/** Profile of a run; null if there is none or it is unavailable. @param {string} run
     @returns {Promise<Profile | null>} */
 export async function profile(run) {
   if (!run) return null;

@@ -16,7 +16,7 @@ import { Histograms, fetched } from "../weights/histograms.js";
 const STEP_MS = 10; // between which the page answers
 const CHUNK = 2 ** 17; // weights of a step
 const RADIX = 2 ** 11;
-const KEPT = 12; // layers in memory, the last used ones
+const KEPT = 12; // most recently used layers in memory
 
 export class DenseTensor {
   /** @type {Map<Score, Tables>} */
@@ -47,7 +47,7 @@ export class DenseTensor {
     }
   }
 
-  /** The same in steps short enough for a page that is used meanwhile. @param {Score} score */
+  /** Computes the tables in short steps, which keep the page responsive. @param {Score} score */
   async prepareLater(score) {
     const steps = this.#preparing(score);
     for (let begin = performance.now(); !steps.next().done;) {
@@ -85,7 +85,7 @@ export class DenseTensor {
     return tables;
   }
 
-  /** A bin from -edge to edge, or that of exact zeros, of what lies below, or above. @param {number} value */
+  /** Bin from -edge to edge, or the bin of exact zeros, of smaller or of larger values. @param {number} value */
   #bin(value) {
     if (value === 0) return this.bins;
     const at = ((value + this.edge) * this.bins) / (2 * this.edge);
@@ -93,7 +93,7 @@ export class DenseTensor {
     return at > this.bins ? this.bins + 2 : Math.min(at | 0, this.bins - 1);
   }
 
-  /** The weights with the pattern of a format alone. @param {Format} form @param {Score} score */
+  /** Weights with only the pattern of a format. @param {Format} form @param {Score} score */
   pruned({ of, drop, keep }, score) {
     const out = this.w.slice();
     if (of) this.#groups(out, keep, of, score === "wanda" ? this.root : null);
@@ -225,7 +225,7 @@ export function dense(model, name) {
   return found;
 }
 
-/** The data that the histogram of Weights draws: the dense weights, and what they are now.
+/** Data for the histogram of *Weights*: the dense and the current weights.
     @param {DenseTensor} tensor @param {import("./predictions.js").Layer} layer
     @param {[Counts, Counts]} both
     @param {import("../weights/histograms.js").SentStage[]} stages of these counts */

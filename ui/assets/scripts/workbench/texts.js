@@ -1,4 +1,4 @@
-/* Text of the live model beside that of the dense one; and which blocks break which words of it. */
+/* Texts of the dense and the live model, and the blocks that change their words. */
 import { need } from "./elements.js";
 import { Trace } from "./trace.js";
 
@@ -11,7 +11,7 @@ export class TextCard {
   #dense = { prompt: "", text: "" };
   #live = "";
   /** @type {Set<Side>} */
-  #fresh = new Set(); // sides whose next piece begins a text
+  #fresh = new Set(); // sides that begin a new text
   #view = "text";
 
   /** @param {HTMLElement} card @param {{write: () => void, restore: (block: number) => void}} on */
@@ -41,12 +41,12 @@ export class TextCard {
   set prompt(words) {
     this.field.value = words;
   }
-  /** The text whose tokens are traced; "" where the dense model has not gone on with the prompt yet. */
+  /** Traced text; "" until the dense model has continued the prompt. */
   get whole() {
     return this.#dense.prompt === this.prompt ? this.prompt + this.#dense.text : "";
   }
 
-  /** Shows words where there is no text yet. @param {string} words */
+  /** Shows a placeholder until there is a text. @param {string} words */
   set empty(words) {
     this.places.dense.dataset.empty = words;
     this.places.live.dataset.empty = this.#dense.text ? words : "";
@@ -64,7 +64,7 @@ export class TextCard {
   }
 
   begin() {
-    this.#fresh = new Set(["live", "dense"]); // older text stays, paler, until there is something newer
+    this.#fresh = new Set(["live", "dense"]); // the older text stays, grayed out, until there is a newer one
     this.places.live.classList.add("quiet");
   }
 
@@ -80,7 +80,7 @@ export class TextCard {
   #add({ side, delta, done }) {
     if (done) {
       this.#fresh.add(side);
-      if (side === "dense" && this.#view === "why") this.on.write(); // now there is a text to trace
+      if (side === "dense" && this.#view === "why") this.on.write(); // there is a text to trace
       return;
     }
     this.places[side].classList.remove("quiet");
@@ -101,14 +101,14 @@ export class TextCard {
     this.places.live.replaceChildren(...pieces);
   }
 
-  /** Shows the dense text in place of the live one, or that again. @param {boolean} is */
+  /** Shows the dense text in place of the live text, or the live text again. @param {boolean} is */
   hold(is) {
     if (is) this.places.live.textContent = this.#dense.text.trimStart();
     else this.#compare();
   }
 }
 
-/** The words of a text, and which of them another text does not have in this order (longest common subsequence).
+/** Words of a text, and those that are missing in another text (longest common subsequence).
     @param {string} text @param {string} other */
 export function differing(text, other) {
   const words = text.match(/\s*\S+/g) ?? [];

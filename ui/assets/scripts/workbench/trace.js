@@ -1,4 +1,4 @@
-/* Tokens x blocks: which blocks break which words of a text; on the Workbench, and on Compare between two models. */
+/* Tokens x blocks: blocks that change the words of a text, on *Workbench*, and on *Compare* for two models. */
 import { number } from "../weights/canvas.js";
 import { grid } from "../weights/plots.js";
 import { need } from "./elements.js";
@@ -48,7 +48,7 @@ export class Trace {
     }
   }
 
-  /** Changes of the loss by block and token; NaN where nothing is known yet. */
+  /** Changes of the loss by block and token; NaN if not measured yet. */
   get #cells() {
     return this.#losses.flatMap((row, block) =>
       this.#tokens.map((token, j) => ({ block, token, loss: row?.[j] ?? NaN })),
@@ -87,9 +87,9 @@ export class Trace {
 }
 
 /** @type {LiveStream | null} */
-let asked = null; // the stream of the form that was sent last
+let asked = null; // stream of the last submitted form
 
-/** Traces the text of a form, for a run whose blocks are restored to those of another model. @param {HTMLFormElement} form */
+/** Traces the text of a form: blocks of a run are replaced by those of another model. @param {HTMLFormElement} form */
 export function traced(form) {
   const field = (/** @type {string} */ name) => String(new FormData(form).get(name) ?? "");
   const card = form.parentElement;

@@ -1,4 +1,4 @@
-/* The view of one model on the Workbench: its state, chosen layers, layer in focus, and budget. */
+/* View of one model on the workbench: its state, selected layers, focused layer and budget. */
 import { addressOf, bitsPerWeight, fits, Formats } from "./formats.js";
 import { Predictions } from "./predictions.js";
 
@@ -25,10 +25,10 @@ import { Predictions } from "./predictions.js";
     `known`: facts of the profile; `offer`: a new profile, or the `run` that makes one. */
 /** @typedef {{file: string, megabytes: number, ratio: number, low: number, high: number, source: string}} Landmark
     A file of llama.cpp. */
-/** @typedef {{address: string, nbytes: number, ratio: number, how: string}} Kept A state that a person has kept. */
+/** @typedef {{address: string, nbytes: number, ratio: number, how: string}} Kept A saved state. */
 /** @typedef {"size" | "bits" | "sparsity" | "loss" | "ms"} Unit Kind of a budget. */
 /** @typedef {{unit: Unit, front: string, group: number | null}} Settings Of the knobs; `front`: "" without a profile. */
-/** @typedef {{form: Format, columns: number}} Misfit A format that a layer of so many inputs cannot have. */
+/** @typedef {{form: Format, columns: number}} Misfit A format that a layer with this number of inputs cannot have. */
 /** @typedef {{name: string, state: string} & import("./tensor.js").Counts} LiveTensor
     A layer as the live model holds it, at the address of a state. */
 
@@ -73,7 +73,7 @@ export class View {
     this.map = this.#mapped();
   }
 
-  /** The layers as a map takes them: a row for each module, then one for each layer outside of the blocks. */
+  /** Layers for the map: one row per module, then one per layer outside the blocks. */
   #mapped() {
     const outside = this.layers.filter(({ block }) => block < 0).map(({ module }) => module);
     const cells = new Map(this.layers.map(({ block, module }, i) => [`${block} ${module}`, i]));
@@ -96,7 +96,7 @@ export class View {
     localStorage.setItem(this.#place, JSON.stringify(kept));
   }
 
-  /** The formats that are shown: those of the state, or dense while that is held. */
+  /** Shown formats: those of the state, or dense while it is held. */
   get formats() {
     return this.holding ? this.dense : this.now.formats;
   }
@@ -109,12 +109,12 @@ export class View {
   get layer() {
     return this.layers[this.focus];
   }
-  /** The name of the map's colors: as chosen; else formats, or sensitivity of a dense model. */
+  /** Name of the map's colors: selected, or by default formats, or sensitivity for a dense model. */
   get coloring() {
     return this.color || (this.isDense && this.predictions.run ? "sensitivity" : "format");
   }
 
-  /** The format that figures of the map are of; null: each layer's own. */
+  /** Format of the map's values; null: each layer's own format. */
   get figuresAt() {
     const { formats } = this.predictions;
     if (this.at === "own" || (!this.at && !this.isDense)) return null;
@@ -140,7 +140,7 @@ export class View {
     return new Set([...this.layers.keys()].filter((i) => test(this.layers[i])));
   }
 
-  /** The name of a scope that has just the chosen layers; "" where there is none. */
+  /** Name of the scope with exactly the selected layers; "" if there is none. */
   get scoped() {
     const names = ["all", "attention", "mlp", "block", "outside", ...this.model.modules];
     const same = (/** @type {Set<number>} */ set) =>
@@ -148,12 +148,12 @@ export class View {
     return names.find((name) => same(this.scope(name))) ?? "";
   }
 
-  /** Is true of all chosen layers, if there are any. @param {(layer: Layer, i: number) => boolean} test */
+  /** True if layers are selected and all of them satisfy the test. @param {(layer: Layer, i: number) => boolean} test */
   all(test) {
     return [...this.chosen].every((i) => test(this.layers[i], i));
   }
 
-  /** Is true where a knob shows at once what a run makes. @param {Method} knob */
+  /** True if the preview equals the result of a run. @param {Method} knob */
   isInstant(knob) {
     return this.model.instant.includes(this.now[knob]);
   }
@@ -164,7 +164,7 @@ export class View {
     return this.isInstant("pruner") ? "magnitude" : "wanda";
   }
 
-  /** Is true where the profile was made by other methods than those of the state.
+  /** True if the profile uses other methods than the state.
       @param {import("./predictions.js").Totals} totals */
   isMadeOtherwise({ zeros, rounded }) {
     const { made } = this.model;
@@ -172,7 +172,7 @@ export class View {
     return (made.pruner !== pruner && zeros > 0) || (made.quantizer !== quantizer && rounded > 0);
   }
 
-  /** Perplexity over dense as it is predicted; NaN where it is not.
+  /** Predicted perplexity ÷ dense; NaN without a prediction.
       @param {import("./predictions.js").Totals} totals */
   predicted({ loss, unknown }) {
     return !this.predictions.run || unknown ? NaN : Math.exp(loss);
@@ -189,14 +189,14 @@ export class View {
     };
   }
 
-  /** The size of groups of new widths, 0: whole rows. */
+  /** Group size of new widths; 0: one group per row. */
   get group() {
     const { settings, predictions, model } = this;
     if (settings.group !== null) return settings.group;
     return predictions.formats.find(({ width, group }) => width && group)?.group ?? model.groups[1];
   }
 
-  /** The name of a width of so many bits in these groups; "" of 16 bits. @param {number} bits */
+  /** Name of the width with these bits and groups; "" for 16 bits. @param {number} bits */
   width(bits) {
     return bits === 16 ? "" : this.known.width(bits, this.group);
   }
@@ -227,7 +227,7 @@ export class View {
     return (width && profiled) || wanted;
   }
 
-  /** Bits a weight on a row of usual length, to order formats by. @param {Format} form */
+  /** Bits per weight in a typical row, to sort formats. @param {Format} form */
   bits(form) {
     return bitsPerWeight(form, 4096);
   }
@@ -240,21 +240,21 @@ export class View {
     return { ...settings, front, unit: front === "pruned" ? "sparsity" : "size" };
   }
 
-  /** The best mixes along the budget. */
+  /** Best allocations along the budget. */
   get #points() {
     const { unit, front } = this.settings;
     const best = this.predictions.fronts.get(front);
     return (unit === "ms" ? best?.timed : best?.points) ?? [];
   }
 
-  /** The amount of the budget that a mix takes beside the pinned layers. @param {import("./predictions.js").Mix} point */
+  /** Amount of the budget that an allocation uses in addition to the pinned layers. @param {import("./predictions.js").Mix} point */
   #spentBy(point) {
     if (this.settings.unit === "ms") return point.ms;
     const formats = this.predictions.mix(point, this.now.formats, this.pinned);
     return this.spent(this.predictions.totals(formats));
   }
 
-  /** The budgets between which the slider moves. */
+  /** Limits of the slider. */
   get budgets() {
     const points = this.#points;
     const [first, last] = [points[0], points[points.length - 1]].map((each) => this.#spentBy(each));
@@ -266,7 +266,7 @@ export class View {
           Math.log(Math.max(value, LEAST_LOSS) / LEAST_LOSS) / log,
       };
     }
-    // the smaller the model, the finer the steps: there each of them matters
+    // finer steps for smaller models
     return {
       value: (/** @type {number} */ part) => first + part ** 2 * (last - first),
       part: (/** @type {number} */ value) =>
@@ -274,7 +274,7 @@ export class View {
     };
   }
 
-  /** The amount of the budget that the state with these totals takes.
+  /** Amount of the budget that a state with these totals uses.
       @param {import("./predictions.js").Totals} totals */
   spent({ loss, nbytes, bits, zeros }) {
     const { unit } = this.settings;
@@ -282,7 +282,7 @@ export class View {
     return { loss: Math.exp(loss) - 1, size: nbytes, bits, sparsity: zeros }[unit];
   }
 
-  /** The formats of the best mix within a part of the budget, from 0 to 1. @param {number} part */
+  /** Formats of the best allocation within a share of the budget, 0 to 1. @param {number} part */
   solved(part) {
     const { unit } = this.settings;
     const limit = this.budgets.value(part);
@@ -300,7 +300,7 @@ export class View {
     return formats;
   }
 
-  /** A state of the server, its formats put together. Throws an Error that says why there is none.
+  /** State of the server with its formats. Throws an Error with the reason if there is none.
       @param {SentState | null} sent @returns {State} */
   opened(sent) {
     if (!sent || "refused" in sent) throw new Error(sent?.refused);
