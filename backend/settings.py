@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     idle_exit: float = Field(
         60.0, ge=0
     )  # seconds until an idle supervisor exits; serving process: 10 x
-    keep_checkpoints_days: float = Field(30.0, ge=0)  # of finished runs; 0: forever
+    keep_checkpoints_days: float = Field(30.0, ge=0)  # for ended runs; 0: forever
     backups: int = Field(7, ge=0, le=1000)  # daily copies of the database
     webhook: SecretStr = SecretStr("")  # URL called when a run has ended
 

@@ -24,10 +24,10 @@ class Palette(NamedTuple):
     line: str
     text: str
     muted: str
-    edge: str  # of controls: contrast 3:1 on paper
+    edge: str  # border of controls, with a contrast of 3:1
     accent: str  # links and focus
     button: str  # primary button, under white text
-    blue: str  # of data
+    blue: str  # color of data
 
 
 LIGHT = Palette(

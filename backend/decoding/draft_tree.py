@@ -205,7 +205,9 @@ def walked_lengths(answers: Sequence[Tensor], sizes: Sequence[int]) -> list[floa
                 [order.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
                 for row in ranks.tolist()
             ]
-            indices = torch.tensor(rows).view(ranks.shape)  # of each head's true path in `paths`
+            indices = torch.tensor(rows).view(
+                ranks.shape
+            )  # index of each head's true path in `paths`
             for number, size in enumerate(sizes):
                 lengths = 1 + (indices < size - 1).sum(-1)
                 answer_tokens, answer_passes = walk(lengths.tolist())

@@ -253,7 +253,7 @@ def score_endings(
             stop_if_asked(reporter)
             reporter.progress(answered + count * share, len(questions), "Choosing endings")
 
-        log_likelihoods = []  # of each ending, float64
+        log_likelihoods = []  # one per ending, float64
         rows = part.flatten(0, 1)
         for ids, logits in forward_passes(model, rows, batch * CHOICES, new_batches, tick):
             # The logits at the last token of the passage predict the first token of the ending.

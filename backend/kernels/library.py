@@ -280,7 +280,7 @@ def _passes_trial(name: str) -> bool:
     command = (sys.executable, "-m", "backend.kernels.trial", name)
     try:
         failed = subprocess.run(command, capture_output=True, timeout=TRIAL_TIMEOUT_S).returncode
-    except (OSError, subprocess.TimeoutExpired):  # of a busy machine, and says nothing
+    except (OSError, subprocess.TimeoutExpired):  # a busy machine: no result
         return True
     with suppress(OSError):
         if not failed:

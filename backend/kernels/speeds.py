@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from backend.kernels.library import machine_file
 
-TOKENS, WIDTH = 256, 1024  # of a text, and width of a typical layer
-MEASUREMENT_S = 0.04  # of both implementations
+TOKENS, WIDTH = 256, 1024  # length of a text, and width of a typical layer
+MEASUREMENT_S = 0.04  # total for both implementations
 KERNELS, PYTORCH = "kernels", "PyTorch"
 
 log = logging.getLogger("slimscope.kernels")

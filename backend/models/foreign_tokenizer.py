@@ -37,7 +37,7 @@ WORK_S = 2.0  # CPU seconds for a conversation, which usually takes a millisecon
 CHARACTERS_PER_S, TOKENS_PER_S = 100_000, 20_000  # long texts get more time at these rates
 STEP_S = 0.5  # CPU seconds to decode a token, while other answers of the model wait
 WORK_BYTES = 2**29  # memory of a session, in addition to that of the origin
-MAX_STEP_CHARACTERS = 2**14  # of the text that a single token completes
+MAX_STEP_CHARACTERS = 2**14  # maximum text that a single token may add
 MAX_IDLE_SESSIONS = 4
 
 TEMPLATE, ENCODER, DECODER = "chat template", "tokenizer", "decoder of the tokenizer"

@@ -30,7 +30,7 @@ from backend.quantization.range_search import search_range
 from backend.quantization.registry import BlockLayers, quantizer
 
 POWERS = tuple(step / 20 for step in range(20))
-MIN_ENERGY = 1e-8  # of an input, relative to the largest
+MIN_ENERGY = 1e-8  # minimum energy of an input, relative to the largest
 
 
 def input_scales(layers: BlockLayers) -> dict[str, Basis]:

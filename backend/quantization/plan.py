@@ -37,7 +37,7 @@ READERS = {  # layer that reads the residual stream -> norm before it
 }
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
-CLASS_PREFIXES = ("Llama", "Mistral", "Qwen")  # of model and norm classes with such blocks
+CLASS_PREFIXES = ("Llama", "Mistral", "Qwen")  # prefixes of model and norm classes with such blocks
 MAX_NAMES = 2  # layers named in an error
 EMBEDDING_GROUP = 32  # inputs per group, as in GGUF's blocks
 SYMMETRIC: GridType = "symmetric"

@@ -44,8 +44,8 @@ FINE_OFFSETS = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best coarse
 LSQ_STEPS, LSQ_RATE = 100, 0.01
 PANEL_WEIGHTS = 2**17  # weights searched at once, to fit into a core's cache
 SHARED_INPUTS = 256  # inputs with the same d
-MAX_FACTOR = 127  # of c
-MIN_EXPONENT = -24  # of d: the smallest float16 number
+MAX_FACTOR = 127  # maximum of c
+MIN_EXPONENT = -24  # minimum exponent of d; 2^-24 is the smallest float16 number
 
 
 def search_range(

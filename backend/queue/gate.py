@@ -36,7 +36,7 @@ MAX_WAITING_UNNAMED = 240  # requests without a cookie from one address: a class
 MAX_EVENTS_PER_VISITOR, MAX_EVENTS_PER_ADDRESS = 8, 32  # event handler calls in Gradio's queue
 MAX_ANSWERS_PER_GUEST, MAX_HOST_ANSWERS = 4, 256  # active at once
 RETRY_S = 5.0  # delay after which a refused client tries again
-USAGE_HALF_LIFE_S = 30.0  # of the time that an address has used
+USAGE_HALF_LIFE_S = 30.0  # half-life of the recorded usage of an address
 
 
 def client_network(address: str) -> str:

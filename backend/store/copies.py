@@ -187,7 +187,7 @@ def check_integrity() -> IntegrityResult | None:
             ]
         except sqlite3.OperationalError:
             raise
-        except sqlite3.DatabaseError as error:  # too damaged for a check
+        except sqlite3.DatabaseError as error:  # the database is too damaged to be checked
             problems = [str(error)]
     result = IntegrityResult(now_ms(), problems)
     draft = _result_file().with_suffix(".tmp")

@@ -35,7 +35,7 @@ def installed_version() -> tuple[str, str]:
     return "", ""
 
 
-LOADED_VERSION = installed_version()  # of the code in this process
+LOADED_VERSION = installed_version()  # version of the code in this process
 RESTART_ADVICE = (
     "Another version of Slimscope {}: restart the dashboard. Running jobs continue; new ones wait."
 )

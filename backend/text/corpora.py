@@ -30,7 +30,7 @@ WIKIPEDIA, ARTICLES = "wikipedia", "articles.jsonl"
 STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}
 STORIES = 20_000
 EVALUATION_INTERVAL = 12  # documents
-CALIBRATION_SHARE = 0.85  # of a single document
+CALIBRATION_SHARE = 0.85  # share of a single document
 
 
 @dataclass(frozen=True)

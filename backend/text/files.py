@@ -42,7 +42,7 @@ ROLES = {
     "developer": SYSTEM,
 }
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON escape of half a UTF-16 pair
-CHECKED_BYTES = 1_000_000  # of a text that are checked before a run is queued
+CHECKED_BYTES = 1_000_000  # beginning of a text, checked before a run is queued
 MESSAGE_LISTS = (  # field names
     "messages",
     "conversations",

@@ -26,7 +26,7 @@ SELF = "self-written"  # written by the target model; for training only
 SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spec-Bench
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
-TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of stories; the built-in model was trained on seed 1
+TRAIN_SEED, BENCHMARK_SEED = 5, 6  # seeds of stories; the built-in model was trained on seed 1
 HELDOUT_INTERVAL = 6  # templates and texts; the last of each interval is held out
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE_CHARACTERS = 150, 900  # range of the maximum length of a Wikipedia passage
@@ -98,7 +98,7 @@ def round_robin(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Pr
     """Sort prompts round-robin: the first prompt of each kind, then the second of each, and so
     on."""
     counts: dict[str, int] = {}
-    ranks = []  # of each prompt among those of its kind
+    ranks = []  # position of each prompt among the prompts of its kind
     for prompt in prompts:
         ranks.append(counts.get(kind(prompt), 0))
         counts[kind(prompt)] = ranks[-1] + 1

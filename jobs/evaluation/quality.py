@@ -135,7 +135,7 @@ class Quality:
         self._reference, self._divergence = DenseOutputs(new_store), divergence
         self._precision, self._decoder = precision, ""
         self._rounded = {"rounded": rounded} if rounded else {}
-        self._reader: TextModel | None = None  # of the current stage
+        self._reader: TextModel | None = None  # reader of the current stage
         names = config.harness_tasks
         self._tasks = load_tasks(names, settings().text_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)

@@ -1,5 +1,5 @@
 """Requests, responses and errors in the format of the OpenAI API, with additional parameters of
-Slimscope. An unsupported parameter is refused, unless its value has no effect."""
+Slimscope. Unsupported parameters are rejected unless their value has no effect."""
 
 import json
 import secrets
@@ -25,7 +25,7 @@ MAX_CHOICES = 16  # answers per prompt
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 300  # number of stop strings; characters of one
 MAX_MESSAGES, MAX_CHARACTERS, MAX_PARTS, MAX_PROMPTS = 200, 500_000, 200, 64
 MAX_PARAMETERS = 100
-# unsupported field -> the values that change nothing, which are accepted
+# unsupported field -> accepted values, which have no effect
 INEFFECTIVE_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "frequency_penalty": (0,),
@@ -121,7 +121,7 @@ class GenerationBody(StrictBody):
 
 
 class TextPart(StrictBody):
-    """Part of a message that is text; no other kind is supported."""
+    """Text part of a message; other parts are not supported."""
 
     type: Literal["text"]
     text: Text
@@ -136,7 +136,7 @@ class ChatMessage(StrictBody):
 
     @property
     def plain(self) -> dict[str, str]:
-        """The message in the form that chat templates take."""
+        """The message in the format of chat templates."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -218,8 +218,11 @@ def read_body(path: str, text: bytes) -> Body:
 
 
 def read_fields(kind: type[M], content: bytes | Mapping[str, str]) -> M:
-    """Parse a JSON text, or the query of a URL, as a request of type `kind`. Raises ConfigError: a
-    field is invalid; names it."""
+    """Parse a JSON text, or the query of a URL, as a request of type `kind`.
+
+    Raises:
+        ConfigError: a field is invalid.
+    """
     try:
         if isinstance(content, bytes):
             return kind.model_validate_json(content)
@@ -241,8 +244,8 @@ def read_fields(kind: type[M], content: bytes | Mapping[str, str]) -> M:
 
 
 def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, JsonObject]:
-    """Return HTTP status and body of an error. `status`: overrides the usual status; 0: does
-    not."""
+    """Return the HTTP status and body of an error. `status` overrides the default status unless it
+    is 0."""
     usual, kind, code = next(row[1:] for row in ERROR_TYPES if isinstance(error, row[0]))
     if status == 401:
         kind, code = "authentication_error", "invalid_api_key"
@@ -253,7 +256,7 @@ def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, JsonObject]
 
 
 def error_headers(error: SlimscopeError) -> dict[str, str]:
-    """Return headers that say when a client may try again."""
+    """Return the `Retry-After` header of an error, if it has one."""
     if isinstance(error, OverloadError):
         return {"retry-after": f"{max(1, round(error.retry_after_s))}"}
     return {"retry-after": "10"} if isinstance(error, RateLimitError) else {}
@@ -320,7 +323,7 @@ class ResponseFormat:
         return self._chunk_header | {"choices": [], "usage": usage}
 
     def response(self, choices: Sequence[JsonObject], usage: JsonObject) -> JsonObject:
-        """Response that is not streamed."""
+        """Non-streamed response."""
         return self._header | {"choices": [*choices], "usage": usage}
 
     def choice(
@@ -331,7 +334,7 @@ class ResponseFormat:
         reason: str,
         details: JsonObject | None,
     ) -> JsonObject:
-        """One choice of a response that is not streamed."""
+        """One choice of a non-streamed response."""
         message = {"role": "assistant", "content": text, "refusal": None}
         part: JsonObject = {"message": message} if self.chat else {"text": text}
         choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}

@@ -44,11 +44,11 @@ from jobs.serving.openai_format import ENDPOINTS, error_body, error_headers, rea
 from jobs.serving.pool import ModelPool
 
 CLIENT_CLOSED_REQUEST = Response(status_code=499)  # never read: the client has gone
-NICE = 5  # of 19; runs have 0 and take precedence on a contended core
+NICE = 5  # niceness; runs have 0, so they take precedence on a busy core
 IDLE_FACTOR = 10  # multiple of `idle_exit`, after which an idle supervisor ends
 ORPHAN_S = 2.0  # idle time until the process ends once its parent has ended
 MAX_PASS_S = 300.0  # a longer forward pass counts as hung
-FREE_MEMORY_SHARE = 0.1  # of the machine's memory; the process leaves it free
+FREE_MEMORY_SHARE = 0.1  # share of the machine's memory that stays free
 MIN_HEADROOM = 2**28  # bytes it may always allocate, enough to report an error
 CHECK_S = 0.5  # interval of checks for active runs, versions and idleness
 

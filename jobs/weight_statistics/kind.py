@@ -1,4 +1,4 @@
-"""The kind `statistics`: weight statistics of a model."""
+"""The `statistics` kind of run, which computes weight statistics of a model."""
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME_BYTES

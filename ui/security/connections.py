@@ -26,7 +26,7 @@ from backend.queue.gate import client_network
 MAX_PER_CLIENT = 256  # a browser opens six; all visitors behind a proxy are one client
 MAX_CONNECTIONS = 4096
 MAX_FILES = 65_536
-CHUNK_BYTES = 65_536  # of a response, buffered by a connection
+CHUNK_BYTES = 65_536  # chunk of a response that a connection buffers
 WAITING_STATES = (h11.IDLE, h11.SEND_BODY)  # the client has not sent a complete request
 
 

@@ -67,7 +67,7 @@ CLOSED_ROUTES = (
     *("/monitoring", "/login", "/logout", "/config", "/pwa_icon"),
     *("/svelte/", "/custom_component/"),
 )
-MAX_NAME_BYTES = 255  # of a path segment; Gradio looks up longer file names, which fails
+MAX_NAME_BYTES = 255  # maximum length of a path segment; Gradio's lookup of longer file names fails
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",

@@ -26,7 +26,7 @@ from backend.models.families.stored import TensorHeader
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 8 * 2**20  # a parsed object takes up to 25 times as much memory
-MAX_HEADER_BYTES = 8 * 2**20  # of a safetensors header: tens of thousands of tensors
+MAX_HEADER_BYTES = 8 * 2**20  # safetensors header with tens of thousands of tensors
 SHAPE_HEADER = TensorHeader((2,), "I64")  # header of a tensor with the shape of a packed layer
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # without slashes, so inside the folder
 P = ParamSpec("P")

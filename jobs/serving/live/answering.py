@@ -39,7 +39,7 @@ from jobs.serving.live.models import MAX_TEXTS, BrowserState, LivePool, OpenedMo
 from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody
 
 FIRST_LOSS_TOKENS = 256  # doubled for each further loss
-FIRST_PIECES = 3  # of text, before the first loss
+FIRST_PIECES = 3  # pieces of text sent before the first loss
 
 Event = dict[str, Any]
 

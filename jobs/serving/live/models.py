@@ -185,7 +185,7 @@ class LivePool:
         self._threads, self._budget = threads, budget
         self._opened: dict[ModelKey, OpenedModel] = {}  # the most recently used is last
         self._lock, self._loading, self._hosts = threading.Lock(), threading.Lock(), 0
-        self.numbers = count(1)  # of requests, in order of arrival
+        self.numbers = count(1)  # request numbers, in order of arrival
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Requests about live models, as the serving process takes them. Does not import torch."""
+"""Request models of live models in the serving process. Does not import torch."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from backend.live.address import Address
 from backend.models.facts import ModelFacts
 from backend.models.memory import check_memory, memory_available, weight_memory
 
-PREFIX = "/live"  # of the routes
+PREFIX = "/live"  # path prefix of the routes
 MAX_TABLE_BYTES = 2**30  # for tables of ranks and scales
 MAX_TOKENS, MAX_CHARACTERS = 256, 20_000
 SILENT_S = 180.0  # a request without an event for so long ends
@@ -38,7 +38,7 @@ class TensorBody(StateBody):
 
 
 class LiveBody(StateBody):
-    """State and requested results. A newer request of the same `browser` ends an older one.
+    """State and requested results. A newer request of the same `browser` cancels an older one.
 
     Attributes:
         want: requested results.
@@ -62,15 +62,15 @@ class LiveBody(StateBody):
 
 
 class ExportBody(StateBody):
-    """State to write as a model named `name` in the data folder."""
+    """State to save as a model named `name` in the data folder."""
 
     format: Literal["compressed-tensors", "slimscope", "dense", "gguf"] = "compressed-tensors"
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
 
 def live_memory(facts: ModelFacts) -> dict[str, int]:
-    """Upper bounds of the bytes of a live model, by purpose: its weights as stored, dense and live
-    weights in the decoder's layout, and tables of ranks and scales."""
+    """Return upper bounds of the memory of a live model in bytes, by purpose: stored weights, dense
+    and live weights in the decoder's layout, and tables of ranks and scales."""
     return {
         "weights": weight_memory(facts, facts.saved_dtype),
         "layouts": 3 * weight_memory(facts, "bfloat16"),
@@ -79,8 +79,12 @@ def live_memory(facts: ModelFacts) -> dict[str, int]:
 
 
 def require_live(facts: ModelFacts) -> None:
-    """Refuse a model that cannot be live. Raises ModelError: it is packed, cannot be compressed, or
-    does not fit into memory; ConfigError: its weights are quantized."""
+    """Raise an error if a model cannot be used as a live model.
+
+    Raises:
+        ModelError: it is packed, cannot be compressed, or does not fit into memory.
+        ConfigError: its weights are quantized.
+    """
     facts.require_compressible()
     if facts.quantized:
         raise ConfigError(

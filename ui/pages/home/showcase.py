@@ -27,8 +27,8 @@ from ui.runs.rows import RunRow, all_rows
 from ui.runs.weights import weights_of
 from ui.theme import name_colors, stage_style
 
-BARS = 96  # of the histogram
-WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
+BARS = 96  # bars of the histogram
+WIDTH = 0.7  # shown share of the stored histogram; the rest is nearly empty
 LOOKED_AT = 20  # newest runs; the examples are looked at besides
 FILM_STAGES = 3  # fewer show no method
 TOY_NAME = "The toy"  # run that the button of Home queues

@@ -92,7 +92,7 @@ def reply(user: Actor, body: Any) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError("The form was not accepted.", f"{where}: {first['msg']}.") from error
-    if message.version != VERSION:  # else other runs than those on the page could be queued
+    if message.version != VERSION:  # an outdated page could queue other runs than it shows
         what = "The dashboard has changed since this page was opened."
         raise ConfigError(what, "", "Reload the page.")
     unfilled: list[Unfilled] = []

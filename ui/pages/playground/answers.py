@@ -124,7 +124,7 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
         if other and other.end and found.end and not (other.error or found.error):
             if other.text == found.text:
                 apart = ["identical to A"]
-            elif differs != 0:  # else they have nothing in common
+            elif differs != 0:  # otherwise the texts have nothing in common
                 shorter = min(len(other.text), len(found.text))
                 place = 1 + (shorter if differs is None else differs)
                 apart = [f"first difference from A at character {place}"]
@@ -171,7 +171,7 @@ def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[
     known = [f"{len(transcript.tokens)} tokens"]
     accepted = transcript.accepted or 1.0
     rejected = any(each.rejected for each in transcript.passes)
-    if not hidden:  # else they would tell the author
+    if not hidden:  # they would reveal the model
         if transcript.speed:
             on = f" on {threads(transcript.threads)}" if transcript.threads else ""
             speed = f"{transcript.speed:.1f}{NBSP}tokens/s{on}"

@@ -41,7 +41,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class ShownTurn:
-    number: int  # of the prompt
+    number: int  # number of the prompt
     prompt: str
     answers: list[Answer]
     problems: list[str]  # why sides failed

@@ -42,7 +42,7 @@ from ui.widgets.panel import Panel
 
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
-JITTER = 0.6  # of a task's row, over which its dots are spread
+JITTER = 0.6  # share of a row over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, color
     "draft": ("Draft", ORANGE),
     "verify": ("Verify", BLUE),
@@ -81,7 +81,7 @@ class DrafterInfo:
         """Tokens per step on held-out answers. `default`: with trees that follow the drafter's
         confidence."""
         if decoder.combined:
-            return None  # what prompt lookup finds in other prompts is not known
+            return None  # the matches of prompt lookup in other prompts are unknown
         if default:
             return self.predicted
         known = self.hits and decoder.hits

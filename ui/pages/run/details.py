@@ -33,7 +33,7 @@ from ui.widgets.config_form import title, value_with_unit
 from ui.widgets.html import AT_MOST, time_tag
 
 HTML = fragments("pages/run/page.html")
-NAMED_LAYERS = 4  # of a part of the plan
+NAMED_LAYERS = 4  # layers named per part of the plan
 NOT_ENVIRONMENT = (  # shown elsewhere
     "variables",
     "text",

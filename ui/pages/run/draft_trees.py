@@ -17,8 +17,8 @@ from ui.widgets.panel import Panel
 
 Path = tuple[int, ...]
 SMALL = 6  # pixels of a circle that was never accepted
-LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
-TREE_HEIGHT = 320  # of all rows
+LARGE, LEAST = 40, 16  # size of a node with share 1, with few and with many rows
+TREE_HEIGHT = 320  # total height of the rows
 TIMED = 20  # newest runs with a drafter, one of which has timed it
 WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
 ORDINALS = ("1st", "2nd", "3rd")

@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 96, 32
 LIVE_WIDTH, LIVE_HEIGHT = 480, 120
 BARS = 32
 SAMPLES, LIVE_SAMPLES = 32, 120  # points of a curve
-NO_POINTS = [(0, 0.0)]  # of a curve without a finite value
+NO_POINTS = [(0, 0.0)]  # stands for a curve without finite values
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ui.static import SCRIPT_URL, SCRIPTS, STYLES
 from ui.templates import render
 from ui.widgets.panel import cell
 
-MAX_ROWS = 40  # of a table
+MAX_ROWS = 40  # rows of a table
 MAX_PARTS = 4  # charts of a whole page
 log = logging.getLogger("slimscope.story")
 

@@ -221,7 +221,7 @@ def map_chart(view: WeightsView) -> Chart:
         question = f"Where do {pair} differ in {label.lower()}? No color: no difference."
     name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.vs}" if base else "")
     headline = cells_headline(chart.frame, f"Change of {lower(label)}" if base else label)
-    theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear
+    theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # explanation of the statistic
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
 
 

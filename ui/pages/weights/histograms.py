@@ -46,7 +46,7 @@ from ui.widgets.explorer import RunReader, empty_state
 from ui.widgets.packed import PackedArrays
 
 PATH = "/slimscope/weights"
-MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
+MAX_BYTES = 16_000_000  # maximum size of the histograms; otherwise bins are merged
 MIN_BINS = 16
 DRAWN_ONLY = ("cutoff",)  # not listed: a place on an axis
 FROM_DENSE = (RELATIVE_ERROR, "moved", "distance")  # statistics of the difference from dense

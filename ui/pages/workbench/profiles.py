@@ -48,7 +48,7 @@ FRONTS = {"quantized": ("by bits", BLUE), "pruned": ("by sparsity", VERMILLION)}
 DENSE_CODE = 255
 MAX_BUDGET_LETTERS = 60
 PINS = re.compile(r"\d{1,5}(_\d{1,5}){0,9999}", re.ASCII)  # places of layers
-PRESET = "default"  # of a new profile
+PRESET = "default"  # preset of a new profile
 AUTOMATIC = "toy"  # the model that is profiled at the first visit, within seconds
 
 

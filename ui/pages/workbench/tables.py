@@ -39,7 +39,7 @@ from ui.theme import DARK, LIGHT
 from ui.widgets.packed import PackedArrays
 
 START, WEIGHTS = "/slimscope/workbench/start", "/slimscope/workbench/weights"
-MAX_WEIGHTS = 1_000_000  # of a larger matrix, rows at equal distances are sent
+MAX_WEIGHTS = 1_000_000  # of larger matrices, evenly spaced rows are sent
 ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
 
 
