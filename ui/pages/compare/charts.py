@@ -155,7 +155,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
         y_title=metric(key).title,
         log_y=log_y,
     )
-    figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
+    figure.update_layout(showlegend=True)  # a single line needs the name of its run, too
     frame = curves_frame(drawn, x_title)
     lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0

@@ -57,8 +57,8 @@ PAIRED = Metric(
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.",
     "lower",
 )
-ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
-COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
+ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even if only some runs have them
+COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow is invisible on white
 WORD = re.compile(r"\s*\S+")  # with the space before it
 MAX_PROMPTS = 6
 Texts = dict[str, str]  # prompt -> text
@@ -162,7 +162,7 @@ def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFi
         for shown in map(metric, measured(comparison))
     ]
     if any(ratios):
-        rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
+        rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # after the perplexity, which comes first
     return rows
 
 

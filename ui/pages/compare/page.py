@@ -53,7 +53,7 @@ WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?",
 NO_CURVES = "No two of these runs have recorded the same curve."
 NO_BENCHMARKS = "Fewer than two of these runs are benchmarks on one machine and thread count."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-NEWEST = 3  # runs that are shown without a choice
+NEWEST = 3  # runs shown by default
 SCALES = {"linear": "Linear", "log": "Log"}
 
 

@@ -34,8 +34,8 @@ from ui.widgets.html import HtmlPanel, notice, show_error, show_html, show_succe
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/home/page.html")
-TOY_RECIPE = "SDS and its control"  # without it the gain of SDS is not known
-NEARLY_DONE = 0.9  # share of the work beyond which a time left says nothing
+TOY_RECIPE = "SDS and its control"  # required to measure the gain of SDS
+NEARLY_DONE = 0.9  # the remaining time is not shown beyond this share of the work
 
 
 def build() -> None:

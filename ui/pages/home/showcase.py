@@ -29,9 +29,9 @@ from ui.theme import name_colors, stage_style
 
 BARS = 96  # bars of the histogram
 WIDTH = 0.7  # shown share of the stored histogram; the rest is nearly empty
-LOOKED_AT = 20  # newest runs; the examples are looked at besides
-FILM_STAGES = 3  # fewer show no method
-TOY_NAME = "The toy"  # run that the button of Home queues
+LOOKED_AT = 20  # newest runs searched, in addition to the examples
+FILM_STAGES = 3  # minimum number of stages
+TOY_NAME = "The toy"  # name of the run queued by the button
 Bar = tuple[str, str, str, float]  # label, color, value as text, length from 0 to 1
 
 
@@ -131,7 +131,7 @@ def _facts(job: Job, results: RunResults) -> list[str]:
     if results.parameters and results.saved_bytes:
         facts.append(f"{size(2 * results.parameters)} in 16 bits → {size(results.saved_bytes)}")
     if faster := results.value(results.kept, SPEED_UP):
-        used = job.environment.get("threads")  # without which a speed says little
+        used = job.environment.get("threads")  # a speed needs its number of threads
         facts.append(f"{times(faster)} as fast{f' on {threads(used)}' if used else ''}")
     texts = job.environment.get("text")
     known = texts.items() if isinstance(texts, Mapping) else ()

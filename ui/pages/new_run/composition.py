@@ -30,9 +30,7 @@ MAX_ADDRESS = 60_000  # characters; an address names the format of every layer
 MAX_PARAMETERS = 200
 MAX_NAME = 120  # characters
 MAX_SHOWN = 80  # characters of a value in a message
-SHORT = (
-    MAX_ADDRESS // 8
-)  # characters of an address that the browser shows; longer ones are not kept
+SHORT = MAX_ADDRESS // 8  # maximum length of an address that the browser shows
 
 
 class ComposedStep(BaseModel):
@@ -168,7 +166,7 @@ def _listed(kind: Kind, name: str, text: str) -> list[Any]:
 # addresses ----------------------------------------------------------------------------------------
 
 
-Unfilled = tuple[str, str]  # a part of an address that the form cannot take, and the reason
+Unfilled = tuple[str, str]  # unusable part of an address, and the reason
 
 
 def read_address(query: str) -> tuple[Composition, list[Unfilled]]:
@@ -213,7 +211,7 @@ class _Reader:
             self._refuse("The address", f"It has more than {MAX_PARAMETERS} parameters.")
             return by_name
         for name, text in pairs:
-            if not name.startswith("__"):  # those of Gradio
+            if not name.startswith("__"):  # parameters of Gradio
                 by_name.setdefault(name.replace("-", "_"), []).append(text)
         return by_name
 

@@ -37,7 +37,7 @@ from ui.pages.new_run.composition import (
 )
 from ui.runs.results import size_before, size_saved
 
-MAX_LINKS = 3  # to runs of the same config
+MAX_LINKS = 3  # number of links to runs with the same config
 LAST_S = 7 * 86_400.0  # end of the time axis
 TICKS = {"1 min": 60, "1 h": 3600, "1 day": 86_400}
 
@@ -123,7 +123,7 @@ def command(composition: Composition) -> str:
     try:
         several = sweep.read(step.kind, step.several.items())
         values = submit.validate_config(step.kind, values).model_dump(mode="json")
-    except SlimscopeError:  # shown beside its field
+    except SlimscopeError:  # shown next to its field
         several = {}
     return submit.command_line(step.kind, values, several)
 
@@ -248,7 +248,7 @@ def source_of(composition: Composition) -> tuple[str, str]:
     """Title and size of the model, and the note of the catalog."""
     try:
         facts = resolve_model(composition.model, reads=False).facts
-    except SlimscopeError:  # the kind says why
+    except SlimscopeError:  # the kind gives the reason
         return composition.model, ""
     shape = f"{short_count(facts.parameters)} parameters, {facts.blocks} blocks"
     return f"{facts.title}: {shape}", facts.note

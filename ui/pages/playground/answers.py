@@ -39,13 +39,13 @@ from ui.templates import fragments
 
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
-MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
+MIN_GAIN = 0.05  # drafted tokens per step
 MAX_TINTED = 512  # tokens; the rest is plain
 MAX_TINTS = 6  # further heads share the last
 BASE = 0  # the "head" of tokens that the base model chose
 TINTS = {BASE: "", LOOKUP_HEAD: "head-looked"}  # CSS classes
 SOURCES = {BASE: "chosen by the base model", LOOKUP_HEAD: "from prompt lookup"}
-_written: dict[tuple[int, int], "_Writing"] = {}  # by prompt and side, while they last
+_written: dict[tuple[int, int], "_Writing"] = {}  # (prompt, side) -> answer in progress
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span
             token = Span(text, "mark" if marked else "span", tint, title)
             spans.append(Span(text) if plain else token)
             start, tokens = start + len(text), tokens + 1
-        rejected = next(iter(step.rejected), "")  # those behind it were rejected with it
+        rejected = next(iter(step.rejected), "")  # later tokens were rejected with it
         if tokens < MAX_TINTED and rejected.strip():
             spans.append(Span(rejected, "s", title="rejected draft token"))
     return [*spans, Span(transcript.rest)]
@@ -246,7 +246,7 @@ class _Writing:
         async for row in found:
             if "waits" not in row:
                 self.rows.append(row)
-            if hidden and "tokens" in row:  # nothing tells which model wrote it
+            if hidden and "tokens" in row:  # the model stays hidden
                 tokens = [[text, BASE] for text, _ in row["tokens"]]
                 yield event({"ms": 0, "tokens": tokens, "rejected": []})
             elif hidden and row.get("waits", "").startswith("Loading"):
@@ -266,7 +266,7 @@ class _Writing:
         self.refused = refused
 
     async def _end(self) -> None:
-        if not self.rows or "end" not in self.rows[-1]:  # whoever goes away has stopped it
+        if not self.rows or "end" not in self.rows[-1]:  # a disconnect stops the answer
             self.rows.append({"end": "cancelled", "rest": ""})
         try:
             with anyio.CancelScope(shield=True):

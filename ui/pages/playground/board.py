@@ -44,7 +44,7 @@ class ShownTurn:
     number: int  # number of the prompt
     prompt: str
     answers: list[Answer]
-    problems: list[str]  # why sides failed
+    problems: list[str]  # reasons why sides failed
     votes: Markup
 
 

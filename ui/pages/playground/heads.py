@@ -9,7 +9,7 @@ from ui.format import number, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
 UNEQUAL = "speeds measured on unequal threads or machines"
-MAX_SEARCHED = 20  # newest runs of a model, one of which has measured its speed
+MAX_SEARCHED = 20  # newest runs of a model searched for its speed
 
 Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recorded), processor
 

@@ -40,8 +40,8 @@ from ui.pages.run.draft_trees import (
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colors
 from ui.widgets.panel import Panel
 
-BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
-ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
+BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; number of bars that fit a view
+ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # axis length ÷ longest bar, with room for the text
 JITTER = 0.6  # share of a row over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, color
     "draft": ("Draft", ORANGE),
@@ -63,7 +63,7 @@ GAIN = Panel(
 )
 TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
 TIME = Panel("time", "Where is the time spent?", "Which part of a step is worth speeding up?")
-PANELS = (SIZES, LENGTHS, SPEED, GAIN, TASKS, TIME, TREE)  # those with data are shown
+PANELS = (SIZES, LENGTHS, SPEED, GAIN, TASKS, TIME, TREE)  # charts with data are shown
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from ui.theme import BLUE, LIGHT, name_colors
 from ui.widgets.panel import Panel
 
 Path = tuple[int, ...]
-SMALL = 6  # pixels of a circle that was never accepted
+SMALL = 6  # pixels of the circle of a node that was never accepted
 LARGE, LEAST = 40, 16  # size of a node with share 1, with few and with many rows
 TREE_HEIGHT = 320  # total height of the rows
-TIMED = 20  # newest runs with a drafter, one of which has timed it
-WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
+TIMED = 20  # newest runs searched for the speed of a drafter
+WRITTEN = 16  # maximum number of nodes with labels; hover shows the others
 ORDINALS = ("1st", "2nd", "3rd")
 SIZES_NOTE = "Predictions use held-out answers; a benchmark decodes other prompts on this machine."
 SIZES = Panel(

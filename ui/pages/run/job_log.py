@@ -60,7 +60,7 @@ def log_part(job: Job, cursor: Any) -> LogPart | None:
     if after is not None and (not text or end == last.get("end")):
         return None
     if after is not None and start > after:
-        start = 0  # more than the tail was written meanwhile: the page replaces its text
+        start = 0  # more than the tail is new, so the page replaces its text
     title = f"Attempt {n}" if n else "The log begins when the run starts."
     title += f". {NO_WEIGHTS}" if lacks_weights(job) else ""  # although the log reports saved files
     return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))

@@ -59,8 +59,8 @@ from ui.templates import fragments
 from ui.theme import name_colors
 
 HTML = fragments("pages/run/page.html")
-MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
-SAME_SIZE = 0.1  # relative difference of two files that hold the same values
+MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # name in older runs
+SAME_SIZE = 0.1  # relative size difference of files with the same values
 LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )

@@ -80,7 +80,7 @@ from ui.widgets.html import (
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
-TABS = {  # those without content are hidden
+TABS = {  # tabs without content are hidden
     "summary": "Summary",
     "curves": "Curves",
     "log": "Log",
@@ -96,7 +96,9 @@ STAGES = Panel(
 WEIGHTS = Panel(
     "weights", "Weights before and after", "What did the run do to the weights of a layer?", 260
 )
-CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
+CURVES = tuple(
+    Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13)
+)  # maximum number of curves
 HTML_PARTS = ("results", "findings", "samples", "behind", "settings", "history", "disk", "files")
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_CURVES = "This run has recorded no curves."
@@ -236,7 +238,7 @@ def weights_chart(job: Job) -> Chart:
         return Chart(NO_WEIGHT_STATISTICS)
     tensor = weights.example_tensor
     stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
-    if DENSE not in stored:  # it was not measured, or cannot be read
+    if DENSE not in stored:  # not measured, or unreadable
         return Chart(NO_WEIGHT_STATISTICS)
     kept = kept_stage(weights, stored)
     drawn = [

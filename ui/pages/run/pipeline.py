@@ -32,7 +32,7 @@ from ui.runs.rows import by_job
 from ui.templates import fragments
 
 HTML = fragments("pages/run/pipeline.html")
-ALONE = "Alone: "  # a step on the model the pipeline begins with
+ALONE = "Alone: "  # a step on the first model of the pipeline
 METRICS = (
     PERPLEXITY,
     TOP1_AGREEMENT,

@@ -38,7 +38,7 @@ def build() -> None:
         "", js_on_load=SCRIPT, apply_default_css=False, elem_id="story-panel", min_height=240
     )
     done = Outputs(message=message, file=Download())
-    done["leave"] = gr.HTML(  # opens the address it is given
+    done["leave"] = gr.HTML(  # opens an address
         None, html_template="", js_on_load="slimscope.leave(props, watch)", elem_classes="saver"
     )
     on_load(draw, None, panel)

@@ -32,7 +32,7 @@ from ui.templates import fragments, render
 
 HTML = fragments("pages/story/share.html")
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O
-CODE, MOST = 6, 100  # letters of a code; presentations at once
+CODE, MOST = 6, 100  # letters of a code; maximum number of presentations
 
 
 def _page_address(text: str) -> str:
@@ -139,7 +139,7 @@ def _slides(number: int, address: str, settings: dict[str, Any], is_live: bool =
     try:
         row = story(number)
     except NotFoundError:
-        return RedirectResponse(f"../{leave}")  # the page says so
+        return RedirectResponse(f"../{leave}")  # the page shows the error
     views = [replace(view, chart="" if is_live else view.chart) for view in stored_views(row.views)]
     return HTMLResponse(presented(row.title, views, settings | {"story": number}, leave))
 

@@ -18,7 +18,7 @@ from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, declared, stage_style
 from ui.widgets.explorer import Selection, valid_or_first
 
-VIEWS = {  # below the map and the histogram
+VIEWS = {  # views below the map and the histogram
     "ridges": "Ridges",
     "matrix": "Matrix",
     "joint": "Before/after",
@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # view -> field -
         "order": ("Order", {"size": "By size", "index": "By number"}),
     },
 }
-TEXTS = {  # chart -> the question it answers, and what the literature says about such charts
+TEXTS = {  # chart -> its question, and findings of the literature
     "map": (
         "",
         "Layers differ in how much compression they bear. OWL gives each layer its own sparsity "

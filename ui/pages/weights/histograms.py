@@ -48,9 +48,9 @@ from ui.widgets.packed import PackedArrays
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # maximum size of the histograms; otherwise bins are merged
 MIN_BINS = 16
-DRAWN_ONLY = ("cutoff",)  # not listed: a place on an axis
+DRAWN_ONLY = ("cutoff",)  # not listed: a position on an axis
 FROM_DENSE = (RELATIVE_ERROR, "moved", "distance")  # statistics of the difference from dense
-PROFILES = {  # that are sent by name
+PROFILES = {  # profiles that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
     *map(map_profile, MAPS),
     JOINT,
@@ -76,7 +76,7 @@ def packed_run(run: str) -> PackedArrays | None:
     counts = np.zeros((len(place), len(stages), bins), "<u4")
     tails = np.zeros((len(place), len(stages), 4), "<f8")
     edges = np.full((len(place), 2), np.nan)
-    for one in tensors.run_snapshots(weights.job.id):  # later steps take the place of earlier ones
+    for one in tensors.run_snapshots(weights.job.id):  # later steps replace earlier ones
         if one.tensor not in place or one.stage not in stages or len(one.counts) % bins:
             continue
         t, s = place[one.tensor], stages[one.stage]

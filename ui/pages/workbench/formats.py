@@ -12,7 +12,7 @@ from ui.format import NBSP
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS, MAX_PERCENT = ("1:4", "2:4", "4:8"), 90
 BITS = range(MIN_BITS, MAX_BITS + 1)
-OFFERED = (  # values of the knobs; formats of a pattern and a width are composed of these
+OFFERED = (  # values of the controls; other formats combine a pattern and a width
     *map(Format.parse, PATTERNS),
     *(Format.parse(f"{percent}%") for percent in range(1, MAX_PERCENT + 1)),
     *(Format(IntegerFormat(bits, group)) for group in (0, *GROUPS) for bits in BITS),

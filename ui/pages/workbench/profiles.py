@@ -47,9 +47,9 @@ PROFILE, BUDGET = "/slimscope/workbench/profile", "/slimscope/workbench/budget"
 FRONTS = {"quantized": ("by bits", BLUE), "pruned": ("by sparsity", VERMILLION)}
 DENSE_CODE = 255
 MAX_BUDGET_LETTERS = 60
-PINS = re.compile(r"\d{1,5}(_\d{1,5}){0,9999}", re.ASCII)  # places of layers
+PINS = re.compile(r"\d{1,5}(_\d{1,5}){0,9999}", re.ASCII)  # positions of layers
 PRESET = "default"  # preset of a new profile
-AUTOMATIC = "toy"  # the model that is profiled at the first visit, within seconds
+AUTOMATIC = "toy"  # profiled automatically on the first visit, within seconds
 
 
 def profiles_of(model: str) -> list[Job]:

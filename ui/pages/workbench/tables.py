@@ -49,7 +49,7 @@ def start(request: Request) -> Response:
     try:
         actor, query = current_user(request), request.query_params
         if actor.role != "host":
-            gate.previews.spend(actor)  # a model may be looked up on the Hub
+            gate.previews.spend(actor)  # the Hub may have to be asked about a model
         return JSONResponse(_start(query.get("model", ""), query.get("state", ""), actor))
     except SlimscopeError as error:
         return error_response(error)
@@ -167,7 +167,7 @@ def weights(request: Request) -> Response:
 
 
 def _packed(model: str, name: str) -> PackedArrays:
-    if not is_run(model) and local_folder(model) is None:  # nothing is looked up elsewhere
+    if not is_run(model) and local_folder(model) is None:  # only local files are used
         raise ModelError(*ELSEWHERE)
     resolved = resolve_model(model, reads=False)
     matrices = (*resolved.facts.linears, *resolved.facts.embeddings)
@@ -176,7 +176,7 @@ def _packed(model: str, name: str) -> PackedArrays:
         raise NotFoundError(f"{name[:80]!r} is no layer of {model[:80]}.")
     values = _rows(resolved.source, shape)
     arrays = {"weights": values}
-    # mean square of the inputs in the dense model, of the newest run that has it
+    # mean square of the dense model's inputs, from the newest run that recorded it
     jobs = [j for j in queries.runs_with_profile(INPUT_ENERGY) if j.config.get("model") == model]
     stored = (x for j in jobs for x in tensors.profiles(j.id, f"{name}.weight", INPUT_ENERGY))
     for found in stored:
