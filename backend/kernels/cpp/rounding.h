@@ -145,8 +145,8 @@ int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
   return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
 }
 
-// Backward pass. Replaces G = dL/dW_hat with dL/dW in place. Writes dL/dm [rows, groups] to `dm`, and
-// W_hat to `out` unless it is null.
+// Backward pass. Replaces G = dL/dW_hat with dL/dW in place. Writes dL/dm [rows, groups] to `dm`,
+// and W_hat to `out` unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
   return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
               : backward_as(*r, (float*)G, (float*)out, dm, threads);
