@@ -6,8 +6,9 @@
 
 All engines continue the same 192 tokens of the same model, in turn, round after round. Told are
 milliseconds of processor time for a token (medians; of all threads together), tokens a second by
-the clock, and how much longer a pass over n tokens takes than one over a single token. Beside them
-the limit: the bytes of the weights over the bandwidth a plain sum of memory reaches here.
+the clock, how much longer a pass over n tokens takes than one over a single token, and the tokens
+of a prompt of 512 that are read in a second of processor time. Beside them the limit: the bytes of
+the weights over the bandwidth a plain sum of memory reaches here.
 
 `error` is the root mean square difference of the logits from those in float32, relative to their
 spread, `perplexity` that of a held-out text, read in passes over 32 tokens. Weights of 2 to 8 bits
@@ -54,7 +55,7 @@ from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama_process as peer
 from benchmarks.shared.timing import Taken, timed
 
-CONTEXT, NEW = 192, 24
+CONTEXT, NEW, PROMPT = 192, 24, 512
 WINDOWS, WINDOW, PASS = 16, 224, 32  # tokens of a window, and of a pass over it
 WIDTHS = (2, 4, 8, 12)
 GROUP = 64
@@ -97,6 +98,10 @@ class Ours:
     def logits(self, tokens: Sequence[int]) -> Tensor:
         tree = chain(len(tokens) - 1) if len(tokens) > 1 else None
         return self._target.read(tokens, self._cache, tree, len(tokens))[1]
+
+    def read(self, tokens: Sequence[int]) -> object:
+        """The states after a prompt of its own, and the logits after its end."""
+        return self._target.read(tokens, self._target.new_cache(len(tokens)), None, 1)
 
     def write(self, first: int, number: int) -> list[int]:
         written = [first]
@@ -223,7 +228,7 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
 
 def measure(found: dict[str, Writer], rounds: int) -> dict[str, Times]:
     """All engines in turn; the first round warms up."""
-    times = {name: Times([], [], {n: [] for n in (1, *WIDTHS)}) for name in found}
+    times = {name: Times([], [], {n: [] for n in (1, *WIDTHS, PROMPT)}) for name in found}
     for turn in range(rounds + 1):
         for name, engine in found.items():
             for kind, of in _round(engine):
@@ -250,6 +255,8 @@ def _round(engine: Writer) -> Iterator[tuple[int, tuple[float, float]]]:
         tokens = list(range(7, 7 + width))
         yield width, _taken(engine, lambda tokens=tokens: engine.logits(tokens))
         engine.rewind()
+    if isinstance(engine, Ours):
+        yield PROMPT, _taken(engine, lambda: engine.read(range(7, 7 + PROMPT)))
 
 
 def _taken(engine: Writer, act: Callable[[], object]) -> Taken:
@@ -294,6 +301,7 @@ def main() -> None:
         "× PyTorch bf16",
         "limit ms",
         *(f"t({n})/t(1)" for n in WIDTHS),
+        "prompt tokens/CPU s",
         "error",
         "perplexity",
     ):
@@ -304,6 +312,7 @@ def main() -> None:
         limit = found[name].bytes / reach
         one = each.passes[1]
         ratios = [median(each.passes[n]) / median(one) if one else float("nan") for n in WIDTHS]
+        prompt = PROMPT / median(each.passes[PROMPT] or [float("nan")])
         table.add_row(
             name,
             f"{1e3 * cpu:.1f}",
@@ -311,6 +320,7 @@ def main() -> None:
             f"{base / cpu:.2f}",
             f"{1e3 * limit:.1f}",
             *(f"{r:.2f}" for r in ratios),
+            f"{prompt:.0f}",
             *(f"{x[name]:.4f}" if name in x else "" for x in (errors, perplexities)),
         )
         lines.append(
@@ -320,6 +330,7 @@ def main() -> None:
                 "tokens_s": 1 / wall,
                 "limit_ms": 1e3 * limit,
                 "speed_up": base / cpu,
+                "prompt_tokens_cpu_s": prompt,
                 "ratios": dict(zip(WIDTHS, ratios, strict=True)),
                 "error": errors.get(name),
                 "perplexity": perplexities.get(name),

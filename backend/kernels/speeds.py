@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from backend.kernels.library import machine_file
+from backend.kernels.library import kernels_or_none, machine_file
 
 TOKENS, WIDTH = 256, 1024  # length of a text, and width of a typical layer
 MEASUREMENT_S = 0.04  # total for both implementations
@@ -26,7 +26,7 @@ Run = Callable[[], object]
 
 
 class SpeedComparison(BaseModel):
-    """Shortest measured time of each implementation of some work, on one thread.
+    """Shortest measured processor time of each implementation of some work, on one thread.
 
     Attributes:
         work: name of the work.
@@ -58,7 +58,8 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
         work: name of the work.
         implementations: name -> function that does a small part of the work.
     """
-    path, choice = machine_file(work), None
+    kernels = kernels_or_none()
+    path, choice = machine_file(f"{work} {kernels.library._name if kernels else ''}"), None
     with suppress(OSError, ValueError):
         choice = SpeedComparison.model_validate_json(path.read_bytes())
     if choice is None or [*choice.seconds] != [*implementations]:
@@ -71,24 +72,30 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
     return choice
 
 
-def shortest_s(runs: Mapping[str, Run], duration_s: float) -> dict[str, float]:
-    """Measure the shortest time of each function on one thread.
+def shortest_s(
+    runs: Mapping[str, Run], duration_s: float, clock: Callable[[], float] = time.thread_time
+) -> dict[str, float]:
+    """Measure the shortest time of each function on one thread, in seconds.
 
-    The functions take turns, so that other processes disturb all of them alike. They are called at
-    least twice, and for about `duration_s` in all."""
+    The functions take turns, are called at least twice, and for about `duration_s` in all.
+
+    Args:
+        runs: name -> function.
+        duration_s: duration of the measurement.
+        clock: the default, processor time, does not count waits on a busy machine."""
     import torch  # imported late: it takes seconds, and most commands do not need it
 
     threads, shortest = torch.get_num_threads(), dict.fromkeys(runs, math.inf)
-    torch.set_num_threads(1)  # on a busy machine, several threads would wait for the slowest
+    torch.set_num_threads(1)  # the time of other threads would not be counted
     try:
         for run in runs.values():
             run()
         end = time.perf_counter() + duration_s
         while True:
             for name, run in runs.items():
-                start = time.perf_counter()
+                start = clock()
                 run()
-                shortest[name] = min(shortest[name], time.perf_counter() - start)
+                shortest[name] = min(shortest[name], clock() - start)
             if time.perf_counter() >= end:
                 return shortest
     finally:

@@ -162,7 +162,7 @@ def proximal_descent(
     P = _product(D, H, torch.empty_like(D))
     P_old = P.clone()
     yield W, D, P
-    if largest_eigenvalue <= 0:
+    if not largest_eigenvalue > 0:  # 0 or NaN
         return
     t, step_size = 1.0, 1 / largest_eigenvalue
     for remaining_steps in reversed(range(steps)):

@@ -3,6 +3,7 @@ Measured once, in about a second, by a process that has loaded torch."""
 
 import os
 import tempfile
+import time
 from contextlib import suppress
 
 import torch
@@ -40,7 +41,7 @@ def measure(load: float) -> Rates:
     seconds = shortest_s(
         {"float32": float32, "bfloat16": bfloat16, "memory": lambda: copy.copy_(source)},
         MEASUREMENT_S,
-    ) | shortest_s({"disk": _write}, MEASUREMENT_S)
+    ) | shortest_s({"disk": _write}, MEASUREMENT_S, time.perf_counter)
     products = TOKENS * WIDTH * WIDTH
     amounts = {"memory": COPIED_BYTES, "disk": WRITTEN_BYTES}
     rates = {name: amounts.get(name, products) / time_s for name, time_s in seconds.items()}

@@ -148,7 +148,11 @@ def test_nan_stays_in_its_row(kind: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, torch.nan])
-def test_without_input_energy_weights_do_not_change(scale: float) -> None:
+@pytest.mark.parametrize("is_fast", [True, False], ids=["kernels", "PyTorch"])
+def test_without_input_energy_weights_do_not_change(
+    scale: float, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "is_fast", lambda *_: is_fast)
     dense, p = torch.randn(9, 32), Pattern.parse("2:4")
     inputs = inputs_of(scale * torch.eye(32))
     inputs.__dict__["largest_eigenvalue"] = scale

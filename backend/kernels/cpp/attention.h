@@ -53,7 +53,7 @@ class Attention {
       means[q] = to + q / G * next + q % G * m_.head;
     }
     scores_.resize((size_t)T * G * stride_);
-    score<T * G>(from, cache.blocks, keys);
+    score<T * G>(from, cache.blocks, keys, values);
     for (int q = 0; q < T * G; q++) totals[q] = weigh(&scores_[q * (size_t)stride_], rows_ + q / G);
     constexpr int C = T * G > 6 ? 2 : 4;
     int at = 0;
@@ -65,18 +65,26 @@ class Attention {
  private:
   // Computes the scores of the rows from `first_` on, followed by those of `own_`. The scores are
   // preceded by `lead_` unused entries, so that a row falls into the same lane whatever is cached.
-  // Blocks are read completely; scores of masked rows are overwritten.
-  template <int Q> void score(const float* const* queries, bf16* const* blocks, size_t keys) {
+  // Blocks are read completely; scores of masked rows are overwritten. The parts of a block for
+  // other heads and layers lie between those for this head, so that the processor foresees neither
+  // the keys of the next block nor the values, which are read next: both are prefetched.
+  template <int Q>
+  void score(const float* const* queries, bf16* const* blocks, size_t keys, size_t values) {
     constexpr int CHAINS = 2;  // independent accumulators hide the latency of the FMA
     size_t own = 0;
     for (int at = start_; at < end_; at += BLOCK) {
       const bf16* here = blocks[at / BLOCK] + keys;
+      const bf16* next_keys = blocks[std::min(at + BLOCK, end_ - 1) / BLOCK] + keys;
+      const bf16* soon = blocks[at / BLOCK] + values;
       Floats sums[Q][CHAINS] = {};
-      for (int d = 0; d < m_.head; d += CHAINS)
+      for (int d = 0; d < m_.head; d += CHAINS) {
+        __builtin_prefetch(next_keys + (size_t)d * BLOCK);
+        __builtin_prefetch(soon + (size_t)d * BLOCK);
         for (int c = 0; c < CHAINS; c++) {
           const Floats key = widen(load<Halves>(here + (size_t)(d + c) * BLOCK));
           for (int q = 0; q < Q; q++) sums[q][c] = fused(all(queries[q][d + c]), key, sums[q][c]);
         }
+      }
       size_t next = own;
       for (int q = 0; q < Q; q++) {
         float *scores = &scores_[(size_t)q * stride_], found[LANES];

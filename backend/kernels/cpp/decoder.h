@@ -143,12 +143,11 @@ class Worker {
   }
 
   // Computes attention for this thread's heads and tokens. G query heads that share keys are
-  // processed together, if that leaves enough units of work for all threads.
+  // processed together, if that leaves work for all threads.
   template <int G = 4> void attend(const Layer& layer, int l) {
-    constexpr int ENOUGH = 4;
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
     if constexpr (G > 1)
-      if (m_.heads / m_.kv_heads % G || m_.kv_heads * p_.tokens < ENOUGH * p_.threads)
+      if (m_.heads / m_.kv_heads % G || m_.heads / G * p_.tokens < p_.threads)
         return attend<G - 1>(layer, l);
     const Share some = mine(m_.heads / G * p_.tokens);
     for (int unit = some.first, done; unit < some.last; unit += done) {
