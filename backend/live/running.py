@@ -113,8 +113,7 @@ class RunningModel:
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:
-        """Context manager that replaces a block with the same block of `other`, which has the same
-        shapes."""
+        """Use the weights of `other` in a block within this context. Both models have the same shapes."""
         if self._native and other._native:
             with self._native.borrowed_block(other._native, block):
                 yield

@@ -38,8 +38,8 @@ from backend.pruning.pattern import Pattern, PatternField, read_overrides
 OUTLIER_MULTIPLE, SPREAD = 5.0, 0.08  # M and lambda, as published
 
 
-def refuse_allocation(config: SDSConfig) -> None:
-    """Raise an error if OWL cannot allocate the sparsity of a config.
+def check_allocation(config: SDSConfig) -> None:
+    """Check that OWL can distribute the sparsity of a config over the blocks.
 
     Raises:
         ConfigError: the pattern is n:m, or a block could lose none or all of its weights.
@@ -57,7 +57,7 @@ def refuse_allocation(config: SDSConfig) -> None:
     if min(pattern.drop, 1 - pattern.drop) <= 2 * SPREAD:
         raise ConfigError(
             f"OWL cannot allocate a sparsity of {pattern}.",
-            "A block could lose all of its weights, or none.",
+            "At this sparsity, OWL could prune a block completely or not at all.",
             f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform.",
             field="allocation",
         )
@@ -157,29 +157,29 @@ class PruningPlan(Plan):
 
     def check(self, config: SDSConfig) -> None:
         names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
-        mix = {name: group.pattern for name, group in self.layers.items()}
-        if pruning_plan(config, [layer_from_name(name) for name in names], mix) != self:
+        budget_patterns = {name: group.pattern for name, group in self.layers.items()}
+        if pruning_plan(config, [layer_from_name(name) for name in names], budget_patterns) != self:
             raise ValueError("the plan does not match the config")
 
 
 def pruning_plan(
     config: SDSConfig,
     layers: Collection[NamedLayer],
-    mix: Mapping[str, Pattern] = MappingProxyType({}),
+    budget_patterns: Mapping[str, Pattern] = MappingProxyType({}),
 ) -> PruningPlan:
     """Make the plan of an SDS run.
 
     Args:
         config: options of the run.
         layers: prunable layers of the model.
-        mix: full layer name -> pattern, if a budget allocates the patterns. Layers without an entry
+        budget_patterns: full layer name -> pattern, if a budget allocates the patterns. Layers without an entry
             stay dense. Overrides take precedence.
 
     Raises:
         ConfigError: a name matches no layer, a pattern does not divide the inputs of a layer, no
             layer remains to prune, or the sparsity cannot be allocated.
     """
-    refuse_allocation(config)
+    check_allocation(config)
     patterns = layer_patterns(layers, config)
     overridden = [name for name, _ in read_overrides(config.overrides)]
     has_budget = budget_of(config.allocation) is not None
@@ -189,7 +189,7 @@ def pruning_plan(
         is_overridden = any(fits(name, layer) for name in overridden)
         pattern = patterns.get(layer.name)
         if has_budget and pattern and not is_overridden:
-            pattern = mix.get(layer.name)
+            pattern = budget_patterns.get(layer.name)
         if pattern is None:
             dense.append(layer.name)
             continue
@@ -205,7 +205,7 @@ def pruning_plan(
         )
     if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
         raise ConfigError(
-            "OWL has no layer to allocate.",
+            "OWL has no layer whose sparsity it can set.",
             "Overrides set the pattern of every layer.",
             "Override fewer layers, or choose uniform.",
             "allocation",

@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int VECTORS = 4, TILE = LANES * VECTORS;
-constexpr int PREFETCH_DISTANCE = 2048;  // in weights, which are too many for the caches
+constexpr int PREFETCH_DISTANCE = 2048;  // weights
 constexpr int MAX_GPTQ_COLUMNS = 128;    // maximum number of columns in a block of GPTQ
 
 // Loads n <= LANES values and sets the other lanes to 0.
@@ -43,13 +43,13 @@ inline Floats clamp(Floats v, Floats low, Floats high) {
 }
 
 // Tile of up to 64 columns within one group of one row.
-struct Columns {
+struct RowTile {
   int row, group, column, width;
-  Floats level[VECTORS], inside[VECTORS];  // levels; 1 where the level was not clipped, else 0
+  Floats level[VECTORS], unclipped[VECTORS];  // levels; 1 where a level was not clipped, else 0
 };
 
 // Computes the merged weights W = W0 + factor B A of a tile.
-inline void merge(const Rows& r, const Columns& t, Floats* W) {
+inline void merge(const Rows& r, const RowTile& t, Floats* W) {
   Floats update[VECTORS] = {};
   const float *B = r.B + int64_t(t.row) * r.rank, *A = r.A + t.column;
   if (t.width == TILE)
@@ -66,8 +66,8 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
   }
 }
 
-// Computes `level` and `inside` of a tile.
-inline void quantize(const Rows& r, Columns& t) {
+// Computes `level` and `unclipped` of a tile.
+inline void quantize(const Rows& r, RowTile& t) {
   int64_t group = int64_t(t.row) * (r.columns / r.group) + t.group;
   float s = r.scale[group], zero = std::rint(r.zero[group]), fraction = r.zero[group] - zero;
   Floats W[VECTORS], low = all(-zero - fraction), high = all(r.top - zero - fraction);
@@ -75,12 +75,12 @@ inline void quantize(const Rows& r, Columns& t) {
   for (int v = 0; v * LANES < t.width; v++) {
     Floats rounded = round_to_integer(W[v] / s + fraction) - fraction;
     t.level[v] = clamp(rounded, low, high);
-    t.inside[v] = select(rounded == t.level[v], all(1), all(0));
+    t.unclipped[v] = select(rounded == t.level[v], all(1), all(0));
     if (!r.dense) continue;
     const float* from = r.dense + int64_t(t.row) * r.columns + t.column + v * LANES;
     const auto pruned = load_some(from, t.width - v * LANES) == all(0);
     t.level[v] = select(pruned, all(0), t.level[v]);
-    t.inside[v] = select(pruned, all(0), t.inside[v]);
+    t.unclipped[v] = select(pruned, all(0), t.unclipped[v]);
   }
 }
 
@@ -88,7 +88,7 @@ inline void quantize(const Rows& r, Columns& t) {
 // [first_row, end).
 template <class Visit>
 void for_each_tile(const Rows& r, int first_row, int end, Visit visit) {
-  Columns t;
+  RowTile t;
   for (t.row = first_row; t.row < end; t.row++)
     for (t.group = 0; t.group < r.columns / r.group; t.group++)
       for (int first = 0; first < r.group; first += TILE) {
@@ -111,14 +111,14 @@ int32_t for_each_tile(const Rows& r, int threads, Visit visit) {
 
 // Calls visit(vector, offset in the tile, number of valid lanes) for the vectors of a tile.
 template <class Visit>
-inline void for_each_vector(const Columns& t, Visit visit) {
+inline void for_each_vector(const RowTile& t, Visit visit) {
   for (int v = 0; v * LANES < t.width; v++)
     visit(v, v * LANES, t.width - v * LANES < LANES ? t.width - v * LANES : LANES);
 }
 
 template <class T>
-int32_t values_as(const Rows& r, T* out, int threads) {
-  return for_each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+int32_t write_values(const Rows& r, T* out, int threads) {
+  return for_each_tile(r, threads, [=, &r](const RowTile& t, int64_t first, int64_t group) {
     float step = r.m[group] * r.scale[group];
     for_each_vector(
         t, [&](int v, int i, int n) { store_some(out + first + i, t.level[v] * step, n); });
@@ -126,15 +126,15 @@ int32_t values_as(const Rows& r, T* out, int threads) {
 }
 
 template <class T>
-int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
-  return for_each_tile(r, threads, [=, &r](const Columns& t, int64_t first, int64_t group) {
+int32_t write_gradients(const Rows& r, T* G, T* out, float* dm, int threads) {
+  return for_each_tile(r, threads, [=, &r](const RowTile& t, int64_t first, int64_t group) {
     float m = r.m[group], step = m * r.scale[group];
     Floats products = {};  // dL/dW_hat times the level
     for_each_vector(t, [&](int v, int i, int n) {
       Floats g = load_some(G + first + i, n);
       if (out) store_some(out + first + i, t.level[v] * step, n);
       products += g * t.level[v];
-      store_some(G + first + i, g * t.inside[v] * m, n);
+      store_some(G + first + i, g * t.unclipped[v] * m, n);
     });
     dm[group] = (t.column % r.group ? dm[group] : 0) + r.scale[group] * sum(products);
   });
@@ -142,23 +142,23 @@ int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
 
 // Writes W_hat [rows, columns] in bfloat16 if `half`, else in float32.
 int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
-  return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
+  return half ? write_values(*r, (bf16*)out, threads) : write_values(*r, (float*)out, threads);
 }
 
 // Backward pass. Replaces G = dL/dW_hat with dL/dW in place. Writes dL/dm [rows, groups] to `dm`,
 // and W_hat to `out` unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
-  return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
-              : backward_as(*r, (float*)G, (float*)out, dm, threads);
+  return half ? write_gradients(*r, (bf16*)G, (bf16*)out, dm, threads)
+              : write_gradients(*r, (float*)G, (float*)out, dm, threads);
 }
 
 // Writes the levels q - z, and a mask that is 1 for weights inside the range and 0 for clipped
 // weights. Both are float32 [rows, columns].
 int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
-  return for_each_tile(*r, threads, [=](const Columns& t, int64_t first, int64_t) {
+  return for_each_tile(*r, threads, [=](const RowTile& t, int64_t first, int64_t) {
     for_each_vector(t, [&](int v, int i, int n) {
       store_some(level + first + i, t.level[v], n);
-      store_some(inside + first + i, t.inside[v], n);
+      store_some(inside + first + i, t.unclipped[v], n);
     });
   });
 }
@@ -167,14 +167,15 @@ int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
 //
 // Adds the histogram of the codes to `counts` [top + 1], and the number of codes that differ from
 // the codes of W0 to `changed` [1]. For each group, writes the squared error sum (W_hat - dense)^2
-// to `error` [rows, groups], and the number of weights inside the range to `inside` [rows, groups].
+// to `error` [rows, groups], and the number of weights inside the range to `unclipped` [rows,
+// groups].
 void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int64_t* changed,
                          float* error, float* inside) {
   Rows start = *r;
   start.rank = 0;
   int64_t histograms[4][256] = {};  // consecutive equal codes update different counters
-  for_each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t first, int64_t group) {
-    Columns initial = t;
+  for_each_tile(*r, 0, r->rows, [&](const RowTile& t, int64_t first, int64_t group) {
+    RowTile initial = t;
     quantize(start, initial);
     float step = r->m[group] * r->scale[group], zero = r->zero[group];
     Floats squares = {}, unclipped = {}, moved = {};
@@ -185,7 +186,7 @@ void snapshot_statistics(const Rows* r, const float* dense, int64_t* counts, int
       // 1 for valid lanes, 0 for lanes past the end of the group
       Floats valid = load_some(ONES, n);
       squares += D * D * valid;
-      unclipped += t.inside[v] * valid;
+      unclipped += t.unclipped[v] * valid;
       moved += select(initial.level[v] == t.level[v], all(0), valid);
       int32_t integers[LANES];  // NaN is counted as code 0
       store(integers, nearest(select(codes == codes, codes, all(0))));

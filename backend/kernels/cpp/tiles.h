@@ -33,9 +33,9 @@ constexpr int TILE_ROWS = 4, TILE_BLOCKS = 1;
 #endif
 using Sums = Floats[TILE_ROWS][TILE_BLOCKS];
 
-// Read streams and prefetch distance, as measured. With AVX512_BF16 but no AMX (AMD EPYC), a single
-// stream with a prefetch distance of 8 KiB is fastest; otherwise (Intel Xeon) four streams with a
-// distance of `AHEAD` bytes.
+// Number of blocks of weights that are read in parallel, and prefetch distance. The fastest values
+// were found by measurement: with AVX512_BF16 but no AMX (AMD EPYC) one block and 8 KiB, otherwise
+// (Intel Xeon) four blocks and `AHEAD` bytes.
 constexpr bool MANY_STREAMS = !HAVE_BF16 || HAVE_TILES;
 template <int AHEAD> inline void prefetch(const void* from) {
   __builtin_prefetch((const char*)from + (MANY_STREAMS ? AHEAD : 8192));
@@ -102,8 +102,8 @@ inline void add_products(const Entry* left, size_t row_stride, size_t pair_strid
 
 #if HAVE_TILES
 // AMX tile registers of the calling thread: 0 to 3 hold accumulators, 4 and 5 rows 0 to 15 and 16
-// to 31 of the left factor, 6 and 7 blocks of the right factor. Tiles of missing rows and blocks
-// repeat the first ones, and their sums are not used.
+// to 31 of the left factor, 6 and 7 blocks of the right factor. If there are fewer rows or blocks,
+// the first ones are loaded again, and the sums of the copies are not used.
 class Tiles {
  public:
   explicit Tiles(int rows) : rows_(rows), lower_(rows > 16 ? 16 : 0) {
@@ -123,7 +123,8 @@ class Tiles {
   Tiles(const Tiles&) = delete;
 
   // Multiplies bfloat16 inputs, or signed 8-bit inputs and unsigned codes, by two blocks with a
-  // stride of `block_stride` bytes, or by one block if that is 0. `lines` counts lines per block.
+  // stride of `block_stride` bytes, or by one block if that is 0. `lines`: number of lines in a
+  // block.
   template <class T, class V>
   void multiply(const T* left, size_t row_stride, const char* right, size_t block_stride, int lines,
                 V (&sums)[TILE_ROWS][TILE_BLOCKS]) const {
@@ -151,8 +152,8 @@ class Tiles {
   }
 
  private:
-  // Accumulates the products of one tile of each row and block; prefetches the next tiles of the
-  // right factor.
+  // Multiplies one tile from each row of tiles by one tile from each block, and adds the products
+  // to the accumulators. Prefetches the next tiles of the right factor.
   template <class T>
   void add(const T* left, size_t row_stride, const char* right, size_t block_stride) const {
     for (int line = 16; line < 32; line++) {
