@@ -113,7 +113,8 @@ class RunningModel:
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:
-        """Use the weights of `other` in a block within this context. Both models have the same shapes."""
+        """Within this context, use the weights of `other` in a block. Both models have the same
+        shapes."""
         if self._native and other._native:
             with self._native.borrowed_block(other._native, block):
                 yield

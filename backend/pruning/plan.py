@@ -172,8 +172,8 @@ def pruning_plan(
     Args:
         config: options of the run.
         layers: prunable layers of the model.
-        budget_patterns: full layer name -> pattern, if a budget allocates the patterns. Layers without an entry
-            stay dense. Overrides take precedence.
+        budget_patterns: full layer name -> pattern, if a budget allocates the patterns. Layers
+            without an entry stay dense. Overrides take precedence.
 
     Raises:
         ConfigError: a name matches no layer, a pattern does not divide the inputs of a layer, no
