@@ -37,7 +37,7 @@ from jobs.submit import check_and_estimate
 from ui.api_errors import error_response
 from ui.format import count, duration, number
 from ui.pages.workbench.formats import BITS, format_parts, names_of
-from ui.runs.profiles import METHOD_BUDGETS, fronts_of, profile_at
+from ui.runs.profiles import METHOD_BUDGETS, fronts_of, heldout_text, profile_at
 from ui.security.auth import current_user
 from ui.theme import BLUE, VERMILLION
 from ui.widgets.explorer import cached_by
@@ -68,10 +68,8 @@ def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
     mark, outdated = record.get(WEIGHTS_MARK), ""
     if mark and weights_fingerprint(resolve_model(profile.model, reads=False)) not in ("", mark):
         outdated = f"{run.run} measured other weights of this model."
-    context, windows = (_heldout(record).get(name) for name in ("context", "windows"))
-    if not (isinstance(context, int) and isinstance(windows, int)):
-        context = windows = 0
-    tokens = context * windows
+    windows, context = heldout_text(record)
+    tokens = windows * context
     facts = [f"{len(profile.layers)} of {layer_count} layers in {len(profile.formats)} formats"]
     facts.append(_estimate(profile))
     if tokens:
@@ -87,12 +85,6 @@ def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
         "tokens": tokens,
         "outdated": outdated,
     }
-
-
-def _heldout(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = record.get("text")
-    heldout = text.get("held-out") if isinstance(text, dict) else None
-    return heldout if isinstance(heldout, dict) else {}
 
 
 def _estimate(profile: SensitivityProfile) -> str:

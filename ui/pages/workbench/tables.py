@@ -2,8 +2,7 @@
 address; and the dense weights of one layer, as rows of its matrix in the model's files, with the
 energies of its inputs if a run has stored them. The browser makes any format of these weights."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from ui.live_api import live_parts
 from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
 from ui.pages.workbench.profiles import AUTOMATIC, knowledge, landmarks, new_profile, profiles_of
 from ui.runs.choices import models
-from ui.runs.profiles import measured_runs, queued_runs
+from ui.runs.profiles import state_runs
 from ui.runs.weights import DENSE, layer_label
 from ui.security.auth import current_user
 from ui.theme import DARK, LIGHT
@@ -104,10 +103,9 @@ def _layers(facts: ModelFacts, layers: Sequence[LinearShape]) -> dict[str, Any]:
 
 
 def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[str, Any]:
-    """Finished runs, runs that were queued from states, and llama.cpp's files of a model."""
-    runs = [(x.run, x.label, x.nbytes, x.ratio) for x in measured_runs(model, layers, other_bytes)]
-    queued = [*_queued(model, layers, other_bytes)]
-    return {"runs": runs, "queued": queued, "landmarks": landmarks(model)}
+    """Runs with the states that they make, and llama.cpp's files of a model."""
+    runs = [*state_runs(model, layers, other_bytes)]
+    return {"runs": runs, "landmarks": landmarks(model)}
 
 
 def _profile(
@@ -141,16 +139,6 @@ def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
         "formats": [*map(names_of, formats)],
         "parts": format_parts(formats, layers),
     }
-
-
-def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[dict[str, Any]]:
-    """Runs that were queued from states, with the bytes of the states; without runs of another
-    version of the model."""
-    for run in queued_runs(model):
-        with suppress(ConfigError):
-            formats = state_at(run["state"], layers).formats
-            nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
-            yield run | {"nbytes": rest + nbytes}
 
 
 # the weights of a layer ---------------------------------------------------------------------------

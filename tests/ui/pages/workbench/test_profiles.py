@@ -27,7 +27,7 @@ from jobs.profile.profiles import (
     weights_fingerprint,
 )
 from tests.ui.conftest import HOSTILE
-from tests.ui.lab import job, result, store
+from tests.ui.lab import job, store
 from tests.ui.pages.workbench.profiles import TIMES, profile_rows
 from tests.ui.visits import OTHER, TOKEN, Visit, unpacked
 from ui.pages.workbench import plans, profiles, tables
@@ -197,30 +197,6 @@ def test_files_of_the_same_weights_are_landmarks(
     files = started(client, "landmarks")
     assert [one["file"] for one in files] == ["Q2_K", "Q4_K_M"]
     assert all(one["low"] < one["ratio"] < one["high"] and one["source"] for one in files)
-
-
-def test_runs_are_placed_by_the_bytes_of_their_format(client: TestClient) -> None:
-    quantized = {"kind": "dlqat", "kept_stage": "dlqat", "config": {"model": "toy", "bits": 3}}
-    pruned = {"config": {"model": "toy", "pattern": "2:4"}, "kept_stage": "sds"}
-    mixed = {"config": {"model": "toy", "pattern": "50%"}, "kept_stage": "sds"}
-    store(job(93, **quantized), job(94, **pruned), job(95, **mixed))
-    for number, stage, figure in (
-        (93, "dlqat", ("bits_per_weight", 3.25)),
-        (94, "sds", ("zero_share", 0.5)),
-        (95, "sds", ("zero_share", 0.3)),
-    ):
-        store(
-            result(number, "dense", "perplexity", 10.0),
-            result(number, stage, *figure),
-            result(number, stage, "perplexity", 12.0),
-        )
-    runs = started(client, "runs")
-    found = {run: (nbytes, ratio) for run, _, nbytes, ratio in runs}
-    rest = 2 * FACTS.parameters - 2 * sum(x.weights for x in FACTS.linears)
-    for run, form in (("dlqat-0093", "int3-g64"), ("sds-0094", "2:4")):
-        layers = sum(Format.parse(form).nbytes(x.rows, x.columns) for x in FACTS.linears)
-        assert found[run] == pytest.approx((rest + layers, 1.2))
-    assert "sds-0095" not in found  # its layers have several patterns
 
 
 @pytest.mark.parametrize(

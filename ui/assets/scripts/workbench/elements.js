@@ -31,6 +31,10 @@ export const button = (words, act, more = {}) =>
     ...more,
   });
 
+/** @param {string} href @param {string} words */
+export const link = (href, words) =>
+  Object.assign(document.createElement("a"), { href, textContent: words });
+
 /** The button of a group that was clicked; null beside the buttons. @param {Event} event */
 export const pressed = ({ target }) => (target instanceof HTMLButtonElement ? target : null);
 

@@ -30,6 +30,7 @@ const TOP = 10;
 const REACH = 14;
 const LEFT = () => em(2.75);
 const BOTTOM = () => em(2.25);
+const MOST_QUEUED = 8; // runs with a button
 const TOP_RATIO = 4; // worse states are drawn at the edge
 const LOW_RATIO = 0.88; // leaves room for names below the line of 1
 const GREEN = "#009E73"; // of llama.cpp
@@ -223,8 +224,8 @@ class FrontChart {
   }
 }
 
-/** The state of a run that was queued, and the perplexities known of it: "predicted 1.31, live 1.28, final 1.22 × dense".
-    @param {import("./view.js").QueuedRun} run */
+/** The state of a run, and the perplexities known of it: "predicted 1.31, live 1.28, final 1.22 × dense".
+    @param {import("./view.js").StateRun} run */
 function became({ predicted, live, final, at }) {
   const known = Object.entries({ predicted, live, final })
     .filter(([, ratio]) => ratio)
@@ -310,7 +311,7 @@ export class FrontPanel {
     });
     need(this.card, ".workbench-legend", HTMLElement).hidden = !predictions.fronts.size;
     need(this.card, ".workbench-diamond", HTMLElement).hidden = !model.landmarks.length;
-    const key = JSON.stringify([view.kept, model.queued]);
+    const key = JSON.stringify([view.kept, model.runs]);
     if (this.box.dataset.key === key) return;
     this.box.dataset.key = key;
     const states = [...this.#keptButtons(view), ...this.#queuedButtons(model)];
@@ -318,25 +319,15 @@ export class FrontPanel {
     this.box.replaceChildren(...(states.length ? states : [none]));
   }
 
-  /** Finished runs of the model; those that were queued from a state are drawn once.
-      @param {import("./view.js").Start} model @returns {Point[]} */
-  #runs({ runs, queued }) {
-    const others = runs.filter(([run]) => queued.every((each) => each.run !== run));
-    return [
-      ...others.map(([run, name, nbytes, ratio]) => ({
-        run,
-        nbytes,
-        ratio,
-        words: `${run}, ${name}: ${said(nbytes, ratio, "final")}`,
-      })),
-      ...queued.map((each) => ({
-        run: each.run,
-        nbytes: each.nbytes,
-        ratio: each.final ?? NaN,
-        predicted: each.predicted,
-        words: `${each.run}: ${megabytes(each.nbytes)}, ${became(each)}`,
-      })),
-    ];
+  /** Runs of the model. @param {import("./view.js").Start} model @returns {Point[]} */
+  #runs({ runs }) {
+    return runs.map((each) => ({
+      run: each.run,
+      nbytes: each.nbytes,
+      ratio: each.final ?? NaN,
+      predicted: each.predicted,
+      words: `${each.run}, ${each.label}: ${megabytes(each.nbytes)}, ${became(each)}`,
+    }));
   }
 
   /** Size and loss of this state, and the largest uniform format that is no smaller and loses more.
@@ -388,7 +379,8 @@ export class FrontPanel {
   }
 
   /** @param {import("./view.js").Start} model */
-  #queuedButtons({ queued }) {
+  #queuedButtons({ runs }) {
+    const queued = runs.filter((each) => each.queued).slice(0, MOST_QUEUED);
     return queued.map((each) => {
       const title = `Open the state of ${each.run}`;
       const open = () => this.on.open(each.state);

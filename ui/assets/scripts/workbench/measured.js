@@ -1,7 +1,6 @@
 /* Figures of each state, predicted, live, final or counted; the gauges show them. */
 import { number, share, times } from "../weights/canvas.js";
-import { need, tell } from "./elements.js";
-import { addressOf } from "./formats.js";
+import { link, need, tell } from "./elements.js";
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {Extract<LiveEvent, {event: "loss"}>} LossEvent */
@@ -9,7 +8,7 @@ import { addressOf } from "./formats.js";
       speed?: number | null, exactly?: boolean}} Known
     Measured on a state: perplexity over dense with its interval, nats, tokens of text in windows of `context`, bytes and
     tokens a second. `exactly`: the layers are as a run makes them. */
-/** @typedef {{value: string, details: string[], how: string}} Reading */
+/** @typedef {{value: string, details: string[], how: string, run?: string}} Reading `run`: whose result it is */
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
 
@@ -184,16 +183,21 @@ export class Measured {
     };
   }
 
-  /** The newest run that was queued from this state. @param {View} view @returns {Reading} */
-  #final({ model, now, holding }) {
-    const state = key(addressOf(now));
-    const run = holding ? undefined : model.queued.find((each) => key(each.state) === state);
-    if (!run) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
-    return { value: times(run.final ?? NaN), details: [run.run, run.final ? "" : run.at], how: "" };
+  /** The result of a run that makes this state. @param {View} view @returns {Reading} */
+  #final({ runs, holding, isDense }) {
+    const [made, ...others] = holding || isDense ? [] : runs;
+    if (!made) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
+    const { run, final, stage, at } = made;
+    const [count = 0, context = 0] = made.text;
+    const details = final
+      ? [stage, count && context ? windows(context, count * context) : ""]
+      : [at];
+    const also = others.length ? `also ${others.map((each) => each.run).join(", ")}` : "";
+    return { value: times(final ?? NaN), details: [...details, also], how: "", run };
   }
 
   /** @param {string} how @param {Reading} reading */
-  #ratio(how, { value, details }) {
+  #ratio(how, { value, details, run = "" }) {
     const place = need(this.element, `[data-how="${how}"]`, HTMLElement);
     place.dataset.known = value === "–" ? "" : how;
     place.toggleAttribute(
@@ -202,8 +206,10 @@ export class Measured {
     );
     tell(need(place, "b", HTMLElement), value);
     const text = need(place, "small", HTMLElement);
-    text.title = joined(details);
-    tell(text, text.title);
+    const words = joined([run, ...details]);
+    if (text.title === words) return;
+    text.title = words;
+    text.replaceChildren(run ? link(`run?id=${run}`, run) : "", words.slice(run.length));
   }
 
   /** @param {Known} known */

@@ -2,7 +2,7 @@
    live model as soon as nothing moves. */
 import { measureAgain } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
-import { button, need, pressed, reason, slimscope } from "./elements.js";
+import { button, link, need, pressed, reason, slimscope } from "./elements.js";
 import { addressOf } from "./formats.js";
 import { FrontPanel } from "./front.js";
 import { Knobs } from "./knobs.js";
@@ -223,9 +223,10 @@ export class Page {
     else if (known?.outdated) box.append(`${known.outdated} Its predictions are too old. `);
     else if (!model.profile) box.append("No profile yet, so no predictions and no budget. ");
     if (made?.run) {
-      const link = Object.assign(document.createElement("a"), { href: `run?id=${made.run}` });
-      link.textContent = made.run;
-      box.append(link, " measures the layers. Predictions appear block by block. ");
+      box.append(
+        link(`run?id=${made.run}`, made.run),
+        " measures the layers. Predictions appear block by block. ",
+      );
     } else if (made && !made.why) {
       const time = made.time ? ` (about ${made.time})` : "";
       const asks = button(
@@ -247,12 +248,8 @@ export class Page {
   #tellKnown({ model: { profile: run, partial, known } }) {
     this.known.replaceChildren();
     if (!run || !known) return;
-    const link = Object.assign(document.createElement("a"), {
-      href: `run?id=${run}`,
-      textContent: run,
-    });
     const facts = [partial ? "still measuring" : "", ...known.facts].filter(Boolean);
-    this.known.append(link, `: ${facts.join(" · ")}`);
+    this.known.append(link(`run?id=${run}`, run), `: ${facts.join(" · ")}`);
     this.known.title = this.known.textContent ?? "";
   }
 
@@ -261,7 +258,7 @@ export class Page {
     const view = this.#view;
     if (!view) return;
     const { model } = view;
-    const waits = now || model.queued.some(({ at }) => ACTIVE.includes(at));
+    const waits = now || model.runs.some(({ at }) => ACTIVE.includes(at));
     if (model.profile && !model.partial && !waits) return;
     const state = view.isDense ? "" : view.address;
     const fresh = await load(model.model, state).catch(() => null);
@@ -272,7 +269,7 @@ export class Page {
       this.show(Promise.resolve(fresh));
       return;
     }
-    Object.assign(model, { runs: start.runs, queued: start.queued });
+    model.runs = start.runs;
     this.draw("measured");
   }
 

@@ -1,5 +1,5 @@
 /* Menus of the Workbench: the state as runs, and as files. */
-import { button, need, reason } from "./elements.js";
+import { button, link, need, reason } from "./elements.js";
 
 /** @typedef {import("./page.js").Page} Page */
 /** @typedef {{refused?: string, cost: string, warnings: string, address: string}} Plan As `ui/pages/workbench/plans.py`
@@ -10,10 +10,6 @@ const FORMATS = {
   gguf: "GGUF",
   dense: "safetensors, dense",
 };
-
-/** @param {string} href @param {string} words */
-const link = (href, words) =>
-  Object.assign(document.createElement("a"), { href, textContent: words });
 
 /** The server's answer to a request, which has a body if it changes something. Throws an Error with the refusal.
     @param {string} address @param {object} [body] */
