@@ -474,12 +474,16 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
 
 def headline(values: Mapping[str, Any]) -> list[str]:
     """Return the settings that name a run: its budget if the layers differ, else bits and group
-    size; and the number of layers set by hand."""
-    allocation, by_hand = str(values.get("allocation", "")), str(values.get("overrides") or "")
-    budget = allocation.removeprefix(PREFIX)
+    size; the number of overrides; and the bits of the embedding."""
+    allocation, overrides = str(values.get("allocation", "")), str(values.get("overrides") or "")
+    budget, embedding = allocation.removeprefix(PREFIX), str(values.get("embedding", ""))
     uniform = [f"{values.get('bits')} bits", f"group size {values.get('group_size')}"]
     named = [f"mixed, {budget}"] if budget != allocation else uniform
-    return [*named, *([f"{len(by_hand.split(','))} layers set by hand"] if by_hand else [])]
+    if overrides:
+        named.append(f"{len(overrides.split(','))} overrides")
+    if embedding.isdigit():
+        named.append(f"embedding {embedding} bits")
+    return named
 
 
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
@@ -532,7 +536,7 @@ KIND = Kind(
     remedy="more bits, smaller groups, or longer training",
     key_figure=key_figure,
     headline=headline,
-    headline_fields=frozenset({"bits", "group_size", "allocation", "overrides"}),
+    headline_fields=frozenset({"bits", "group_size", "allocation", "overrides", "embedding"}),
     recipes={
         "DL-QAT": {},
         "DL-QAT beside its rivals": {"stages": "rtn, gptq, dlqat, lora"},

@@ -254,7 +254,7 @@ def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
 KNOWN = f"""async () => {{
     const {{ Formats }} = await ({MODULE})('formats');
     const start = await (await fetch('slimscope/workbench/start?model=toy')).json();
-    return new Formats(start.parts); }}"""
+    return new Formats(start.parts, start.colors.formats); }}"""
 
 
 def an_address_of_many_layers_is_short(page: Page) -> None:

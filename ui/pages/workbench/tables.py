@@ -26,6 +26,7 @@ from backend.store.tables import Job
 from jobs.fields.models import is_run, resolve_model
 from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
+from ui.charts.formats import SCALE
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
@@ -72,7 +73,7 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS,
         "patterns": PATTERNS,
         "parts": format_parts(OFFERED, layers),
-        "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted},
+        "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted, "formats": SCALE},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*INSTANT_METHODS.values()],

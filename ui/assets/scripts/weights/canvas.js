@@ -21,7 +21,6 @@ const colors = (digits) =>
     .split(" ")
     .map((color) => /** @type {Color} */ (color.match(/../g)?.map((part) => parseInt(part, 16))));
 const VIRIDIS = colors("440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725");
-const PLASMA = colors("0d0887 46039f 7201a8 9c179e bd3786 d8576b ed7953 fb9f3a fdca26 f0f921");
 /** @type {Color} */
 const COLD = [0, 114, 178];
 /** @type {Color} */
@@ -114,8 +113,6 @@ function between(scale, part) {
 
 /** A color of the sequential scale. @param {number} part from 0 to 1 */
 export const sequential = (part) => between(VIRIDIS, part);
-/** A color of the scale of formats. @param {number} part from 0 to 1 */
-export const plasma = (part) => between(PLASMA, part);
 
 /** A color of the diverging scale. @param {number} part from -1 to 1 @param {Color} middle color of 0 */
 export const diverging = (part, middle) =>

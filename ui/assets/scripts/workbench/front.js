@@ -11,7 +11,7 @@ import {
   times,
 } from "../weights/canvas.js";
 import { button, need, tell } from "./elements.js";
-import { color, fits } from "./formats.js";
+import { fits } from "./formats.js";
 import { megabytes } from "./measured.js";
 
 /** @typedef {import("./view.js").View} View */
@@ -358,7 +358,7 @@ export class FrontPanel {
       const words = `All ${form.label}: ${said(nbytes, ratio, "predicted")}`;
       const { short } = form;
       const quantized = Boolean(form.width);
-      return [{ nbytes, ratio, words, short, quantized, color: color(form) ?? "" }];
+      return [{ nbytes, ratio, words, short, quantized, color: form.color ?? "" }];
     });
   }
 

@@ -2,7 +2,6 @@
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { button, need, pressed, tell } from "./elements.js";
-import { color } from "./formats.js";
 import { plural } from "./panels.js";
 
 /** @typedef {import("./view.js").View} View */
@@ -232,7 +231,7 @@ export class Knobs {
       );
     box.querySelectorAll("button").forEach((each, i) => {
       each.setAttribute("aria-pressed", String(each.value === value));
-      const hue = color(offered[i].form);
+      const hue = offered[i].form.color;
       if (hue) each.style.setProperty("--format", hue);
     });
   }

@@ -5,7 +5,7 @@ import { LayerMap } from "../weights/map.js";
 import { offer, table } from "../weights/tables.js";
 import { Comb } from "./comb.js";
 import { need, tell } from "./elements.js";
-import { bitsPerWeight, color } from "./formats.js";
+import { bitsPerWeight } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
 
@@ -48,7 +48,7 @@ export class MapPanel {
       picked: view.focus,
       height,
       colors: isFormats
-        ? formats.map((form) => color(form) ?? view.model.colors.unchanged)
+        ? formats.map((form) => form.color ?? view.model.colors.unchanged)
         : undefined,
       chosen: view.chosen.size < view.scope("all").size ? view.chosen : undefined,
       pinned: view.pinned,
@@ -115,7 +115,7 @@ export class MapPanel {
     const counts = new Map();
     for (const form of view.formats.toSorted((a, b) => view.bits(b) - view.bits(a))) {
       const many = (counts.get(form.short)?.many ?? 0) + 1;
-      const hue = color(form) ?? view.model.colors.unchanged;
+      const hue = form.color ?? view.model.colors.unchanged;
       counts.set(form.short, { words: form.short, many, color: hue });
     }
     return [...counts.values()];
@@ -223,7 +223,7 @@ export class LayerPanel {
       form,
       size: (form.width ? form.group : view.group) || tensor.columns,
       score: view.score,
-      color: color(form) ?? view.model.colors.unchanged,
+      color: form.color ?? view.model.colors.unchanged,
       height: this.boxes[1].clientHeight,
       told: (words) => {
         this.title.textContent = this.combCanvas.dataset.words = words;
@@ -244,7 +244,7 @@ export class LayerPanel {
         ...stage,
         name: "live",
         label: form.label,
-        color: color(form) ?? model.colors.unchanged,
+        color: form.color ?? model.colors.unchanged,
       },
     ];
     this.histogram.height = height;

@@ -18,7 +18,7 @@ import { Predictions } from "./predictions.js";
       layers: Layer[], modules: string[], rest: number,
       runs: StateRun[], landmarks: Landmark[],
       widths: number[], groups: number[], patterns: string[], parts: import("./formats.js").Parts,
-      colors: {dense: string, unchanged: string}, pruners: string[], quantizers: string[], instant: string[],
+      colors: {dense: string, unchanged: string, formats: string[]}, pruners: string[], quantizers: string[], instant: string[],
       made: {pruner: string, quantizer: string}, profile: string, partial: boolean,
       known: {facts: string[], context: number, tokens: number, outdated: string} | null,
       offer: {run: string, time: string, automatic: boolean, why: string} | null,
@@ -65,7 +65,7 @@ export class View {
     this.model = model;
     this.layers = model.layers;
     this.etag = profile?.etag ?? "";
-    this.known = new Formats(model.parts);
+    this.known = new Formats(model.parts, model.colors.formats);
     this.predictions = new Predictions(model.layers, model.rest, this.known, profile);
     this.settings = this.#offered(settings);
     this.dense = this.layers.map(() => this.known.dense);
