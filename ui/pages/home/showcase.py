@@ -149,9 +149,10 @@ def toy_run(actor: Actor) -> Job | None:
     return next((job for job in toys if job.owner == actor.name), None)
 
 
-def film() -> dict[str, Any] | None:
+def film(toy: str = "") -> dict[str, Any] | None:
     """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`: of the
-    newest run with weights, while it works those that it has recorded so far.
+    run `toy`, else of the newest run with weights, those on a real model first; while it works
+    the stages that it has recorded so far.
 
     Returns:
         run, model, title, tensor, live, edge (the axis runs from -edge to edge), and for each
@@ -160,7 +161,9 @@ def film() -> dict[str, Any] | None:
     """
     methods = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     for kind in methods:
-        for row in newest(kind.name, states=(State.SUCCEEDED, *LIVE)):
+        rows = newest(kind.name, states=(State.SUCCEEDED, *LIVE))
+        rows.sort(key=lambda row: (row.head.run != toy, row.head.config.get("model") == TOY))
+        for row in rows:
             weights = weights_of(row.head.run) if queries.weights_mark(row.head.run) else None
             if not weights or not weights.tensors:
                 continue

@@ -4,7 +4,8 @@ import { rebinned } from "./histogram.js";
 /** @import {Difference, Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-/** @typedef {{before: Place, after: Place, rival: Place | null}} Effect What a method did, and what less does. */
+/** @typedef {{before: Place, after: Place, rival: Place | null, note: string}} Effect What a method did, and what less
+    does; `note`: why perplexity says otherwise. */
 
 const MIN_GROWTH = 0.01; // of the mean magnitude, to be told
 
@@ -54,11 +55,12 @@ export class Comparison {
       (name) => data.stage(name),
     );
     if (other || chosen >= 0 || after < 0)
-      return { before: this.reference(t, s), after: { data, t, s }, rival: null };
+      return { before: this.reference(t, s), after: { data, t, s }, rival: null, note: "" };
     return {
       before: { data, t, s: before >= 0 ? before : data.main[0] },
       after: { data, t, s: after },
       rival: rival >= 0 ? { data, t, s: rival } : null,
+      note: data.effect.note,
     };
   }
 
@@ -82,7 +84,7 @@ export class Comparison {
     let way = "change place";
     if (Math.abs(grown) > MIN_GROWTH) way = grown > 0 ? "move outwards" : "move inwards";
     const { short, color } = data.stages[after.s];
-    const label = `${short} − ${lower(nameOf(before, data.run))}: ${number(moved, 2)} % of the weights ${way} (points by bin)`;
+    const label = `${short} − ${lower(nameOf(before, data.run))}: ${number(moved, 2)} % of the weights ${way}`;
     return { label, color, heights };
   }
 }

@@ -356,18 +356,20 @@ export class HistogramChart {
    * Names of the curves at their highest visible place, and what became of the middle.
    * @type {(drawn: DrawnHistogram, area: Surface, x: AxisScale, y: (height: number) => number) => void}
    */
-  #paintLabels(drawn, { pen, line }, x, y) {
+  #paintLabels(drawn, { pen, line, width }, x, y) {
     const { curves, cutoff, top, reach, range, bins, input } = drawn;
     const ink = inks();
     /** @type {(text: string, at: number, level: number, color: string, align: CanvasTextAlign) => void} */
-    const write = (text, at, level, color, align) => {
+    const write = (text, place, level, color, align) => {
+      const room = width - RIGHT - pen.measureText(text).width; // of all that is written to the right
+      const at = align === "left" ? Math.min(place, room) : place;
       Object.assign(pen, { textAlign: align, textBaseline: "middle", fillStyle: color });
       Object.assign(pen, { strokeStyle: ink.paper, lineWidth: 3, lineJoin: "round" });
       pen.strokeText(text, at, level);
       pen.fillText(text, at, level);
     };
     if (cutoff > 0)
-      write(` magnitude threshold ${number(cutoff, 2)}`, x(cutoff), TOP + 5, ink.muted, "left");
+      write(` magnitude threshold ${number(cutoff)}`, x(cutoff), TOP + 5, ink.muted, "left");
     const taken = [TOP + 5];
     /** The nearest free level, upwards or downwards. @type {(level: number, step: number) => number} */
     const free = (level, step) => {
@@ -389,7 +391,8 @@ export class HistogramChart {
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
       const level = free(y(Math.min(top, heights[i])), -line);
-      const left = x(Math.min(weight, 0.7 * reach)) + 8;
+      const room = width - RIGHT - SWATCH - 4 - pen.measureText(short).width;
+      const left = Math.min(x(Math.min(weight, 0.7 * reach)) + 8, room);
       write(short, left + SWATCH + 4, level, ink.text, "left");
       pen.fillStyle = ink.stage(color);
       pen.fillRect(left, level - 2, SWATCH, 3);

@@ -22,7 +22,7 @@
  * @property {Statistic[]} statistics
  * @property {string[]} unlisted statistics without a label, after the others
  * @property {[label: string, run: string, model: string][]} [runs] runs with statistics
- * @property {{before: string, after: string, rival: string}} [effect] stages that say what the method did
+ * @property {{before: string, after: string, rival: string, note: string}} [effect] stages that say what the method did
  * @property {{stage: string, stat: string, tensor: string}} [defaults]
  */
 
@@ -60,7 +60,7 @@ export class Histograms {
     this.modules = head.modules;
     this.statistics = head.statistics;
     this.runs = head.runs ?? [];
-    this.effect = head.effect ?? { before: "", after: "", rival: "" };
+    this.effect = head.effect ?? { before: "", after: "", rival: "", note: "" };
     this.defaults = head.defaults ?? { stage: "", stat: "", tensor: "" };
     /** @type {Tensor[]} */
     this.tensors = head.tensors.map(([name, label, block, module]) => ({

@@ -24,7 +24,6 @@ import { figures, ofAllLayers, ofEffect, ofHistogram, ofMap, shortName } from ".
 /** @typedef {"heatmap" | "overlay" | "ridges" | "more" | "groups"} PanelName */
 
 const { create, find, findAll } = window.slimscope;
-const PLAYED_KEY = "slimscope-weights-played";
 const MAX_STAGES = 5;
 const NAMED_CELLS = 3;
 const HISTOGRAM_HEIGHT = 240;
@@ -69,7 +68,7 @@ export function start(element, opened) {
       window.slimscope.address({ run, stage });
     },
   });
-  page.show(ahead()).then(() => page.playOnce());
+  page.show(ahead());
 }
 
 class Page {
@@ -331,14 +330,6 @@ class Page {
     step(begin);
   }
 
-  /** Plays at the first visit, where the address asks for no stage. */
-  playOnce() {
-    const isNew = !localStorage.getItem(PLAYED_KEY) && !location.search.includes("stage=");
-    if (!this.#data || !isNew || still()) return;
-    localStorage.setItem(PLAYED_KEY, "1");
-    if (this.data.main.length > 2) this.play();
-  }
-
   /** Paints map, histogram and ridges a part of the way between two stages. @type {(from: number, to: number, part: number) => void} */
   #between(from, to, part) {
     this.#paintMap(from, to, part);
@@ -435,7 +426,8 @@ class Page {
     const effect = comparison.effect(t, s);
     find(this.element, "#weights-effect").textContent = ofEffect(effect);
     const layers = ofAllLayers(effect, this.#sameOf());
-    find(this.element, "#weights-layers").textContent = data.model + (layers && `: ${layers}`);
+    const words = [layers && `output error ${layers}`, effect.note].filter(Boolean).join(". ");
+    find(this.element, "#weights-layers").textContent = data.model + (words && `: ${words}`);
     const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
       ([name, value, other]) => {
         const figure = create("div");

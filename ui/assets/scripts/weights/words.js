@@ -11,6 +11,7 @@ const MAX_FIGURES = 5;
 /** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
 const FIGURES = [
   ["perplexity", "Model perplexity", "", 4],
+  ["bits", "Bits of this layer", ""],
   ["relative_error", "Output error", "\u00a0%"],
   ["zero_share", "Exact zeros", "\u00a0%"],
   ["std", "Spread", ""],
@@ -132,7 +133,11 @@ export function figures(place, reference) {
       name === "perplexity" ? at.data.stages[at.s].perplexity : at.data.shown(name, at.t, at.s);
     const text = (/** @type {Place} */ at) => number(value(at), digits) + unit;
     if (!Number.isFinite(value(place))) return [];
-    const words = isOwn || !Number.isFinite(value(reference)) ? "" : `${named} ${text(reference)}`;
-    return [/** @type {Figure} */ ([label, text(place), words])];
+    const words =
+      isOwn || !Number.isFinite(value(reference)) ? [] : [`${named} ${text(reference)}`];
+    const dense = { ...place, s: data.main[0] };
+    if (name === "perplexity" && !isSame(place, dense) && !isSame(reference, dense))
+      words.push(`dense ${text(dense)}`);
+    return [/** @type {Figure} */ ([label, text(place), words.join(", ")])];
   }).slice(0, MAX_FIGURES);
 }

@@ -244,6 +244,7 @@ export class LayerPanel {
         ...stage,
         name: "live",
         label: form.label,
+        short: form.short,
         color: form.color ?? model.colors.unchanged,
       },
     ];
