@@ -59,12 +59,12 @@ def profiles_of(model: str) -> list[Job]:
 
 
 def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
-    """Facts of a profile for a sentence, context and tokens of its text, and in `outdated` the
-    reason why a new one is needed. Records of imported runs may be damaged."""
+    """Facts of a profile for a sentence, windows of its `text` and tokens of each, and in
+    `outdated` the reason why a new one is needed. Records of imported runs may be damaged."""
     profile, record = profile_at(run.run), run.environment or {}
     if profile is None:
         outdated = f"{run.run} cannot be read with this version."
-        return {"facts": [], "context": 0, "tokens": 0, "outdated": outdated}
+        return {"facts": [], "text": (0, 0), "outdated": outdated}
     mark, outdated = record.get(WEIGHTS_MARK), ""
     if mark and weights_fingerprint(resolve_model(profile.model, reads=False)) not in ("", mark):
         outdated = f"{run.run} measured other weights of this model."
@@ -79,12 +79,7 @@ def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
         facts.append(f"only {count(calibration)} calibration tokens for {count(inputs)} inputs")
     if profile.times:
         facts.append(f"times of a token on {profile.times.threads} threads")
-    return {
-        "facts": facts,
-        "context": context,
-        "tokens": tokens,
-        "outdated": outdated,
-    }
+    return {"facts": facts, "text": (windows, context), "outdated": outdated}
 
 
 def _estimate(profile: SensitivityProfile) -> str:

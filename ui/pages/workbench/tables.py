@@ -2,7 +2,7 @@
 address; and the dense weights of one layer, as rows of its matrix in the model's files, with the
 energies of its inputs if a run has stored them. The browser makes any format of these weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.formats import SCALE
 from ui.charts.heatmap import in_order
+from ui.format import size
 from ui.live_api import live_parts
 from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
 from ui.pages.workbench.profiles import AUTOMATIC, knowledge, landmarks, new_profile, profiles_of
@@ -35,9 +36,11 @@ from ui.runs.choices import models
 from ui.runs.profiles import state_runs
 from ui.runs.weights import DENSE, layer_label
 from ui.security.auth import current_user
+from ui.templates import fragments
 from ui.theme import DARK, LIGHT
 from ui.widgets.packed import PackedArrays
 
+HTML = fragments("pages/workbench/page.html")
 START, WEIGHTS = "/slimscope/workbench/start", "/slimscope/workbench/weights"
 MAX_WEIGHTS = 1_000_000  # of a larger matrix, rows at equal distances are sent
 ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
@@ -62,13 +65,14 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
     facts = resolve_model(model, reads=False).facts
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
+    live = live_parts(facts, model, actor)
     return {
         "model": model,
         "title": facts.title,
         "models": [(title, name, name in profiled) for title, name in models()],
         **_layers(facts, layers),
         **_runs(model, layers, _other_bytes(facts, layers)),
-        **_profile(found[0] if found else None, model, layers, actor),
+        **_profile(found[0] if found else None, model, layers, actor, live),
         "widths": WIDTHS,
         "groups": GROUPS,
         "patterns": PATTERNS,
@@ -77,7 +81,10 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*INSTANT_METHODS.values()],
-        "live": live_parts(facts, model, actor),
+        "live": live,
+        "empty": f"No text: {live['why']}"
+        if live["why"]
+        else f"Write, or change a knob. Loads {facts.title} (up to {size(live['bytes'])}).",
         "state": _state(address, layers) if address else None,
     }
 
@@ -110,18 +117,26 @@ def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[s
 
 
 def _profile(
-    run: Job | None, model: str, layers: Sequence[LinearShape], actor: Actor
+    run: Job | None,
+    model: str,
+    layers: Sequence[LinearShape],
+    actor: Actor,
+    live: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The profile that predictions are from, and the offer of a new one where that is missing or
     outdated."""
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
-    known = knowledge(run, len(layers)) if run else None
+    known = knowledge(run, len(layers)) if run else {}
+    name, partial = run.run if run else "", run is not None and run.state != State.SUCCEEDED
+    offer = None if run and not known["outdated"] else new_profile(model, actor)
     return {
         "made": INSTANT_METHODS | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
-        "profile": run.run if run else "",
-        "partial": run is not None and run.state != State.SUCCEEDED,
-        "known": known,
-        "offer": new_profile(model, actor) if known is None or known["outdated"] else None,
+        "profile": name,
+        "partial": partial,
+        "text": known.get("text", (0, 0)),
+        "known": HTML.known(name, partial, known["facts"]) if run else "",
+        "notice": HTML.missing(name, known, offer or {}, live),
+        "offer": offer,
     }
 
 

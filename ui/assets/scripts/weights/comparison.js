@@ -14,21 +14,16 @@ export const nameOf = ({ data, s }, run) =>
   data.stages[s].short + (data.run === run ? "" : ` of ${data.run}`);
 
 export class Comparison {
-  /**
-   * @param {Histograms} data
-   * @param {Histograms | null} other
-   * @param {number} chosen the stage that was chosen; -1 for the default
-   */
+  /** @param {Histograms} data @param {Histograms | null} other @param {number} chosen the stage that was chosen; -1 for
+      the default */
   constructor(data, other, chosen) {
     this.data = data;
     this.other = other;
     this.chosen = chosen;
   }
 
-  /**
-   * The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
-   * @type {(t: number, s: number) => Place | null}
-   */
+  /** The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
+      @type {(t: number, s: number) => Place | null} */
   twin(t, s) {
     const { data, other } = this;
     if (!other) return null;

@@ -46,11 +46,8 @@ export function ahead() {
   return early;
 }
 
-/**
- * Draws the page into its element.
- * @param {HTMLElement} element
- * @param {() => void} opened called when another run is shown
- */
+/** Draws the page into its element. @param {HTMLElement} element @param {() => void} opened called when another run is
+    shown */
 export function start(element, opened) {
   const page = new Page(element, opened);
   Object.assign(window.slimscope, {

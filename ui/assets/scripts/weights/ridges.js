@@ -1,6 +1,6 @@
 /* One module in every block, one histogram behind the other: between two stages the blocks follow one another, like a
    zip. Nothing between two stages is measured. */
-import { bottomAxis, em, inks, number, surface, ticks } from "./canvas.js";
+import { axisScale, bottomAxis, em, inks, number, surface, ticks } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 import { shortName, smoothed } from "./words.js";
 /** @import {AxisScale} from "./canvas.js" */
@@ -90,11 +90,7 @@ export class Ridges {
     const { pen, width, height } = area;
     const gap = (height - TOP - BOTTOM()) / Math.max(1, blocks);
     this.#drawn = { ...ridges, input, gap };
-    const plot = width - LEFT - RIGHT;
-    const x = Object.assign(
-      (/** @type {number} */ w) => LEFT + ((w + reach) / (2 * reach)) * plot,
-      { middle: LEFT + plot / 2 },
-    );
+    const x = axisScale([-reach, reach], LEFT, width - RIGHT);
     tensors.forEach((_, b) => {
       const lag = (LAG * b) / Math.max(1, blocks - 1);
       const moved = Math.max(0, Math.min(1, part * (1 + LAG) - lag));
@@ -117,14 +113,8 @@ export class Ridges {
     bottomAxis(area, ink, ticks(-reach, reach, width < 480 ? 4 : 8), x, "Weight");
   }
 
-  /**
-   * Leaves the path of a ridge, over those behind it.
-   * @param {CanvasRenderingContext2D} pen
-   * @param {AxisScale} x
-   * @param {number[]} ridge
-   * @param {number} floor
-   * @param {number} gap between two ridges
-   */
+  /** Leaves the path of a ridge, over those behind it. @param {CanvasRenderingContext2D} pen @param {AxisScale} x
+      @param {number[]} ridge @param {number} floor @param {number} gap between two ridges */
   #paintRidge(pen, x, ridge, floor, gap) {
     const { reach, tallest } = this.#last;
     const scale = (OVERLAP * Math.max(gap, 14)) / tallest;

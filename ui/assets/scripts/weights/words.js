@@ -38,14 +38,9 @@ export function ofHistogram({ data, t, s }) {
 /** Last part of a module's name, with the number of an expert. @param {string} module */
 export const shortName = (module) => module.match(/(\d+\.)?[^.]+$/)?.[0] ?? module;
 
-/**
- * Headline of the map: its largest value, or in how many layers a difference is below zero.
- * @param {Histograms} data
- * @param {string} label
- * @param {string} unit
- * @param {number[]} values by tensor
- * @param {string} [rival] what they are compared with
- */
+/** Headline of the map: its largest value, or in how many layers a difference is below zero. @param {Histograms} data
+    @param {string} label @param {string} unit @param {number[]} values by tensor @param {string} [rival] what they are
+    compared with */
 export function ofMap(data, label, unit, values, rival = "") {
   const measured = [...values.keys()].filter((t) => Number.isFinite(values[t]));
   if (!measured.length) return `${label}: not measured at this stage`;
@@ -69,10 +64,8 @@ function verbOf(before, after) {
   return after < before ? "cuts" : "raises";
 }
 
-/**
- * Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
- * @param {Effect} effect
- */
+/** Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
+    @param {Effect} effect */
 export function ofEffect({ before, after, rival }) {
   const { data, t, s } = after;
   const { label } = data.tensors[t];
@@ -95,11 +88,8 @@ export function ofEffect({ before, after, rival }) {
   return `${label}: ${name} ${verbOf(from, to)} the output error ${number(from)} → ${number(to)} %${other}`;
 }
 
-/**
- * The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210".
- * @param {Effect} effect
- * @param {(place: Place, t: number) => Place | null} at the same place of another tensor
- */
+/** The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210". @param {Effect} effect
+    @param {(place: Place, t: number) => Place | null} at the same place of another tensor */
 export function ofAllLayers({ before, after, rival }, at) {
   const { data } = after;
   const error = (/** @type {Place | null} */ place) =>
@@ -118,12 +108,8 @@ export function ofAllLayers({ before, after, rival }, at) {
   return `${start}; below ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
 }
 
-/**
- * The statistics of a tensor that say most, beside those of the reference.
- * @param {Place} place
- * @param {Place} reference
- * @returns {Figure[]}
- */
+/** The statistics of a tensor that say most, beside those of the reference. @param {Place} place
+    @param {Place} reference @returns {Figure[]} */
 export function figures(place, reference) {
   const { data, t, s } = place;
   const isOwn = isSame(place, reference);

@@ -1,27 +1,5 @@
 /* Elements of the page, and the functions that all pages share. */
 
-/** @typedef {{
-      address: (fields: Record<string, string>, moving?: boolean) => void,
-      events: (response: Response, take: (event: import("./live.js").LiveEvent) => void) => Promise<void>,
-      changed?: () => void,
-      back?: () => boolean,
-    }} Slimscope */
-
-/** The object that `slimscope.js` puts into the window. @type {Slimscope} */
-export const slimscope = Reflect.get(window, "slimscope");
-
-/** The first element that fits, of that class. Throws an Error: there is none.
-    @template {Element} T
-    @param {ParentNode} root
-    @param {string} selector
-    @param {new () => T} type
-    @returns {T} */
-export function need(root, selector, type) {
-  const found = root.querySelector(selector);
-  if (!(found instanceof type)) throw new Error(`There is no ${selector}.`);
-  return found;
-}
-
 /** @param {string} words @param {() => void} act @param {Partial<HTMLButtonElement>} more */
 export const button = (words, act, more = {}) =>
   Object.assign(document.createElement("button"), {

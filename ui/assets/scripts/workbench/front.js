@@ -1,5 +1,6 @@
 /* Size against quality: the best mixes, predicted; uniform formats, runs, files of llama.cpp, kept states and this one. */
 import {
+  axisScale,
   bottomAxis,
   em,
   inks,
@@ -10,9 +11,11 @@ import {
   ticks,
   times,
 } from "../weights/canvas.js";
-import { button, need, tell } from "./elements.js";
+import { button, tell } from "./elements.js";
 import { fits } from "./formats.js";
 import { megabytes } from "./measured.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
@@ -155,8 +158,7 @@ class FrontChart {
     const inside = places.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes);
     const least = Math.min(...inside);
     const low = Math.max(0, least - 0.05 * (most - least));
-    const x = (/** @type {number} */ nbytes) =>
-      LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT);
+    const x = axisScale([low, most], LEFT(), width - RIGHT);
     const y = (/** @type {number} */ ratio) => {
       const part =
         Math.log(Math.max(LOW_RATIO, Math.min(top, ratio)) / LOW_RATIO) / Math.log(top / LOW_RATIO);
@@ -184,9 +186,8 @@ class FrontChart {
       stroke(pen, LEFT(), y(tick), width - RIGHT, y(tick));
     }
     const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
-    const middle = (LEFT() + width - RIGHT) / 2;
-    const place = (/** @type {number} */ at) => x(at * 1e6);
-    bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
+    const megabytes = axisScale([low / 1e6, most / 1e6], LEFT(), width - RIGHT);
+    bottomAxis(area, ink, marks, megabytes, "Size, MB");
   }
 
   /** A dot with its name, unless that would lie over another name.
@@ -250,8 +251,8 @@ export class FrontPanel {
     this.uniform = [];
     /** @type {Shown["lines"]} */
     this.lines = [];
-    const place = need(card, "output", HTMLElement);
-    this.chart = new FrontChart(need(card, "canvas", HTMLCanvasElement), {
+    const place = find(card, "output");
+    this.chart = new FrontChart(find(card, "canvas", HTMLCanvasElement), {
       hover: (words) => {
         place.textContent = words;
       },
@@ -285,7 +286,7 @@ export class FrontPanel {
     this.view = view;
     const how = measured ? "live" : "predicted";
     const now = { nbytes: totals.nbytes, ratio, words: said(totals.nbytes, ratio, how) };
-    tell(need(this.card, "h2", HTMLElement), this.#finding(view, now, totals, how));
+    tell(find(this.card, "h2"), this.#finding(view, now, totals, how));
     this.chart.draw({
       lines: this.lines,
       height,
@@ -309,8 +310,8 @@ export class FrontPanel {
         words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}`,
       })),
     });
-    need(this.card, ".workbench-legend", HTMLElement).hidden = !predictions.fronts.size;
-    need(this.card, ".workbench-diamond", HTMLElement).hidden = !model.landmarks.length;
+    find(this.card, ".workbench-legend").hidden = !predictions.fronts.size;
+    find(this.card, ".workbench-diamond").hidden = !model.landmarks.length;
     const key = JSON.stringify([view.kept, model.runs]);
     if (this.box.dataset.key === key) return;
     this.box.dataset.key = key;

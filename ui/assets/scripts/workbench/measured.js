@@ -1,6 +1,8 @@
 /* Figures of each state, predicted, live, final or counted; the gauges show them. */
 import { number, share, times } from "../weights/canvas.js";
-import { link, need, tell } from "./elements.js";
+import { link, tell } from "./elements.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {Extract<LiveEvent, {event: "loss"}>} LossEvent */
@@ -18,8 +20,8 @@ const key = (address) => address.replace(/^[^~]*/, "");
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 /** @param {number} many */
 const counted = (many) => many.toLocaleString("en");
-/** @param {number} context @param {number} tokens */
-const windows = (context, tokens) => `${counted(Math.round(tokens / context))} × ${context} tokens`;
+/** @param {number} count @param {number} context */
+const windows = (count, context) => (count ? `${counted(count)} × ${context} tokens` : "");
 /** @param {string[]} words */
 const joined = (words) => words.filter(Boolean).join(" · ");
 
@@ -33,7 +35,7 @@ export class Measured {
   /** @param {HTMLElement} element */
   constructor(element) {
     this.element = element;
-    this.status = need(element, ".workbench-status", HTMLElement);
+    this.status = find(element, ".workbench-status");
   }
 
   /** Forgets all figures, which are those of another model. */
@@ -153,11 +155,11 @@ export class Measured {
 
   /** @param {View} view @param {Totals} totals @returns {Reading} */
   #predicted(view, totals) {
-    const { made, known } = view.model;
+    const { made, text: read } = view.model;
     const { missing, outside } = this.#doubts(view, totals);
     const isOther = view.isMadeOtherwise(totals) && !missing;
     const methods = isOther ? `if made by ${made.pruner}, ${made.quantizer}` : "";
-    const text = known?.tokens ? windows(known.context, known.tokens) : "";
+    const text = windows(...read);
     const details = [missing, outside, methods, missing ? "" : text];
     return { value: times(view.predicted(totals)), details, how: "" };
   }
@@ -178,7 +180,7 @@ export class Measured {
     const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
     return {
       value: times(ratio),
-      details: [preview, interval, windows(context, tokens)],
+      details: [preview, interval, windows(Math.round(tokens / context), context)],
       how: "",
     };
   }
@@ -188,24 +190,21 @@ export class Measured {
     const [made, ...others] = holding || isDense ? [] : runs;
     if (!made) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
     const { run, final, stage, at } = made;
-    const [count = 0, context = 0] = made.text;
-    const details = final
-      ? [stage, count && context ? windows(context, count * context) : ""]
-      : [at];
+    const details = final ? [stage, windows(...made.text)] : [at];
     const also = others.length ? `also ${others.map((each) => each.run).join(", ")}` : "";
     return { value: times(final ?? NaN), details: [...details, also], how: "", run };
   }
 
   /** @param {string} how @param {Reading} reading */
   #ratio(how, { value, details, run = "" }) {
-    const place = need(this.element, `[data-how="${how}"]`, HTMLElement);
+    const place = find(this.element, `[data-how="${how}"]`);
     place.dataset.known = value === "–" ? "" : how;
     place.toggleAttribute(
       "data-preview",
       details.some((words) => words.startsWith("preview")),
     );
-    tell(need(place, "b", HTMLElement), value);
-    const text = need(place, "small", HTMLElement);
+    tell(find(place, "b"), value);
+    const text = find(place, "small");
     const words = joined([run, ...details]);
     if (text.title === words) return;
     text.title = words;
@@ -222,7 +221,8 @@ export class Measured {
     const nats = (/** @type {number} */ kl) =>
       Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–";
     if (known.ratio !== undefined) {
-      const details = [windows(known.context ?? 0, known.tokens ?? 0)];
+      const { tokens = 0, context = 1 } = known;
+      const details = [windows(Math.round(tokens / context), context)];
       return { value: nats(known.kl ?? NaN), details, how: this.#how(known) };
     }
     const { missing, outside } = this.#doubts(view, totals);
@@ -248,11 +248,11 @@ export class Measured {
 
   /** @param {string} name @param {Reading} reading */
   #show(name, { value, details, how }) {
-    const tile = need(this.element, `[data-gauge="${name}"]`, HTMLElement);
+    const tile = find(this.element, `[data-gauge="${name}"]`);
     const [first, second] = tile.querySelectorAll("dd");
     const shown = value === "–" ? "" : how;
     tile.dataset.known = shown.split(/\W/)[0];
-    tell(need(tile, "i", HTMLElement), shown);
+    tell(find(tile, "i"), shown);
     tell(first, value);
     second.title = joined(details);
     tell(second, second.title);

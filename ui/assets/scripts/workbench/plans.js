@@ -1,5 +1,7 @@
 /* Menus of the Workbench: the state as runs, and as files. */
-import { button, link, need, reason } from "./elements.js";
+import { button, link, reason } from "./elements.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./page.js").Page} Page */
 /** @typedef {{refused?: string, cost: string, warnings: string, address: string}} Plan As `ui/pages/workbench/plans.py`
@@ -52,7 +54,7 @@ export async function fillRuns(menu, page) {
   const asked = { model: view.model.model, state: view.address };
   const rows = [...menu.querySelectorAll("[data-effort]")];
   const tell = (/** @type {Element} */ row, /** @type {(string | Node)[]} */ words) =>
-    need(row, "p", HTMLElement).replaceChildren(...words);
+    find(row, "p").replaceChildren(...words);
   for (const row of rows) tell(row, ["…"]);
   try {
     /** @type {Record<string, Plan>} */

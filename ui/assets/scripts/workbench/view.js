@@ -10,7 +10,7 @@ import { Predictions } from "./predictions.js";
       formats: import("./formats.js").Names[], parts: import("./formats.js").Parts}} SentState
     `refused`: why the address of a state cannot be opened. */
 /** @typedef {{run: string, label: string, at: string, state: string, pruner: string, quantizer: string, nbytes: number,
-      final: number | null, stage: string, text: [windows?: number, context?: number], queued: boolean,
+      final: number | null, stage: string, text: [windows: number, context: number], queued: boolean,
       predicted: number | null, live: number | null}} StateRun
     A run that makes a state; `at` is the state of the run, `pruner` and `quantizer` are "" for any, figures are
     perplexities over dense; `queued`: from the Workbench. */
@@ -20,11 +20,12 @@ import { Predictions } from "./predictions.js";
       widths: number[], groups: number[], patterns: string[], parts: import("./formats.js").Parts,
       colors: {dense: string, unchanged: string, formats: string[]}, pruners: string[], quantizers: string[], instant: string[],
       made: {pruner: string, quantizer: string}, profile: string, partial: boolean,
-      known: {facts: string[], context: number, tokens: number, outdated: string} | null,
-      offer: {run: string, time: string, automatic: boolean, why: string} | null,
+      text: [windows: number, context: number], notice: string, known: string, empty: string,
+      offer: {automatic: boolean} | null,
       live: {why: string, do: string, bytes: number}, state: SentState | null}} Start
     The answer of `ui/pages/workbench/tables.py`. `instant`: methods that are made at once; `made`: those of the profile;
-    `known`: facts of the profile; `offer`: a new profile, or the `run` that makes one. */
+    `text` of the profile; `notice`: HTML of what is missing, `known` of the facts of the profile; `empty`: words where
+    there is no text; `offer`: a new profile. */
 /** @typedef {{file: string, megabytes: number, ratio: number, low: number, high: number, source: string}} Landmark
     A file of llama.cpp. */
 /** @typedef {{address: string, nbytes: number, ratio: number, how: string}} Kept A state that a person has kept. */
