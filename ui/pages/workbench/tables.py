@@ -126,16 +126,17 @@ def _profile(
     """The profile that predictions are from, and the offer of a new one where that is missing or
     outdated."""
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
-    known = knowledge(run, len(layers)) if run else {}
+    unknown: dict[str, Any] = {"facts": [], "text": (0, 0), "outdated": ""}
+    known = knowledge(run, len(layers)) if run else unknown
     name, partial = run.run if run else "", run is not None and run.state != State.SUCCEEDED
     offer = None if run and not known["outdated"] else new_profile(model, actor)
     return {
         "made": INSTANT_METHODS | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": name,
         "partial": partial,
-        "text": known.get("text", (0, 0)),
+        "text": known["text"],
         "known": HTML.known(name, partial, known["facts"]) if run else "",
-        "notice": HTML.missing(name, known, offer or {}, live),
+        "notice": HTML.missing(name, known, offer, live),
         "offer": offer,
     }
 

@@ -144,18 +144,19 @@ def test_fronts_by_time_are_sent_where_the_profile_has_times(client: TestClient)
     assert list(arrays["pruned_ms_ms"]) == sorted(arrays["pruned_ms_ms"])
 
 
-def facts(client: TestClient, number: int, **environment: object) -> dict[str, Any]:
+def facts(client: TestClient, number: int, **environment: object) -> str:
     """Facts of a newer profile with this record."""
     run, rows = profile_rows(number, environment=environment)
     store(run, *rows)
-    return started(client, "known")
+    found: str = started(client, "known")
+    assert f">profile-{number:04d}</a>" in found and "<b>" not in found
+    return found
 
 
 def test_a_profile_tells_its_estimate_and_its_tokens(client: TestClient) -> None:
     text = {"held-out": {"context": 64, "windows": 8}}
     few = {CALIBRATION_TOKENS: 128, WIDEST_INPUT: 384}
-    known = facts(client, 93, **{ESTIMATE: TOKEN_WISE, "text": text}, **few)
-    said = " · ".join(known["facts"])
+    said = facts(client, 93, **{ESTIMATE: TOKEN_WISE, "text": text}, **few)
     for part in (
         "21 of 22 layers in 9 formats",
         "measured in int3-g64 and 50%, else estimated held out",
@@ -163,15 +164,14 @@ def test_a_profile_tells_its_estimate_and_its_tokens(client: TestClient) -> None
         "only 128 calibration tokens for 384 inputs",
     ):
         assert part in said
-    assert (known["context"], known["tokens"], known["outdated"]) == (64, 512, "")
+    assert started(client, "text") == [8, 64] and started(client, "offer") is None
     damaged = {ESTIMATE: [1], "text": {"held-out": HOSTILE}, CALIBRATION_TOKENS: "<b>"}
-    known = facts(client, 94, **damaged)
-    assert known["tokens"] == 0 and "in sample" in " ".join(known["facts"])
+    assert "in sample" in facts(client, 94, **damaged) and started(client, "text") == [0, 0]
 
 
 def test_an_old_profile_offers_a_new_one(client: TestClient) -> None:
-    known = facts(client, 95, **{WEIGHTS_MARK: "of other weights"})
-    assert "measured other weights" in known["outdated"]
+    facts(client, 95, **{WEIGHTS_MARK: "of other weights"})
+    assert "measured other weights" in started(client, "notice")
     offer = started(client, "offer")
     assert offer["time"] and not offer["run"] and not offer["why"]
 
