@@ -553,7 +553,8 @@ KIND = Kind(
         "DL-QAT distilled": "Trains on the output distributions of the dense model.",
         "GPTQ": "Post-training: compensates errors column by column.",
         "GPTQ by layer": "Post-training: more bits for sensitive layers; needs a profile.",
-        "AWQ": "Post-training: scales up channels with large inputs before rounding.",
+        "AWQ": "Post-training: scales up channels with large inputs before rounding. No packed "
+        "format can store its weights, so the file stays in 16 bits.",
         "HQQ": "Post-training: needs no calibration text.",
         "Block-wise": "Trains weights and grids of each block together.",
     },

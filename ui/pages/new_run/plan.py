@@ -108,7 +108,7 @@ def price(composition: Composition, options: Options, name: str) -> str:
         cost = sweep.plan(step.kind, {**step.values, **model}, {}).estimate
     except SlimscopeError:
         return ""
-    saved = f" · {size(cost.sizes[1])}" if cost.sizes else ""
+    saved = f" · {size(cost.size_after_bytes)}" if cost.size_after_bytes else ""
     return f"{time_range(cost.low, cost.high)}{saved}"
 
 
@@ -193,7 +193,7 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
     costs = [step.plan.estimate for step in steps if step.plan]
     low, high = (sum(step.seconds[i] for step in steps) for i in (0, 1))
     found = [Bar("Time", time_range(low, high), time_position(low), time_position(high))]
-    found += _size_bars([cost for cost in costs if cost.sizes])
+    found += _size_bars(costs)
     needed, available = max(cost.bytes for cost in costs), memory.memory_available()
     text = f"about {size(needed)} of {size(available)}"
     found.append(Bar("Memory", text, 0.0, min(1.0, needed / available)))
@@ -208,10 +208,11 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
 
 
 def _size_bars(costs: Sequence[Estimate]) -> list[Bar]:
-    if not costs or not costs[0].sizes or not costs[-1].sizes:
+    saving = [cost for cost in costs if cost.size_after_bytes]
+    if not saving:
         return []
-    source, _, parameters = costs[0].sizes
-    _, saved, _ = costs[-1].sizes
+    source, saved = saving[0].size_before_bytes or 0, saving[-1].size_after_bytes or 0
+    parameters = saving[0].sizes[2] if saving[0].sizes else 0
     before = 2 * parameters or source
     largest = max(before, saved, 1)
     return [
