@@ -168,7 +168,8 @@ def _made_state(
         plan_type = kinds()[row.head.kind].plan
         assert plan_type is not None
         plan = plan_type.model_validate(plans.get(row.head.id))
-        made = {name: Format.parse(text) for name, text in plan.formats.items()}
+        parsed = {text: Format.parse(text) for text in {*plan.formats.values()}}
+        made = {name: parsed[text] for name, text in plan.formats.items()}
         if isinstance(plan, PruningPlan):
             pruner = plan.groups[0].pruner
         if isinstance(plan, QuantizationPlan):

@@ -183,11 +183,12 @@ def effect_stages(weights: RunWeights, perplexity: Mapping[str, float]) -> dict[
     if not main:
         return {"before": "", "after": "", "rival": "", "note": ""}
     kept = str(weights.job.kept_stage)
-    after = kept if kept in measured else main[-1]
-    before = next((s for s in main if s != after), "")
+    after = kept if kept in weights.stages and kept != DENSE else main[-1]
+    befores = [s for s in main if s != after]
+    before = befores[0 if after in measured else -1] if befores else ""
     others = (s for s in measured if declared(s).rival and s not in (before, after))
     rival = next(others, "")
-    note = disagreement(weights, perplexity, after, rival) if rival else ""
+    note = disagreement(weights, perplexity, after, rival) if rival and after in measured else ""
     return {"before": before, "after": after, "rival": rival, "note": note}
 
 
@@ -204,7 +205,7 @@ def disagreement(
         return ""
     way = "lower" if own < theirs else "higher"
     figures = " against ".join(distinguishable([own, theirs]))
-    return f"Yet perplexity is {way}, {figures}: errors of layers add up or cancel in the model."
+    return f"Yet perplexity is {way}, {figures}: errors of layers add up or cancel."
 
 
 # one tensor ---------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ export function ofEffect({ before, after, rival }) {
   const [from, to] = [error(before), error(after)];
   if (!data.has(t, s))
     return `${label} is not recorded at stage ${data.stages[s].label}: choose a colored cell of the map`;
+  const [was, is] = [before, after].map((place) => place.data.stages[place.s].perplexity);
+  if (Number.isNaN(to) && was && is && !isSame(before, after))
+    return `${label}: ${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}`;
   if (!(to > 0))
     return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
   if (!(from > 0) || isSame(before, after))
