@@ -22,7 +22,7 @@ from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import times
 from ui.charts.series import rebinned
 from ui.format import number, share, size, threads
-from ui.runs.results import RunResults, real_models_first, speed_conditions
+from ui.runs.results import RunResults, real_models_first, speed_conditions, uses_toy_model
 from ui.runs.rows import RunRow, all_rows
 from ui.runs.weights import weights_of
 from ui.theme import name_colors, stage_style
@@ -162,7 +162,7 @@ def film(toy: str = "") -> dict[str, Any] | None:
     methods = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     for kind in methods:
         rows = newest(kind.name, states=(State.SUCCEEDED, *LIVE))
-        rows.sort(key=lambda row: (row.head.run != toy, row.head.config.get("model") == TOY))
+        rows.sort(key=lambda row: (row.head.run != toy, uses_toy_model(row.job)))
         for row in rows:
             weights = weights_of(row.head.run) if queries.weights_mark(row.head.run) else None
             if not weights or not weights.tensors:
