@@ -490,10 +490,15 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
             re.compile(rf"{job.run} · .*live [\d.]+, final [\d.]+ × dense")
         )
         expect(ratio(page, "final").locator("b")).to_have_text(re.compile(r"\d"))
-        expect(ratio(page, "final").locator("small")).to_have_text(job.run)
+        link = ratio(page, "final").get_by_role("link", name=job.run)
+        expect(link).to_have_attribute("href", f"run?id={job.run}")
         menu.locator("summary").click()
         page.locator("#workbench-sparsity").fill("40")  # what was offered is of another state
         expect(row).to_be_hidden()
+        expect(ratio(page, "final").locator("b")).to_have_text("–")
+        opened(page, f"{workshop.url}/run?id={job.run}")
+        rows = page.locator("#run-figures tbody tr", has_text=re.compile("5 × 256 tokens"))
+        expect(rows).to_contain_text(["Live", "Final, same text as live"])
 
 
 def test_the_toy_gets_a_profile_at_the_first_visit(

@@ -1,17 +1,11 @@
 /* Menus of the Workbench: the state as runs, and as files. */
 import { button, link, reason } from "./elements.js";
 
-const { find } = window.slimscope;
+const { find, findAll } = window.slimscope;
 
 /** @typedef {import("./page.js").Page} Page */
 /** @typedef {{refused?: string, cost: string, warnings: string, address: string}} Plan As `ui/pages/workbench/plans.py`
     sends it. */
-
-const FORMATS = {
-  "compressed-tensors": "compressed-tensors",
-  gguf: "GGUF",
-  dense: "safetensors, dense",
-};
 
 /** The server's answer to a request, which has a body if it changes something. Throws an Error with the refusal.
     @param {string} address @param {object} [body] */
@@ -95,19 +89,17 @@ async function queue(made, query, page) {
   page.refresh(true);
 }
 
-/** Fills the menu of file formats. @param {HTMLElement} menu @param {Page} page */
+/** Makes the menu of file formats ready. @param {HTMLElement} menu @param {Page} page */
 export function fillExports(menu, page) {
-  const said = document.createElement("p");
-  const buttons = Object.entries(FORMATS).map(([name, words]) => {
-    const made = button(words, async () => {
-      made.disabled = true;
+  const said = find(menu, "p");
+  said.textContent = "";
+  for (const button of findAll(menu, "button", HTMLButtonElement))
+    button.onclick = async () => {
+      button.disabled = true;
       said.textContent = "…";
-      said.textContent = await files(page, name).catch(reason);
-      made.disabled = false;
-    });
-    return made;
-  });
-  menu.lastElementChild?.replaceChildren(...buttons, said);
+      said.textContent = await files(page, button.value).catch(reason);
+      button.disabled = false;
+    };
 }
 
 /** Writes the state as a model of the data folder. @param {Page} page @param {string} format */
