@@ -480,7 +480,8 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     uniform = [f"{values.get('bits')} bits", f"group size {values.get('group_size')}"]
     named = [f"mixed, {budget}"] if budget != allocation else uniform
     if overrides:
-        named.append(f"{len(overrides.split(','))} overrides")
+        count = len(overrides.split(","))
+        named.append(f"{count} override{'s' * (count > 1)}")
     if embedding.isdigit():
         named.append(f"embedding {embedding} bits")
     return named

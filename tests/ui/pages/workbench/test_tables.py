@@ -130,7 +130,8 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
 
 def test_a_run_is_the_result_of_the_state_that_its_plan_makes(client: TestClient) -> None:
     facts = resolve_model("toy").facts
-    mixed = {"bits": 4, "group_size": 32, "overrides": "0.mlp.down_proj=int6-g32", "stages": "gptq"}
+    mixed = {"bits": 4, "group_size": 32, "overrides": "0.mlp.down_proj=int6-g32"}
+    mixed |= {"stages": "gptq", "embedding": "6", "format": "slimscope"}
 
     def planned(number: int, kind: str, config: dict[str, Any], **values: Any) -> Job:
         checked, estimate = check_and_estimate(kind, {"model": "toy", **config})
@@ -139,7 +140,7 @@ def test_a_run_is_the_result_of_the_state_that_its_plan_makes(client: TestClient
         return job(number, **row | values)
 
     store(
-        planned(93, "dlqat", mixed | {"embedding": "6"}, kept_stage="gptq"),
+        planned(93, "dlqat", mixed, kept_stage="gptq"),
         result(93, "dense", "perplexity", 10.0),
         result(93, "gptq", "perplexity", 12.0, windows=16, context=256),
         result(93, "gptq", "bits_per_weight", 4.5),
