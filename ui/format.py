@@ -166,7 +166,6 @@ FILTERS = {
         share,
         duration,
         eta,
-        eta_range,
         moment,
         iso,
         ago,
