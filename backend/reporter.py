@@ -2,7 +2,6 @@
 takes a model, tensors and a config; it does not know the database, the queue or the user
 interface."""
 
-import re
 from typing import Protocol
 
 from backend.errors import CancelledError
@@ -12,19 +11,10 @@ from backend.statistics.tensors import TensorProfile, TensorSnapshot
 REPLAY = "Reading stored results"  # shown while replaying the work of an earlier attempt
 
 
-BLOCK = re.compile(r"(?:.*, b|B)lock (\d+) of (\d+)")
-
-
 def at_block(block: int, blocks: int, activity: str = "") -> str:
     """Describe an activity at one decoder block: "Re-dense, block 3 of 30". `block` counts from
     0."""
     return f"{f'{activity}, b' if activity else 'B'}lock {block + 1} of {blocks}"
-
-
-def block_reached(activity: str) -> tuple[int, int] | None:
-    """Parse a text of `at_block` into (block counted from 1, number of blocks), or return None."""
-    match = BLOCK.fullmatch(activity)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 class Reporter(Protocol):

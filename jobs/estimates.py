@@ -6,7 +6,8 @@ The work of a step follows from the config: multiplications with a weight (token
 passes), bytes for memory-bound or disk-bound work, or seconds for fixed times such as time budgets.
 `jobs.runtime.probe` measures the rates once per machine. The factor of a step is the median of
 measured / (amount / rate) over the finished runs with the most similar work, preferably on this
-machine, otherwise reference runs. The range is wider if less is known. Does not import torch.
+machine, otherwise reference runs. One or two runs here, which may have run beside other work, are
+averaged with reference runs. The range is wider if less is known. Does not import torch.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ BASES = (  # (width of the range, description) by rank; the most reliable basis 
     (MAX_WIDTH, "only the speed of this machine"),
     (MIN_WIDTH, "the configured time"),
 )
-OTHER_MACHINE_RANKS, NO_RUNS_RANK, FIXED_TIME_RANK = (1, 3, 4), 4, 5
+REFERENCE_RANK, OTHER_MACHINE_RANKS, NO_RUNS_RANK, FIXED_TIME_RANK = 1, (1, 3, 4), 4, 5
 BUSY = 0.5  # running processes per core on a busy machine, whose measured rates are too low
 WEIGHT_BYTES = 2  # bytes read per weight to decode a token
 
@@ -162,6 +163,11 @@ def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) ->
             factors = [x.seconds[step] / x.ideal(step) for x in runs]
             factor = median(factors or [1.0 if step == REST else DEFAULT_FACTOR])
             width = BASES[rank][0]
+            others, references = _nearest([x for x in ranked if x[0]], step, ideal)
+            if rank == 0 and others == REFERENCE_RANK and len(runs) < NEAREST_RUNS:
+                usual = median(x.seconds[step] / x.ideal(step) for x in references)
+                factor, deviation = _tempered(factor, usual, len(runs))
+                width = max(width, deviation**2)
             if unmeasured and rank in OTHER_MACHINE_RANKS:
                 width = MAX_WIDTH
             if rank == 0 and len(runs) == NEAREST_RUNS:
@@ -179,6 +185,13 @@ def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) ->
     return Duration(
         total, total / range_factor, total * range_factor, phases, _basis(main_rank, number, rates)
     )
+
+
+def _tempered(own: float, usual: float, runs: int) -> tuple[float, float]:
+    """Return the factor of a step after few runs here, which may have run beside other work, and
+    its ratio to the measured one: the logarithmic mean with reference runs, which count once."""
+    factor: float = (own**runs * usual) ** (1 / (runs + 1))
+    return factor, max(factor / own, own / factor)
 
 
 def _basis(rank: int, run_count: int, rates: Rates) -> str:

@@ -14,6 +14,7 @@ from jobs.wording import fixed
 
 NONE = "–"
 NBSP = "\u00a0"  # between a number and its unit, to prevent line breaks
+MIN_PACE_SHARE = 0.1  # share of the work done from which the mean pace counts
 ETA_SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # (work done, relative spread)
 ACTIVE_IN_GRADIO = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
@@ -97,14 +98,16 @@ def eta(seconds: float | None) -> str:
     return f"about {minutes}{NBSP}min" if minutes < 90 else f"about {seconds / 3600:.1f}{NBSP}h"
 
 
-def eta_range(seconds: float | None, share: float | None) -> str:
-    """Format the estimated time left as a range that narrows with the share done: "4–7 min"."""
+def eta_range(seconds: float | None, share: float | None, elapsed: float | None = None) -> str:
+    """Format the estimated time left as a range that narrows with the share done: "4–7 min". It
+    includes the time at the mean pace of the `elapsed` seconds."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
-    spread = next(width for min_share, width in ETA_SPREADS if (share or 0.0) >= min_share)
-    if seconds * (1 + spread) < 60:
-        return "under a minute"
-    return time_range(seconds * (1 - spread), seconds * (1 + spread))
+    done = share or 0.0
+    spread = next(width for min_share, width in ETA_SPREADS if done >= min_share)
+    by_pace = elapsed * (1 - done) / done if elapsed and done >= MIN_PACE_SHARE else seconds
+    low, high = min(seconds, by_pace) * (1 - spread), max(seconds, by_pace) * (1 + spread)
+    return "under a minute" if high < 60 else time_range(low, high)
 
 
 def time_range(low: float, high: float) -> str:
@@ -163,7 +166,6 @@ FILTERS = {
         share,
         duration,
         eta,
-        eta_range,
         moment,
         iso,
         ago,

@@ -5,14 +5,15 @@ torch.
     model        pruner    quantizer  formats     layers in order: index of a format, repetitions
 
 Without a model, the address belongs to any model. Formats have their usual spelling, except for %
-(p), : (of) and + (and). The Workbench writes addresses (`assets/scripts/workbench/formats.js`);
-this module parses them."""
+(p), : (of) and + (and). The Workbench writes the address of what its knobs say
+(`assets/scripts/workbench/formats.js`); this module parses addresses, and writes those of runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -59,7 +60,12 @@ class QueuedState(BaseModel):
         state: address of the state.
         predicted: predicted perplexity relative to that of the dense model.
         live: measured perplexity relative to that of the dense model.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
         tokens: number of tokens of that measurement.
+        context: number of tokens of each of its windows.
+        preview: the layers were made by instant methods instead of those of the state.
+        profile: run whose profile predicted.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -68,7 +74,12 @@ class QueuedState(BaseModel):
     state: Address
     predicted: Ratio | None = None
     live: Ratio | None = None
+    low: Ratio | None = None
+    high: Ratio | None = None
     tokens: int = Field(0, ge=0, le=MAX_MEASURED_TOKENS)
+    context: int = Field(0, ge=0, le=MAX_MEASURED_TOKENS)
+    preview: bool = False
+    profile: str = Field("", max_length=120)
 
 
 def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
@@ -118,6 +129,18 @@ def state_at(address: str, layers: Sequence[LinearShape], identity: str | None =
         fmt.require_fit(layer.name, layer.columns, layer.block < 0)
     names = (layer.name for layer in layers)
     return LiveState(dict(zip(names, layer_formats, strict=True)), pruner, quantizer)
+
+
+def address_of(formats: Sequence[Format], pruner: str, quantizer: str) -> str:
+    """The address of a state of any version of a model, with the formats of all layers in order."""
+    texts = [*map(str, formats)]
+    used = [*dict.fromkeys(texts)]
+    spelled = "_".join(used)
+    for character, spelling in SPELLING.items():
+        spelled = spelled.replace(character, spelling)
+    repetitions = [(used.index(text), len([*group])) for text, group in groupby(texts)]
+    layers = "_".join(f"{at}x{number}" if number > 1 else str(at) for at, number in repetitions)
+    return "~".join(("", pruner, quantizer, spelled, layers))
 
 
 def _refuse(cause: str) -> NoReturn:

@@ -128,7 +128,8 @@ class QuantizationPlan(Plan):
 
     @property
     def formats(self) -> dict[str, str]:
-        return {name: str(self.widths.get(name, "dense")) for name in self.layers}
+        widths = self.widths
+        return {name: str(widths.get(name, "dense")) for name in self.layers}
 
     def settings(self, name: str) -> QuantSettings:
         """Return the settings of a quantized layer by its full name."""

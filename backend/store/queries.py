@@ -96,6 +96,13 @@ def plan(run: str | int) -> dict[str, Any] | None:
         return session.scalar(select(Job.plan).where(Job.id == job_id(run)))
 
 
+def plans(ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Plans by job id; runs without a plan are omitted."""
+    query = select(Job.id, Job.plan).where(Job.plan.is_not(None))
+    with reading() as session:
+        return dict(map(tuple, rows_among(session, query, Job.id, ids)))
+
+
 def _parse_run(run: str | int) -> tuple[str, int]:
     """Kind and number of "sds-0042"; an empty kind for a number without one."""
     if isinstance(run, int):

@@ -478,12 +478,17 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
 
 def headline(values: Mapping[str, Any]) -> list[str]:
     """Return the settings that name a run: its budget if the layers differ, else bits and group
-    size; and the number of layers set by hand."""
-    allocation, by_hand = str(values.get("allocation", "")), str(values.get("overrides") or "")
-    budget = allocation.removeprefix(PREFIX)
+    size; the number of overrides; and the bits of the embedding."""
+    allocation, overrides = str(values.get("allocation", "")), str(values.get("overrides") or "")
+    budget, embedding = allocation.removeprefix(PREFIX), str(values.get("embedding", ""))
     uniform = [f"{values.get('bits')} bits", f"group size {values.get('group_size')}"]
     named = [f"mixed, {budget}"] if budget != allocation else uniform
-    return [*named, *([f"{len(by_hand.split(','))} layers set by hand"] if by_hand else [])]
+    if overrides:
+        count = len(overrides.split(","))
+        named.append(f"{count} override{'s' * (count > 1)}")
+    if embedding.isdigit():
+        named.append(f"embedding {embedding} bits")
+    return named
 
 
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
@@ -536,7 +541,7 @@ KIND = Kind(
     remedy="more bits, smaller groups, or longer training",
     key_figure=key_figure,
     headline=headline,
-    headline_fields=frozenset({"bits", "group_size", "allocation", "overrides"}),
+    headline_fields=frozenset({"bits", "group_size", "allocation", "overrides", "embedding"}),
     recipes={
         "DL-QAT": {},
         "DL-QAT beside its rivals": {"stages": "rtn, gptq, dlqat, lora"},
@@ -553,7 +558,8 @@ KIND = Kind(
         "DL-QAT distilled": "Trains on the output distributions of the dense model.",
         "GPTQ": "Post-training: compensates errors column by column.",
         "GPTQ by layer": "Post-training: more bits for sensitive layers; needs a profile.",
-        "AWQ": "Post-training: scales up channels with large inputs before rounding.",
+        "AWQ": "Post-training: scales up channels with large inputs before rounding. No packed "
+        "format can store its weights, so the file stays in 16 bits.",
         "HQQ": "Post-training: needs no calibration text.",
         "Block-wise": "Trains weights and grids of each block together.",
     },

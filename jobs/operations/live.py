@@ -8,13 +8,14 @@ state of a live model with full quality. Does not import torch.
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from shlex import quote
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from backend.budget import Budget
-from backend.errors import ConfigError
+from backend.errors import ConfigError, SlimscopeError
 from backend.live.address import (
     MAX_MEASURED_TOKENS,
     WORKBENCH,
@@ -56,6 +57,7 @@ EffortField = Annotated[
     ),
 ]
 TRAINED = {"one-shot": (), "sds": ("sds",), "dlqat": ("dlqat",), "full": ("sds", "dlqat")}
+MeasuredTokens = Annotated[int, Field(ge=0, le=MAX_MEASURED_TOKENS)]
 PerplexityRatio = Annotated[
     Ratio | None,
     Field(description="Perplexity relative to dense, shown next to that of the run."),
@@ -175,15 +177,23 @@ def queue_state(
     effort: EffortField = "full",
     predicted: PerplexityRatio = None,
     live: PerplexityRatio = None,
-    tokens: Annotated[
-        int, Field(ge=0, le=MAX_MEASURED_TOKENS, description="Tokens of the live measurement.")
-    ] = 0,
+    low: PerplexityRatio = None,
+    high: PerplexityRatio = None,
+    tokens: Annotated[MeasuredTokens, Field(description="Tokens of the live measurement.")] = 0,
+    context: Annotated[MeasuredTokens, Field(description="Tokens of each of its windows.")] = 0,
+    preview: Annotated[bool, Field(description="It measured layers of instant methods.")] = False,
 ) -> list[Record]:
     """Queue the runs of `plan-state`. The last one records the state with its predicted and its
-    live perplexity."""
+    live perplexity, `low` to `high`."""
     planned = planned_steps(resolve_model(model).facts, state, effort)
+    measured: dict[str, Any] = {"live": live, "low": low, "high": high, "preview": preview}
+    measured |= {"tokens": tokens, "context": context}
     origin = QueuedState(
-        model=model, state=state, predicted=predicted, live=live, tokens=tokens if live else 0
+        model=model,
+        state=state,
+        predicted=predicted,
+        profile=_profile_of(model) if predicted else "",
+        **measured if live else {},
     )
     environment = {WORKBENCH: origin.model_dump()}
     if len(planned) == 1:  # guests may queue a single run
@@ -192,6 +202,13 @@ def queue_state(
     steps = [pipelines.Step(kind, "", config) for kind, config in planned]
     jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, environment=environment)
     return [summary(job) for job in jobs]
+
+
+def _profile_of(model: str) -> str:
+    """The run whose profile predicts; empty without one."""
+    with suppress(SlimscopeError):
+        return newest_profile(model).run
+    return ""
 
 
 Only = Literal["", "quantized", "pruned"]

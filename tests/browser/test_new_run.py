@@ -1,5 +1,7 @@
 """New run by hand: one form for runs, sweeps and pipelines, and what it says while it is filled."""
 
+import re
+
 from playwright.sync_api import Page, Route, expect
 
 from backend.queue import scheduling, service
@@ -93,13 +95,36 @@ def test_what_is_typed_while_the_server_is_slow_is_kept(visitor: Page, lab: Dash
     expect(visitor.get_by_label("Bits", exact=True)).to_have_value("5")
 
 
+def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: Dashboard) -> None:
+    """A second click waits for nothing: the button rests until the server has answered."""
+    opened(visitor, f"{lab.url}/new-run?kind=sds&model=toy&pattern=1:4")
+    button, said = visitor.locator("#new-add button"), visitor.locator("#new-said")
+    waiting: list[Route] = []
+    visitor.route("**/slimscope/new-run", waiting.append)
+    before = len(queries.jobs())
+    button.dblclick()
+    expect(button).to_be_disabled()
+    expect(button).to_have_attribute("aria-busy", "true")
+    expect(said).to_have_attribute("aria-live", "polite")
+    expect(said).to_contain_text("Adding to the queue")
+    until(lambda: visitor.wait_for_timeout(20) or waiting)
+    visitor.unroute("**/slimscope/new-run")
+    waiting[0].continue_()
+    expect(said).to_contain_text("The run was added")
+    expect(button).to_be_enabled()
+    (job,) = queries.jobs()[: len(queries.jobs()) - before]
+    assert len(waiting) == 1 and job.config["pattern"] == "1:4"
+    if scheduling.queued():
+        service.cancel(job.run, HOST)
+
+
 def test_a_message_stays_until_something_is_changed(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/new-run?kind=sds&model=toy")
     visitor.get_by_label("Pattern", exact=True).fill("4:8")
     visitor.get_by_role("button", name="Add to queue").click()  # while that is still sent
     said = visitor.locator("#new-said")
     expect(said.get_by_role("link", name="Open sds-")).to_be_visible()
-    expect(visitor.locator("#new-plan")).to_contain_text("Already run")
+    expect(visitor.locator("#new-plan")).to_contain_text(re.compile("Already run|In the queue"))
     expect(said).to_contain_text("The run was added")
     visitor.get_by_label("Pattern", exact=True).fill("2:4")
     expect(said).to_be_empty()

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.budget import Budget
+from backend.errors import ConflictError
 from backend.live.address import state_at
 from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram
@@ -21,13 +22,15 @@ from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
 from backend.models.layer_names import LayerNames
 from backend.models.loading import load
+from backend.queue import service
 from backend.sensitivity.profile import Format
 from backend.store import queries
+from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.kind import get_kind
 from jobs.operations.live import planned_steps
 from jobs.profile.profiles import budget_solver, read_profile
-from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, warm_tab
+from tests.browser.conftest import HOST, PHONE, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
 
 FACTS = resolve_model("toy", reads=False).facts
@@ -254,7 +257,7 @@ def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
 KNOWN = f"""async () => {{
     const {{ Formats }} = await ({MODULE})('formats');
     const start = await (await fetch('slimscope/workbench/start?model=toy')).json();
-    return new Formats(start.parts); }}"""
+    return new Formats(start.parts, start.colors.formats); }}"""
 
 
 def an_address_of_many_layers_is_short(page: Page) -> None:
@@ -398,9 +401,10 @@ STATES = {  # name -> address, runs by effort
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_way_to_run_a_state_has_its_formats(visitor: Page, lab: Dashboard, name: str) -> None:
-    """The links to New run hold the config of each step; efforts that do not suit say why."""
+    """The links to New run hold the config of each step, which queues runs with the formats of the
+    state; efforts that do not suit say why."""
     formats, efforts = STATES[name]
-    state = f"~wanda~rtn~{formats}"
+    state, links = f"~wanda~rtn~{formats}", list[tuple[str, Any]]()
     opened_workbench(visitor, lab, f"state={state}")
     visitor.locator("[data-menu='run'] summary").click()
     for effort in ("one-shot", "sds", "dlqat", "full"):
@@ -412,9 +416,36 @@ def test_every_way_to_run_a_state_has_its_formats(visitor: Page, lab: Dashboard,
             continue
         planned = planned_steps(FACTS, state, effort)  # type: ignore[arg-type]
         assert len(planned) == efforts[effort]
-        assert in_address(link.get_attribute("href")) == [
-            (kind, {"model": "toy", **config}) for kind, config in planned
-        ]
+        href = link.get_attribute("href")
+        assert in_address(href) == [(kind, {"model": "toy", **config}) for kind, config in planned]
+        links.append((href, planned))
+    for href, planned in links:
+        jobs = queued_by(visitor, f"{lab.url}/{href}", len(planned))
+        made = {layer.name: [] for layer in FACTS.linears}
+        for job, (kind, config) in zip(jobs, planned, strict=True):
+            source = {"model": job.config["model"]}
+            expected = get_kind(kind).config.model_validate({**config, **source})
+            assert job.kind == kind and job.config == expected.model_dump(mode="json")
+            plan = get_kind(kind).plan.model_validate(queries.plan(job.id))
+            for layer, form in plan.formats.items():
+                made[layer] += [form] * (form != "dense")
+        wanted = state_at(state, LAYERS).formats
+        assert {x: "+".join(forms) or "dense" for x, forms in made.items()} == {
+            x: str(wanted[x]) for x in made
+        }
+
+
+def queued_by(page: Page, address: str, number: int) -> list[Job]:
+    """Adds the runs of an address of New run and cancels them; in the order of their steps."""
+    opened(page, address)
+    button = page.locator("#new-add button")
+    button.click()
+    expect(page.locator("#new-said")).to_contain_text("added")
+    jobs = queries.jobs()[:number][::-1]
+    for job in reversed(jobs):
+        with suppress(ConflictError):
+            service.cancel(job.run, HOST)
+    return jobs
 
 
 def in_address(href: str) -> list[tuple[str, dict[str, Any]]]:
@@ -459,10 +490,15 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
             re.compile(rf"{job.run} · .*live [\d.]+, final [\d.]+ × dense")
         )
         expect(ratio(page, "final").locator("b")).to_have_text(re.compile(r"\d"))
-        expect(ratio(page, "final").locator("small")).to_have_text(job.run)
+        link = ratio(page, "final").get_by_role("link", name=job.run)
+        expect(link).to_have_attribute("href", f"run?id={job.run}")
         menu.locator("summary").click()
         page.locator("#workbench-sparsity").fill("40")  # what was offered is of another state
         expect(row).to_be_hidden()
+        expect(ratio(page, "final").locator("b")).to_have_text("–")
+        opened(page, f"{workshop.url}/run?id={job.run}")
+        rows = page.locator("#run-figures tbody tr", has_text=re.compile("5 × 256 tokens"))
+        expect(rows).to_contain_text(["Live", "Final, same text as live"])
 
 
 def test_the_toy_gets_a_profile_at_the_first_visit(

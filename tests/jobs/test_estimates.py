@@ -94,6 +94,28 @@ def test_agreeing_runs_make_it_narrower_and_an_odd_one_does_not_move_it(measured
     assert told().seconds < 150
 
 
+def test_one_run_on_a_busy_machine_is_not_taken_at_face_value(
+    measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = estimates.FinishedRun(
+        kind="amphista",
+        model="toy",
+        machine="another",
+        threads=1,
+        rates=HERE,
+        steps=estimates.by_step([TRAINING]),
+        seconds={estimates.REST: 100.0},
+    )
+    monkeypatch.setattr(estimates, "reference_runs", lambda: (usual,))
+    before = told().seconds
+    finished(1, 500)
+    duration = told()
+    assert before < duration.seconds < 300 and duration.low <= 110 and duration.high >= 490
+    for number in (2, 3):
+        finished(number, 500)
+    assert told().seconds == pytest.approx(500, rel=0.05)
+
+
 def test_what_another_machine_model_or_version_says_is_less_certain(measured: None) -> None:
     finished(1, 100)
     own_width = width()

@@ -1,14 +1,11 @@
-"""Tests of the resource usage of a process, and its position among the blocks."""
+"""Tests of the resource usage of a process."""
 
 from itertools import pairwise
 from types import SimpleNamespace
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from backend.reporter import at_block, block_reached
 from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import progress
 from jobs.runtime.progress import MB, UsageSampler
@@ -43,10 +40,3 @@ def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) 
     used_mb = psutil.Process().memory_info().rss / MB
     assert points[MEMORY] == pytest.approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
     assert MEMORY.axis == PROCESSOR.axis == "seconds"
-
-
-@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
-def test_the_block_an_activity_has_reached_is_read_from_its_words(
-    block: int, more: int, activity: str
-) -> None:
-    assert block_reached(at_block(block, block + more, activity)) == (block + 1, block + more)

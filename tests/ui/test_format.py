@@ -137,6 +137,9 @@ def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     seconds: float | None, share: float | None, written: str
 ) -> None:
     assert eta_range(seconds, share) == re.sub(" (s|min|h)$", rf"{NBSP}\1", written)
+    if seconds and share and share > 0.1:  # the mean pace says something else
+        slow = eta_range(seconds, share, 3 * seconds * share / (1 - share))
+        assert slow != eta_range(seconds, share)
 
 
 @pytest.mark.parametrize(

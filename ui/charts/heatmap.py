@@ -17,6 +17,7 @@ from ui.theme import BLUE, LIGHT, VERMILLION
 
 MODULE_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COLOR_PERCENTILES = (2.0, 98.0)
+BITS = "bits"  # of the plan, in runs whose layers differ
 DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 
@@ -82,6 +83,7 @@ STATISTICS: dict[str, Statistic] = {
         "Tail exponent α",
         "Which layers' spectra have heavy tails? Well-trained layers: about 2 to 6.",
     ),
+    BITS: Statistic("Bits", "Which layers keep more bits?"),
     "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
 }
 

@@ -6,8 +6,9 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.reporter import block_reached
+from backend.live.address import queued_state
 from backend.store import queries
+from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from ui.format import NONE, duration, eta_range, share
@@ -30,7 +31,8 @@ def model_name(spec: object) -> Markup:
 def run_description(job: Job) -> Markup:
     """Kind, model and settings: "SDS pruning · smollm2-135m · 2:4 · wanda"."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
-    return Markup(" · ").join([kind_title(job), *model, *setting_summary(job)])
+    origin = ["formats of a Workbench state"] if queued_state(job.environment or {}) else []
+    return Markup(" · ").join([kind_title(job), *model, *setting_summary(job), *origin])
 
 
 def model_and_settings(job: Job) -> Markup:
@@ -55,12 +57,14 @@ def progress(job: Job) -> Markup:
         return Markup()
     percent = "" if job.share is None else share(job.share, 0)
     label = " · ".join(filter(None, (percent, job.stage)))
-    return WIDGETS.job_progress(job.run, job.share, label, block_reached(job.stage or ""))
+    return WIDGETS.job_progress(job.run, job.share, label)
 
 
 def time_left(job: Job) -> str:
     """The estimated remaining time of a live run; empty if unknown."""
-    return eta_range(job.eta_s, job.share) if job.state in LIVE and job.eta_s is not None else ""
+    if job.state not in LIVE or job.eta_s is None:
+        return ""
+    return eta_range(job.eta_s, job.share, elapsed(job, now_ms()))
 
 
 def elapsed(job: Job, now: int) -> float | None:

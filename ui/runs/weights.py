@@ -14,7 +14,8 @@ from backend.quantization.plan import QuantizationPlan
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model, saved_model
-from ui.charts.heatmap import in_order
+from jobs.metrics import BITS_PER_WEIGHT
+from ui.charts.heatmap import BITS, in_order
 from ui.runs.results import (
     find_job,
     kind_of,
@@ -78,7 +79,28 @@ def weights_of(run: str) -> RunWeights:
     labels = stage_labels(job, recorded)
     stages = [stage for stage in labels if stage in recorded]
     places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
+    bits = _mixed_bits(job)
+    if bits:
+        quantized = {r.stage for r in queries.results([job.id]) if r.metric == BITS_PER_WEIGHT}
+        known = table["tensor"].map(bits).where(table["stage"].isin(quantized))
+        table = table.assign(**{BITS: known})
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def _mixed_bits(job: Job) -> dict[str, int]:
+    """Bits of each quantized tensor if they differ; else empty."""
+    plan = quantization_plan(job)
+    bits = {f"{x}.weight": width.bits for x, width in plan.widths.items()} if plan else {}
+    return bits if len({*bits.values()}) > 1 else {}
+
+
+def quantization_plan(job: Job) -> QuantizationPlan | None:
+    """The bits and groups of a run's layers; None if it did not quantize any."""
+    kind, stored = kind_of(job), queries.plan(job.id)
+    with suppress(ValidationError):
+        plan = kind.plan.model_validate(stored) if kind and kind.plan and stored else None
+        return plan if isinstance(plan, QuantizationPlan) else None
+    return None
 
 
 def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
@@ -88,17 +110,18 @@ def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
 
 
 def grid_description(job: Job, tensor: str) -> str:
-    """The quantization grid of a tensor, such as "every group of 64 weights has at most 16 values";
-    empty if the run did not quantize it."""
-    kind, plan_data = kind_of(job), queries.plan(job.id)
-    with suppress(ValidationError):
-        plan = kind.plan.model_validate(plan_data) if kind and kind.plan and plan_data else None
-        layers = plan.layers if isinstance(plan, QuantizationPlan) else {}
-        if layer := layers.get(tensor.removesuffix(".weight")):
-            size = layer.group_size
-            group = f"group of {size} weights" if size else "row"
-            return f"every {group} has at most {2**layer.bits} values"
-    return ""
+    """The quantization grid of a tensor, such as "every group of 64 weights has at most 16 values",
+    and the range of bits if layers differ; empty if the run did not quantize it."""
+    plan, mixed = quantization_plan(job), _mixed_bits(job)
+    layer = plan.layers.get(tensor.removesuffix(".weight")) if plan else None
+    if layer is None:
+        return ""
+    group = f"group of {layer.group_size} weights" if layer.group_size else "row"
+    others = ""
+    if mixed:
+        low, high = min(mixed.values()), max(mixed.values())
+        others = f" in this layer; layers have {low} to {high} bits"
+    return f"every {group} has at most {2**layer.bits} values{others}"
 
 
 def saved_folders(job: Job) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from starlette.applications import Starlette
 from torch import Tensor
@@ -400,16 +401,19 @@ def test_a_state_is_converted_to_configs(queue: Path) -> None:
 
 def test_a_queued_state_records_its_measurements(queue: Path) -> None:
     queue_state, host = OPERATIONS["queue-state"], Actor("mira", "host")
-    known = {"predicted": 1.25, "live": 1.5, "tokens": 2048}
+    known = {"predicted": 1.25, "live": 1.5, "low": 1.4, "high": 1.6}
+    known |= {"tokens": 2048, "context": 256, "preview": True}
 
-    def queued(state: str) -> list[Job]:
-        made = queue_state.call(host, model="toy", state=state, effort="one-shot", **known)
+    def queued(state: str, **other: Any) -> list[Job]:
+        fields = {"model": "toy", "state": state, "effort": "one-shot"}
+        made = queue_state.call(host, **fields | known | other)
         return [queries.job(each["id"]) for each in made]
 
     (alone,) = queued(pruned := address("50p"))
     assert alone.config["until"] == "first" and alone.environment[WORKBENCH] == {
         "model": "toy",
         "state": pruned,
+        "profile": "",  # none was made
         **known,
     }
     sds, dlqat = queued(both := address("50pandint4-g32"))
@@ -418,6 +422,17 @@ def test_a_queued_state_records_its_measurements(queue: Path) -> None:
     for strange in ("x", address("dense"), "<img>" + address("50p")):
         with pytest.raises(ConfigError):
             queued(strange)
+    for field, value in (
+        ("low", -1.0),
+        ("high", "<b>"),
+        ("high", float("inf")),
+        ("context", -1),
+        ("context", 10**9),
+        ("preview", "<b>"),
+        ("profile", "profile-0001"),
+    ):
+        with pytest.raises((ConfigError, ValidationError, TypeError)):
+            queued(pruned, **{field: value})
     with pytest.raises(ForbiddenError):  # a pipeline is for hosts
         queue_state.call(Actor("guest-1", "guest"), model="toy", state=both)
     assert len(queries.jobs()) == 3

@@ -11,7 +11,8 @@ from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store import queries
-from backend.store.tables import DecoderRow
+from backend.store.session import writing
+from backend.store.tables import DecoderRow, Job
 from jobs.benchmark.report import DecoderReport
 from jobs.runtime.row_buffer import tensor_row
 from tests.ui.lab import GUEST, asked, job, pressed, result, store
@@ -87,6 +88,21 @@ def test_a_method_is_shown_against_its_rival(pruned: Settings) -> None:
         *(result(2, stage, "perplexity", value) for stage, value in shorter.items()),
     )
     assert [each.job.id for each in showcase.exhibits()] == [1]
+
+
+def test_the_figure_is_of_the_toy_only_where_its_visitor_sees_it_at_work(
+    pruned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(home, "film", shown.append)
+    toy = {"name": showcase.TOY_NAME, "owner": HOST_NAME, "config": {"model": "toy"}}
+    store(job(4, **toy, state="running"))
+    seen = home.draw(None, asked())["seen"]
+    with writing() as session:
+        session.get_one(Job, 4).state = "succeeded"
+    home.draw(seen, asked())
+    home.draw(None, asked())  # another visit
+    assert shown == ["sds-0004", "sds-0004", ""]
 
 
 def test_the_toy_is_no_card_beside_a_real_model(pruned: Settings) -> None:

@@ -303,9 +303,13 @@ def test_the_plan_shows_model_costs_warnings_and_the_same_run(host: Actor) -> No
     assert "Size before" in parts["new-plan"] and parts["new-recipes"].count("kB") == 5
     assert "⚠" in answer(host, "?kind=sds&model=toy&segments=1&context=16")["parts"]["new-plan"]
     assert "Already run" not in parts["new-plan"]
-    answer(host, f"?kind=sds&{TOY}", "queue")
+    added = answer(host, f"?kind=sds&{TOY}", "queue")["parts"]
     run = queries.jobs()[0].run
+    assert "In the queue" in added["new-plan"] and "Already run" not in added["new-plan"]
     assert f'href="run?id={run}"' in answer(host, f"?kind=sds&{TOY}")["parts"]["new-plan"]
+    with writing() as session:
+        session.get_one(Job, queries.job_id(run)).state = "succeeded"
+    assert "Already run" in answer(host, f"?kind=sds&{TOY}")["parts"]["new-plan"]
     with writing() as session:
         session.get_one(Job, queries.job_id(run)).state = "failed"
     assert "Already run" not in answer(host, f"?kind=sds&{TOY}")["parts"]["new-plan"]

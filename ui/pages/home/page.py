@@ -13,10 +13,10 @@ from backend.backup import examples
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
 from backend.queue import permissions, scheduling
-from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE
+from backend.store.tables import Job
 from jobs.imported import check_row
 from jobs.kind import kinds
 from jobs.operations.submission import submit_run
@@ -56,10 +56,13 @@ def draw(seen: Any, request: gr.Request) -> Updates:
     """Updates of the toy run's progress; of everything else only after new results, or while a run
     works."""
     actor, mark = current_user(request), list(queries.figures_mark())
-    shown = film()
-    marks = {"film": hashlib.sha256(json.dumps(shown).encode()).hexdigest(), "cards": mark}
     seen = seen if isinstance(seen, dict) else {}
-    parts = {"seen": marks, "toy": toy_html(actor)}
+    job = toy_run(actor)
+    toy = job.run if job and job.state in ACTIVE else str(seen.get("toy", ""))
+    shown = film(toy)  # of the toy while it works, and afterwards in the same visit
+    digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    marks = {"film": digest, "cards": mark, "toy": toy}
+    parts = {"seen": marks, "toy": toy_html(job)}
     if seen.get("film") != marks["film"] or not seen:
         parts["film"] = HTML.film(shown) if shown else ""
     if seen.get("cards") == mark:
@@ -74,9 +77,8 @@ def draw(seen: Any, request: gr.Request) -> Updates:
     }
 
 
-def toy_html(actor: Actor) -> Markup:
-    """Progress of the visitor's toy run, then its result."""
-    job = toy_run(actor)
+def toy_html(job: Job | None) -> Markup:
+    """Progress of the visitor's toy from the first second, then its result."""
     if job is None:
         return Markup()
     if job.state in ACTIVE:

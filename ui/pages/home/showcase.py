@@ -22,7 +22,7 @@ from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import times
 from ui.charts.series import rebinned
 from ui.format import number, share, size, threads
-from ui.runs.results import RunResults, real_models_first, speed_conditions
+from ui.runs.results import RunResults, real_models_first, speed_conditions, uses_toy_model
 from ui.runs.rows import RunRow, all_rows
 from ui.runs.weights import weights_of
 from ui.theme import name_colors, stage_style
@@ -151,9 +151,10 @@ def toy_run(actor: Actor) -> Job | None:
     return next((job for job in toys if job.owner == actor.name), None)
 
 
-def film() -> dict[str, Any] | None:
-    """One tensor at the stages of a method, for `assets/scripts/hero.js`: from the newest run with
-    weights, or the recorded stages of a live run.
+def film(toy: str = "") -> dict[str, Any] | None:
+    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`: of the
+    run `toy`, else of the newest run with weights, those on a real model first; while it works
+    the stages that it has recorded so far.
 
     Returns:
         run, model, title, tensor, live, edge (the axis runs from -edge to edge), and for each
@@ -162,7 +163,9 @@ def film() -> dict[str, Any] | None:
     """
     methods = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     for kind in methods:
-        for row in newest(kind.name, states=(State.SUCCEEDED, *LIVE)):
+        rows = newest(kind.name, states=(State.SUCCEEDED, *LIVE))
+        rows.sort(key=lambda row: (row.head.run != toy, uses_toy_model(row.job)))
+        for row in rows:
             weights = weights_of(row.head.run) if queries.weights_mark(row.head.run) else None
             if not weights or not weights.tensors:
                 continue

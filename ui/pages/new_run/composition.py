@@ -30,7 +30,6 @@ MAX_ADDRESS = 60_000  # characters; an address names the format of every layer
 MAX_PARAMETERS = 200
 MAX_NAME = 120  # characters
 MAX_SHOWN = 80  # characters of a value in a message
-SHORT = MAX_ADDRESS // 8  # maximum length of an address that the browser shows
 
 
 class ComposedStep(BaseModel):

@@ -106,7 +106,7 @@ def reply(user: Actor, body: Any) -> dict[str, Any]:
         composition = change(composition, message.action, message.value)
     if message.composition is None or message.action not in ("", QUEUE):
         parts["new-form"] = form_html(composition)
-    parts |= preview(composition, user)
+    parts |= preview(composition, user, with_options=message.action != QUEUE)
     query = composition.address()
     return {
         "composition": composition.model_dump(),
@@ -124,7 +124,7 @@ def form_html(composition: Composition) -> Markup:
     return HTML.form(composition, model, kinds(), pipeline.PRESETS, above, below)
 
 
-def preview(composition: Composition, user: Actor) -> Parts:
+def preview(composition: Composition, user: Actor, with_options: bool = True) -> Parts:
     """Steps, recipes, messages and plan, within the limits of the user. Guests who may not add runs
     get the command only: no model is looked up."""
     off = permissions.may_not_add(user) or (
@@ -144,7 +144,7 @@ def preview(composition: Composition, user: Actor) -> Parts:
     return {
         "new-steps": HTML.steps(steps, composition.at, kinds(), pipeline.MAX_STEPS),
         "new-add": HTML.add(sum(step.runs for step in steps), off),
-        **options_html(composition, is_planned),
+        **(options_html(composition, is_planned) if with_options else {}),
         **messages(composition, steps[composition.at]),
         "new-plan": plan_html(composition, steps, is_planned, limit),
     }
@@ -195,7 +195,7 @@ def plan_html(
         picture,
         plan.bars(steps),
         plan.ticks(),
-        same=plan.same_runs(steps[0]) if len(steps) == 1 else [],
+        same=plan.same_runs(steps[0]) if len(steps) == 1 else {},
         warnings=plan.texts_of(steps, "warnings"),
         notes=[*filter(None, [note]), *plan.texts_of(steps, "notes")],
         basis=[*dict.fromkeys(x.plan.estimate.basis for x in steps if x.plan)],

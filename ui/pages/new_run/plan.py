@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from plotly.colors import sample_colorscale
-
 from backend.errors import SlimscopeError
 from backend.models import memory
 from backend.models.layer_names import layer_from_name
 from backend.options import Plan
-from backend.sensitivity.profile import DENSE_BITS, Format
+from backend.sensitivity.profile import Format
 from backend.settings import settings
 from backend.store import queries
+from backend.store.states import State
 from backend.store.tables import Job
 from jobs import pipeline, submit, sweep
 from jobs.fields.models import resolve_model
 from jobs.kind import Estimate
 from jobs.sweep import SweepPlan
+from ui.charts.formats import format_color
 from ui.charts.heatmap import in_order
 from ui.format import short_count, size, time_range
 from ui.pages.new_run.composition import (
@@ -37,7 +37,6 @@ from ui.pages.new_run.composition import (
 )
 from ui.runs.results import size_before, size_saved
 
-MAX_LINKS = 3  # number of links to runs with the same config
 LAST_S = 7 * 86_400.0  # end of the time axis
 TICKS = {"1 min": 60, "1 h": 3600, "1 day": 86_400}
 
@@ -109,7 +108,7 @@ def price(composition: Composition, options: Options, name: str) -> str:
         cost = sweep.plan(step.kind, {**step.values, **model}, {}).estimate
     except SlimscopeError:
         return ""
-    saved = f" · {size(cost.sizes[1])}" if cost.sizes else ""
+    saved = f" · {size(cost.size_after_bytes)}" if cost.size_after_bytes else ""
     return f"{time_range(cost.low, cost.high)}{saved}"
 
 
@@ -169,24 +168,11 @@ def layer_map(plan: Plan | None) -> LayerMap | None:
             blocks = [*group]
             span = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}–{blocks[-1]}"
             title = f"{module}, {span}: {formats[text].label}"
-            cells.append(Cells(blocks[0], len(blocks), color_of(formats[text]), title))
+            cells.append(Cells(blocks[0], len(blocks), format_color(formats[text]), title))
         rows.append((module.removesuffix("_proj"), cells))
     counts = Counter(texts.values()).most_common()
-    legend = [(color_of(formats[text]), formats[text].label, n) for text, n in counts]
+    legend = [(format_color(formats[text]), formats[text].label, n) for text, n in counts]
     return LayerMap(1 + max(b for x in by_module.values() for b in x), rows, legend)
-
-
-def color_of(layer_format: Format) -> str:
-    """The color of a format on an ordered scale: brighter for stronger compression."""
-    if not layer_format.width and not layer_format.pattern:
-        return "var(--line)"
-    kept = 1 - layer_format.sparsity
-    if layer_format.width:
-        left = (math.log2(layer_format.width.bits * kept) - 1) / math.log2(DENSE_BITS / 4)
-    else:
-        left = (kept - 0.2) / 0.5
-    position = 0.92 - 0.72 * max(-0.1, min(1.2, left))
-    return str(sample_colorscale("Plasma", [position])[0])
 
 
 # the picture --------------------------------------------------------------------------------------
@@ -207,7 +193,7 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
     costs = [step.plan.estimate for step in steps if step.plan]
     low, high = (sum(step.seconds[i] for step in steps) for i in (0, 1))
     found = [Bar("Time", time_range(low, high), time_position(low), time_position(high))]
-    found += _size_bars([cost for cost in costs if cost.sizes])
+    found += _size_bars(costs)
     needed, available = max(cost.bytes for cost in costs), memory.memory_available()
     text = f"about {size(needed)} of {size(available)}"
     found.append(Bar("Memory", text, 0.0, min(1.0, needed / available)))
@@ -222,10 +208,11 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
 
 
 def _size_bars(costs: Sequence[Estimate]) -> list[Bar]:
-    if not costs or not costs[0].sizes or not costs[-1].sizes:
+    saving = [cost for cost in costs if cost.size_after_bytes]
+    if not saving:
         return []
-    source, _, parameters = costs[0].sizes
-    _, saved, _ = costs[-1].sizes
+    source, saved = saving[0].size_before_bytes or 0, saving[-1].size_after_bytes or 0
+    parameters = saving[0].sizes[2] if saving[0].sizes else 0
     before = 2 * parameters or source
     largest = max(before, saved, 1)
     return [
@@ -254,10 +241,14 @@ def source_of(composition: Composition) -> tuple[str, str]:
     return f"{facts.title}: {shape}", facts.note
 
 
-def same_runs(step: PlannedStep) -> list[Job]:
-    """Runs with the same config, and hence the same result."""
+def same_runs(step: PlannedStep) -> dict[str, list[Job]]:
+    """Runs of the same config, which gives the same result: finished ones, and others."""
     configs = step.plan.configs if step.plan else []
-    return queries.existing_runs(step.step.kind, (x.model_dump(mode="json") for x in configs))
+    found = queries.existing_runs(step.step.kind, (x.model_dump(mode="json") for x in configs))
+    return {
+        "Already run": [job for job in found if job.state == State.SUCCEEDED],
+        "In the queue": [job for job in found if job.state != State.SUCCEEDED],
+    }
 
 
 def first_error(steps: Sequence[PlannedStep]) -> tuple[int, SlimscopeError] | None:

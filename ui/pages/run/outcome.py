@@ -6,9 +6,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from math import inf
 
+import numpy as np
 from markupsafe import Markup
 
-from backend.live.address import queued_state
+from backend.live.address import QueuedState, queued_state
 from backend.metric_key import MetricKey
 from backend.queue.service import (
     ESTIMATED_BYTES,
@@ -41,11 +42,17 @@ from ui.help import explained
 from ui.pages.run.decoding import drafting
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
-from ui.runs.profiles import first_to_break, perplexity_over_dense
+from ui.runs.profiles import (
+    first_to_break,
+    heldout_text,
+    perplexity_over_dense,
+    text_size,
+)
 from ui.runs.results import (
     GAINS,
     RunResults,
     base_model,
+    find_job,
     format_stderr,
     format_value,
     kind_of,
@@ -151,21 +158,57 @@ def finding(job: Job, results: RunResults) -> str:
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
     """Loss relative to the dense model, metrics and costs."""
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
-    if state := queued_state(job.environment or {}):
-        ratios = {
-            "predicted": state.predicted,
-            "live": state.live,
-            "final": perplexity_over_dense(job.run),
-        }
-        figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in ratios.items() if ratio)
-        pairs["Perplexity over dense"] = HTML.beside(state, ", ".join(figures))
+    state = queued_state(job.environment or {})
+    beside = beside_state(job, state, results) if state else ""
     kind, kept, lost = kind_of(job), results.kept or "", ("", "")
     measured = all(0 < results.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
     if kind and kind.compresses and kept != DENSE and measured:
         lost = stage_comparison(job, results.perplexity).lost(kept, DENSE, kind.remedy)
     same = results.value(kept, TOP1_AGREEMENT)
     agreement = f" Both models agree on {share(same, 0)} of next tokens." if same else ""
-    return HTML.outcome(lost, agreement, pairs, speed_conditions(job, results.rows.values()))
+    conditions = speed_conditions(job, results.rows.values())
+    return HTML.outcome(lost, agreement, beside, pairs, conditions)
+
+
+def beside_state(job: Job, state: QueuedState, results: RunResults) -> Markup:
+    """Perplexity relative to dense that the Workbench predicted and measured for a state, beside
+    that of its run, which is also given for the windows of the live measurement."""
+    row, final = results.final_row(PERPLEXITY), perplexity_over_dense(job.run)
+    text = windows, context = text_size(row and row.details)
+    shared = state.tokens // state.context if state.context else 0
+    rows = []
+    if state.predicted:
+        profile = find_job(state.profile)
+        heldout = heldout_text(profile.environment or {}) if profile else (0, 0)
+        rows.append(_ratio_row("Predicted", state.predicted, heldout))
+    if state.live:
+        name, measured = f"Live{', preview' * state.preview}", (shared, state.context)
+        rows.append(_ratio_row(name, state.live, measured, state.low, state.high))
+    # other runs measured the dense model of a pipeline
+    losses = window_losses(job) if base_model(job) == state.model else {}
+    ours, dense = (losses.get(stage, np.empty(0)) for stage in (results.kept or "", DENSE))
+    same = paired_ratio(ours[:shared], dense[:shared])
+    if same and context == state.context and shared < windows:
+        name = "Final, same text as live"
+        rows.append(_ratio_row(name, same.value, (shared, context), same.low, same.high))
+    if final:
+        whole = paired_ratio(ours, dense)
+        low, high = (whole.low, whole.high) if whole else (None, None)
+        rows.append(_ratio_row("Final", final, text, low, high))
+    return HTML.beside(state, rows)
+
+
+def _ratio_row(
+    name: str,
+    ratio: float,
+    text: tuple[int, int],
+    low: float | None = None,
+    high: float | None = None,
+) -> list[str]:
+    windows, context = text
+    interval = f"{number(low, 3)} to {number(high, 3)}" if low and high else NONE
+    read = f"{windows} × {context} tokens" if windows else NONE
+    return [name, of_unit(ratio, "×", 3), interval, read]
 
 
 def certainty(job: Job, results: RunResults) -> Markup:

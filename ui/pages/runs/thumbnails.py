@@ -110,18 +110,18 @@ def polyline(
 
 def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """The main curves of live runs, one picture for each metric."""
-    curves = defaultdict[str, dict[str, Points]](dict)
+    curves = defaultdict[tuple[str, str], dict[str, Points]](dict)
     for job in jobs:
         spans = frames.spans(job.id)
         if (key := main_curve(spans)) is not None:
             points = frames.samples(job.id, key, spans[key], LIVE_SAMPLES) or NO_POINTS
-            curves[key.family][job.run] = points
-    return [_overlay(family, group) for family, group in curves.items()]
+            curves[key.family, key.axis][job.run] = points
+    return [_overlay(*card, group) for card, group in curves.items()]
 
 
-def _overlay(family: str, curves: dict[str, Points]) -> dict[str, Any]:
-    """Title, lowest and highest value, last step, and run, last value, path and color of each
-    line."""
+def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any]:
+    """Title, lowest and highest value, name of the axis, last step, and run, last value, path and
+    color of each line."""
     values = [value for points in curves.values() for _, value in points]
     last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
     lines = [
@@ -130,4 +130,5 @@ def _overlay(family: str, curves: dict[str, Points]) -> dict[str, Any]:
     ]
     low, high = map(number, extent)
     title = metric(MetricKey(family)).title
-    return {"title": title, "low": low, "high": high, "last": last, "lines": lines}
+    ends = {"low": low, "high": high, "axis": axis, "last": last}
+    return {"title": title, **ends, "lines": lines}

@@ -113,7 +113,7 @@ class WeightsSelection(Selection):
             run=weights.job.run,
             vs=other.job.run if other else self.vs if self.vs in weights.stages else "",
             tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
-            stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
+            stage=self.stage if self.stage in weights.stages else result_stage(stat, weights),
             stat=stat,
             view=valid_or_first(self.view, VIEWS),
             show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
@@ -127,8 +127,12 @@ def main_stages(stages: Sequence[str]) -> list[str]:
     return main if len(main) > 1 else [*stages]
 
 
-def last_with(stat: str, weights: RunWeights) -> str:
-    """The last main stage with a recorded statistic; without one, the last main stage."""
+def result_stage(stat: str, weights: RunWeights) -> str:
+    """The stage that the run kept; before that the last main stage of which a statistic is
+    stored, without one the last."""
+    kept = queries.job(weights.job.id).kept_stage
+    if kept and kept in weights.stages and kept != DENSE:
+        return kept
     main = main_stages(weights.stages)
     having = [s for s in main if weights.of_stage(s)[stat].notna().any()]
     return (having or main)[-1]

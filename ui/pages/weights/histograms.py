@@ -35,6 +35,7 @@ from backend.statistics.tensors import (
 from backend.store import queries, tensors
 from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
+from jobs.wording import distinguishable
 from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
 from ui.pages.weights.charts import WeightsSelection, main_stages
@@ -48,7 +49,8 @@ from ui.widgets.packed import PackedArrays
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # maximum size of the histograms; otherwise bins are merged
 MIN_BINS = 16
-DRAWN_ONLY = ("cutoff",)  # not listed: a position on an axis
+MOST = 0.5  # share of the layers
+DRAWN_ONLY = ("cutoff",)  # not listed: a place on an axis
 FROM_DENSE = (RELATIVE_ERROR, "moved", "distance")  # statistics of the difference from dense
 PROFILES = {  # profiles that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
@@ -161,7 +163,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         "kept": kept_stage(weights, weights.stages),
         "runs": [[label, run, models.get(run, "")] for label, run in run_choices(jobs, job.run)],
         "stages": stages,
-        "effect": effect_stages(weights),
+        "effect": effect_stages(weights, perplexity),
         "modules": in_order([*{module: None for _, module in weights.places.values()}]),
         "tensors": [
             [name, label, *weights.places[name]] for name, label in weights.tensors.items()
@@ -172,19 +174,39 @@ def _header(weights: RunWeights) -> dict[str, Any]:
     }
 
 
-def effect_stages(weights: RunWeights) -> dict[str, str]:
-    """Stages that show the effect of the method: `before`, `after`, and a weaker `rival`."""
+def effect_stages(weights: RunWeights, perplexity: Mapping[str, float]) -> dict[str, str]:
+    """Stages that say what the method did: `before`, `after`, and a `rival` that does less; and in
+    `note` a sentence where output error and perplexity rank the last two differently."""
     errors = weights.table.get(RELATIVE_ERROR)
     known = {*weights.table["stage"][errors.notna()]} if errors is not None else set[str]()
     measured = [s for s in weights.stages if s in known and s != DENSE]
     main = [s for s in measured if declared(s).main] or measured
     if not main:
-        return {"before": "", "after": "", "rival": ""}
+        return {"before": "", "after": "", "rival": "", "note": ""}
     kept = str(weights.job.kept_stage)
-    after = kept if kept in measured else main[-1]
-    before = next((s for s in main if s != after), "")
+    after = kept if kept in weights.stages and kept != DENSE else main[-1]
+    befores = [s for s in main if s != after]
+    before = befores[0 if after in measured else -1] if befores else ""
     others = (s for s in measured if declared(s).rival and s not in (before, after))
-    return {"before": before, "after": after, "rival": next(others, "")}
+    rival = next(others, "")
+    note = disagreement(weights, perplexity, after, rival) if rival and after in measured else ""
+    return {"before": before, "after": after, "rival": rival, "note": note}
+
+
+def disagreement(
+    weights: RunWeights, perplexity: Mapping[str, float], stage: str, rival: str
+) -> str:
+    """The sentence where a stage has the lower output error in most layers and the higher
+    perplexity, or the reverse; else empty."""
+    own, theirs = (perplexity.get(name, np.nan) for name in (stage, rival))
+    errors = weights.table.pivot(index="tensor", columns="stage", values=RELATIVE_ERROR)
+    pairs = errors[[stage, rival]].dropna()
+    more = float((pairs[stage] > pairs[rival]).mean()) if len(pairs) else np.nan
+    if not ((own < theirs and more > MOST) or (own > theirs and more < 1 - MOST)):
+        return ""
+    way = "lower" if own < theirs else "higher"
+    figures = " against ".join(distinguishable([own, theirs]))
+    return f"Yet perplexity is {way}, {figures}: errors of layers add up or cancel."
 
 
 # one tensor ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import MAX_BITS, MIN_BITS, IntegerFormat
 from backend.sensitivity.profile import DENSE_BITS, Format
+from ui.charts.formats import level_beside, level_of
 from ui.format import NBSP
 
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
@@ -28,9 +29,9 @@ def names_of(form: Format) -> tuple[str, str]:
 def format_parts(
     formats: Iterable[Format], layers: Iterable[LinearShape]
 ) -> dict[str, dict[str, Any]]:
-    """Patterns and widths by name. `extra`: additional bits per weight for masks, indices and
-    scales, in rows of one input. `misfits`: input dimensions of these layers that do not fit the
-    format."""
+    """Patterns and widths by name. `extra`: bits of masks, indices and scales that a weight takes
+    in rows of one input; `misfits`: numbers of inputs of these layers that cannot be stored so;
+    `level`: place on the scale of colors, `beside` what a pattern adds to that of a width."""
     columns, parts = {x.columns for x in layers}, dict[str, dict[str, Any]]()
     for form in formats:
         for part in (Format(pattern=form.pattern), Format(form.width)):
@@ -45,6 +46,8 @@ def format_parts(
                 "bits": width.bits,
                 "group": width.group,
                 "extra": part.bits_per_weight(1) - (1 - pattern.drop) * width.bits,
+                "level": level_of(part),
+                "beside": level_beside(part),
                 "misfits": [n for n in columns if not part.fits(n)],
             }
     return parts

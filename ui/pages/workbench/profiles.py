@@ -37,7 +37,7 @@ from jobs.submit import check_and_estimate
 from ui.api_errors import error_response
 from ui.format import count, duration, number
 from ui.pages.workbench.formats import BITS, format_parts, names_of
-from ui.runs.profiles import METHOD_BUDGETS, fronts_of, profile_at
+from ui.runs.profiles import METHOD_BUDGETS, fronts_of, heldout_text, profile_at
 from ui.security.auth import current_user
 from ui.theme import BLUE, VERMILLION
 from ui.widgets.explorer import cached_by
@@ -59,19 +59,17 @@ def profiles_of(model: str) -> list[Job]:
 
 
 def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
-    """Facts about a profile, the context and tokens of its text, and in `outdated` the reason why a
-    new profile is needed. Records of imported runs may be damaged."""
+    """Facts of a profile for a sentence, windows of its `text` and tokens of each, and in
+    `outdated` the reason why a new one is needed. Records of imported runs may be damaged."""
     profile, record = profile_at(run.run), run.environment or {}
     if profile is None:
         outdated = f"{run.run} cannot be read with this version."
-        return {"facts": [], "context": 0, "tokens": 0, "outdated": outdated}
+        return {"facts": [], "text": (0, 0), "outdated": outdated}
     mark, outdated = record.get(WEIGHTS_MARK), ""
     if mark and weights_fingerprint(resolve_model(profile.model, reads=False)) not in ("", mark):
         outdated = f"{run.run} measured other weights of this model."
-    context, windows = (_heldout(record).get(name) for name in ("context", "windows"))
-    if not (isinstance(context, int) and isinstance(windows, int)):
-        context = windows = 0
-    tokens = context * windows
+    windows, context = heldout_text(record)
+    tokens = windows * context
     facts = [f"{len(profile.layers)} of {layer_count} layers in {len(profile.formats)} formats"]
     facts.append(_estimate(profile))
     if tokens:
@@ -81,18 +79,7 @@ def knowledge(run: Job, layer_count: int) -> dict[str, Any]:
         facts.append(f"only {count(calibration)} calibration tokens for {count(inputs)} inputs")
     if profile.times:
         facts.append(f"times of a token on {profile.times.threads} threads")
-    return {
-        "facts": facts,
-        "context": context,
-        "tokens": tokens,
-        "outdated": outdated,
-    }
-
-
-def _heldout(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = record.get("text")
-    heldout = text.get("held-out") if isinstance(text, dict) else None
-    return heldout if isinstance(heldout, dict) else {}
+    return {"facts": facts, "text": (windows, context), "outdated": outdated}
 
 
 def _estimate(profile: SensitivityProfile) -> str:

@@ -2,8 +2,7 @@
 URL, and the dense weights of one layer, as rows of its matrix, with the energies of its inputs if a
 run has stored them. The browser computes all formats from these weights."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,17 +26,21 @@ from backend.store.tables import Job
 from jobs.fields.models import is_run, resolve_model
 from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
+from ui.charts.formats import SCALE
 from ui.charts.heatmap import in_order
+from ui.format import size
 from ui.live_api import live_parts
 from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format_parts, names_of
 from ui.pages.workbench.profiles import AUTOMATIC, knowledge, landmarks, new_profile, profiles_of
 from ui.runs.choices import models
-from ui.runs.profiles import measured_runs, queued_runs
+from ui.runs.profiles import state_runs
 from ui.runs.weights import DENSE, layer_label
 from ui.security.auth import current_user
+from ui.templates import fragments
 from ui.theme import DARK, LIGHT
 from ui.widgets.packed import PackedArrays
 
+HTML = fragments("pages/workbench/page.html")
 START, WEIGHTS = "/slimscope/workbench/start", "/slimscope/workbench/weights"
 MAX_WEIGHTS = 1_000_000  # of larger matrices, evenly spaced rows are sent
 ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
@@ -62,22 +65,26 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
     facts = resolve_model(model, reads=False).facts
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
+    live = live_parts(facts, model, actor)
     return {
         "model": model,
         "title": facts.title,
         "models": [(title, name, name in profiled) for title, name in models()],
         **_layers(facts, layers),
         **_runs(model, layers, _other_bytes(facts, layers)),
-        **_profile(found[0] if found else None, model, layers, actor),
+        **_profile(found[0] if found else None, model, layers, actor, live),
         "widths": WIDTHS,
         "groups": GROUPS,
         "patterns": PATTERNS,
         "parts": format_parts(OFFERED, layers),
-        "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted},
+        "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted, "formats": SCALE},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*INSTANT_METHODS.values()],
-        "live": live_parts(facts, model, actor),
+        "live": live,
+        "empty": f"No text: {live['why']}"
+        if live["why"]
+        else f"Write, or change a knob. Loads {facts.title} (up to {size(live['bytes'])}).",
         "state": _state(address, layers) if address else None,
     }
 
@@ -104,24 +111,32 @@ def _layers(facts: ModelFacts, layers: Sequence[LinearShape]) -> dict[str, Any]:
 
 
 def _runs(model: str, layers: Sequence[LinearShape], other_bytes: int) -> dict[str, Any]:
-    """Finished runs, runs queued from states, and llama.cpp files of a model."""
-    runs = [(x.run, x.label, x.nbytes, x.ratio) for x in measured_runs(model, layers, other_bytes)]
-    queued = [*_queued(model, layers, other_bytes)]
-    return {"runs": runs, "queued": queued, "landmarks": landmarks(model)}
+    """Runs with the states that they make, and llama.cpp's files of a model."""
+    runs = [*state_runs(model, layers, other_bytes)]
+    return {"runs": runs, "landmarks": landmarks(model)}
 
 
 def _profile(
-    run: Job | None, model: str, layers: Sequence[LinearShape], actor: Actor
+    run: Job | None,
+    model: str,
+    layers: Sequence[LinearShape],
+    actor: Actor,
+    live: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The profile used for predictions, and the offer of a new one if it is missing or outdated."""
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
-    known = knowledge(run, len(layers)) if run else None
+    unknown: dict[str, Any] = {"facts": [], "text": (0, 0), "outdated": ""}
+    known = knowledge(run, len(layers)) if run else unknown
+    name, partial = run.run if run else "", run is not None and run.state != State.SUCCEEDED
+    offer = None if run and not known["outdated"] else new_profile(model, actor)
     return {
         "made": INSTANT_METHODS | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
-        "profile": run.run if run else "",
-        "partial": run is not None and run.state != State.SUCCEEDED,
-        "known": known,
-        "offer": new_profile(model, actor) if known is None or known["outdated"] else None,
+        "profile": name,
+        "partial": partial,
+        "text": known["text"],
+        "known": HTML.known(name, partial, known["facts"]) if run else "",
+        "notice": HTML.missing(name, known, offer, live),
+        "offer": offer,
     }
 
 
@@ -140,16 +155,6 @@ def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
         "formats": [*map(names_of, formats)],
         "parts": format_parts(formats, layers),
     }
-
-
-def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[dict[str, Any]]:
-    """Runs queued from states, with the bytes of the states; runs of another version of the model
-    are omitted."""
-    for run in queued_runs(model):
-        with suppress(ConfigError):
-            formats = state_at(run["state"], layers).formats
-            nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
-            yield run | {"nbytes": rest + nbytes}
 
 
 # the weights of a layer ---------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """What the scripts of Weights are sent: every number as it is stored, once, to whom it belongs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import save_file
 from sqlalchemy import delete, update
@@ -11,6 +13,7 @@ from starlette.testclient import TestClient
 
 from backend.models.loading import load
 from backend.settings import Settings
+from backend.statistics.tensors import RELATIVE_ERROR
 from backend.store import frames, tensors
 from backend.store.session import writing
 from backend.store.tables import Job, TensorRow
@@ -33,13 +36,40 @@ def got(client: TestClient, **query: str) -> tuple[dict[str, Any], dict[str, np.
     return unpacked(answer.content)
 
 
+def test_perplexity_and_output_error_may_disagree() -> None:
+    """Stages are ranked by the error of most layers and by perplexity."""
+    rows = [("a", "sds", 0.1), ("a", "control", 0.2), ("b", "sds", 0.3), ("b", "control", 0.4)]
+    weights: Any = SimpleNamespace(
+        table=pd.DataFrame(rows, columns=["tensor", "stage", RELATIVE_ERROR])
+    )
+    for own, theirs, words in (
+        (20.0, 22.0, ""),
+        (22.0, 20.0, "higher, 22.0 against 20.0"),
+        (np.nan, 20.0, ""),
+    ):
+        perplexity = {"sds": own, "control": theirs}
+        said = histograms.disagreement(weights, perplexity, "sds", "control")
+        assert words in said and bool(words) == bool(said)
+        other = histograms.disagreement(weights, perplexity, "control", "sds")
+        assert bool(other) == bool(words)
+
+
+def test_a_run_opens_on_its_result(seeded: Settings, client: TestClient) -> None:
+    """Also on a stage beside the main ones, without an output error of its own."""
+    with writing() as session:
+        session.get_one(Job, 1).kept_stage = "second"
+    header, _ = got(client, run="sds-0001")
+    assert header["defaults"]["stage"] == "second" == header["effect"]["after"]
+
+
 def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClient) -> None:
     header, arrays = got(client, run="sds-0001")
     stages = [stage["name"] for stage in header["stages"]]
     names = [name for name, *_ in header["tensors"]]
     assert stages == ["dense", "first", "control", "redense", "second", "sds"]
     assert len(names) == 21 and arrays["counts"].shape == (21, 6, 256)
-    assert header["effect"] == {"before": "first", "after": "sds", "rival": "control"}
+    stages_of_effect = {"before": "first", "after": "sds", "rival": "control"}
+    assert header["effect"] == stages_of_effect | {"note": ""}
     assert {s["name"] for s in header["stages"] if not s["pruned"]} == {"dense", "redense"}
     typical = "model.layers.1.mlp.up_proj.weight"
     assert header["defaults"] == {"stage": "sds", "stat": "relative_error", "tensor": typical}

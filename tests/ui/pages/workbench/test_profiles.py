@@ -27,7 +27,7 @@ from jobs.profile.profiles import (
     weights_fingerprint,
 )
 from tests.ui.conftest import HOSTILE
-from tests.ui.lab import job, result, store
+from tests.ui.lab import job, store
 from tests.ui.pages.workbench.profiles import TIMES, profile_rows
 from tests.ui.visits import OTHER, TOKEN, Visit, unpacked
 from ui.pages.workbench import plans, profiles, tables
@@ -144,18 +144,19 @@ def test_fronts_by_time_are_sent_where_the_profile_has_times(client: TestClient)
     assert list(arrays["pruned_ms_ms"]) == sorted(arrays["pruned_ms_ms"])
 
 
-def facts(client: TestClient, number: int, **environment: object) -> dict[str, Any]:
+def facts(client: TestClient, number: int, **environment: object) -> str:
     """Facts of a newer profile with this record."""
     run, rows = profile_rows(number, environment=environment)
     store(run, *rows)
-    return started(client, "known")
+    found: str = started(client, "known")
+    assert f">profile-{number:04d}</a>" in found and "<b>" not in found
+    return found
 
 
 def test_a_profile_tells_its_estimate_and_its_tokens(client: TestClient) -> None:
     text = {"held-out": {"context": 64, "windows": 8}}
     few = {CALIBRATION_TOKENS: 128, WIDEST_INPUT: 384}
-    known = facts(client, 93, **{ESTIMATE: TOKEN_WISE, "text": text}, **few)
-    said = " · ".join(known["facts"])
+    said = facts(client, 93, **{ESTIMATE: TOKEN_WISE, "text": text}, **few)
     for part in (
         "21 of 22 layers in 9 formats",
         "measured in int3-g64 and 50%, else estimated held out",
@@ -163,15 +164,14 @@ def test_a_profile_tells_its_estimate_and_its_tokens(client: TestClient) -> None
         "only 128 calibration tokens for 384 inputs",
     ):
         assert part in said
-    assert (known["context"], known["tokens"], known["outdated"]) == (64, 512, "")
+    assert started(client, "text") == [8, 64] and started(client, "offer") is None
     damaged = {ESTIMATE: [1], "text": {"held-out": HOSTILE}, CALIBRATION_TOKENS: "<b>"}
-    known = facts(client, 94, **damaged)
-    assert known["tokens"] == 0 and "in sample" in " ".join(known["facts"])
+    assert "in sample" in facts(client, 94, **damaged) and started(client, "text") == [0, 0]
 
 
 def test_an_old_profile_offers_a_new_one(client: TestClient) -> None:
-    known = facts(client, 95, **{WEIGHTS_MARK: "of other weights"})
-    assert "measured other weights" in known["outdated"]
+    facts(client, 95, **{WEIGHTS_MARK: "of other weights"})
+    assert "measured other weights" in started(client, "notice")
     offer = started(client, "offer")
     assert offer["time"] and not offer["run"] and not offer["why"]
 
@@ -197,30 +197,6 @@ def test_files_of_the_same_weights_are_landmarks(
     files = started(client, "landmarks")
     assert [one["file"] for one in files] == ["Q2_K", "Q4_K_M"]
     assert all(one["low"] < one["ratio"] < one["high"] and one["source"] for one in files)
-
-
-def test_runs_are_placed_by_the_bytes_of_their_format(client: TestClient) -> None:
-    quantized = {"kind": "dlqat", "kept_stage": "dlqat", "config": {"model": "toy", "bits": 3}}
-    pruned = {"config": {"model": "toy", "pattern": "2:4"}, "kept_stage": "sds"}
-    mixed = {"config": {"model": "toy", "pattern": "50%"}, "kept_stage": "sds"}
-    store(job(93, **quantized), job(94, **pruned), job(95, **mixed))
-    for number, stage, figure in (
-        (93, "dlqat", ("bits_per_weight", 3.25)),
-        (94, "sds", ("zero_share", 0.5)),
-        (95, "sds", ("zero_share", 0.3)),
-    ):
-        store(
-            result(number, "dense", "perplexity", 10.0),
-            result(number, stage, *figure),
-            result(number, stage, "perplexity", 12.0),
-        )
-    runs = started(client, "runs")
-    found = {run: (nbytes, ratio) for run, _, nbytes, ratio in runs}
-    rest = 2 * FACTS.parameters - 2 * sum(x.weights for x in FACTS.linears)
-    for run, form in (("dlqat-0093", "int3-g64"), ("sds-0094", "2:4")):
-        layers = sum(Format.parse(form).nbytes(x.rows, x.columns) for x in FACTS.linears)
-        assert found[run] == pytest.approx((rest + layers, 1.2))
-    assert "sds-0095" not in found  # its layers have several patterns
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,22 +11,27 @@ import torch
 from starlette.testclient import TestClient
 
 from backend.budget import Budget
-from backend.live.address import WORKBENCH
+from backend.live.address import WORKBENCH, state_at
 from backend.models.families.stored import LinearShape
 from backend.models.loading import load
 from backend.sensitivity.profile import Format
 from backend.settings import Settings
 from backend.statistics.distribution import scale_of
+from backend.statistics.paired import WINDOW_LOSSES
+from backend.statistics.tensors import TensorProfile
 from backend.store import queries
+from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import budget_solver, read_profile
-from tests.ui.lab import job, measured, store
+from jobs.runtime.row_buffer import profile_row
+from jobs.submit import check_and_estimate
+from tests.ui.lab import job, measured, result, store
 from tests.ui.pages.workbench.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit, unpacked
 from ui.pages.run.outcome import outcome
 from ui.pages.workbench import profiles, tables
 from ui.pages.workbench.formats import format_parts, names_of
-from ui.runs.results import RunResults
+from ui.runs.results import RunResults, kind_of
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
         job(96, state="queued"),
         job(97, environment=kept, state="running"),
     )
-    found = client.get(tables.START).json()["queued"]
+    found = client.get(tables.START).json()["runs"]
     assert [(each["run"], each["at"]) for each in found] == [
         ("sds-0097", "running"),
         ("sds-0094", "succeeded"),
@@ -118,11 +124,85 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
     whole = 2 * resolve_model("toy").facts.parameters
     assert [each["nbytes"] for each in found] == [pytest.approx(whole - dense + half)] * 3
     page = outcome(row := queries.job("sds-0094"), RunResults(None, [], row), 0)
-    assert (
-        "predicted 1.20\u00a0×, live 1.30\u00a0×, final 1.20\u00a0×" in page
-        and "512 tokens" in page
-    )
+    assert [figure in page for figure in ("1.20\u00a0×", "1.30\u00a0×")] == [True, True]
     assert f"state={state}" in page
+
+
+def test_a_run_is_the_result_of_the_state_that_its_plan_makes(client: TestClient) -> None:
+    facts = resolve_model("toy").facts
+    mixed = {"bits": 4, "group_size": 32, "overrides": "0.mlp.down_proj=int6-g32"}
+    mixed |= {"stages": "gptq", "embedding": "6", "format": "slimscope"}
+
+    def planned(number: int, kind: str, config: dict[str, Any], **values: Any) -> Job:
+        checked, estimate = check_and_estimate(kind, {"model": "toy", **config})
+        plan = estimate.plan.model_dump(mode="json") if estimate.plan else None
+        row = {"kind": kind, "config": checked.model_dump(mode="json"), "plan": plan}
+        return job(number, **row | values)
+
+    store(
+        planned(93, "dlqat", mixed, kept_stage="gptq"),
+        result(93, "dense", "perplexity", 10.0),
+        result(93, "gptq", "perplexity", 12.0, windows=16, context=256),
+        result(93, "gptq", "bits_per_weight", 4.5),
+        planned(94, "sds", {"pattern": "50%", "base": "wanda"}),
+        *measured(94, 20.0),
+        planned(95, "sds", {"pattern": "50%"}, kept_stage="redense"),
+        result(95, "dense", "perplexity", 10.0),
+        result(95, "redense", "perplexity", 11.0),
+        result(95, "redense", "zero_share", 0.0),
+        job(96, plan={"stages": "<b>"}),
+        *measured(96, 20.0),
+    )
+    runs = client.get(tables.START).json()["runs"]
+    assert [x["run"] for x in runs] == ["sds-0094", "dlqat-0093"]  # a re-dense model has no zeros
+    pruned, rounded = runs
+    assert (pruned["pruner"], pruned["quantizer"], pruned["final"]) == ("wanda", "", 2.0)
+    assert (rounded["pruner"], rounded["quantizer"]) == ("", "gptq")
+    assert rounded["final"] == pytest.approx(1.2) and rounded["text"] == [16, 256]
+    opened = state_at(rounded["state"], (*facts.linears, *facts.embeddings)).formats
+    expected = {x.name: "int4-g32" for x in facts.linears}
+    expected |= {"model.layers.0.mlp.down_proj": "int6-g32", "model.embed_tokens": "int6-g32"}
+    assert {name: str(form) for name, form in opened.items()} == expected
+    bits = sum(
+        opened[x.name].nbytes(x.rows, x.columns) for x in (*facts.linears, *facts.embeddings)
+    )
+    weights = sum(x.weights for x in (*facts.linears, *facts.embeddings))
+    assert rounded["nbytes"] == pytest.approx(bits + 2 * (facts.parameters - weights))
+
+
+def test_the_result_of_a_state_is_compared_on_the_text_of_its_live_measurement(
+    client: TestClient,
+) -> None:
+    known = {"model": "toy", "state": "~wanda~rtn~50p_dense~0x21_1", "predicted": 1.2}
+    known |= {"live": 1.3, "low": 1.25, "high": 1.35, "tokens": 5 * 256, "context": 256}
+    dense = np.full(16, 2.0)
+    ours = dense + np.array([0.25] * 5 + [0.5] * 11)
+    store(
+        job(93, environment={WORKBENCH: known | {"profile": "profile-0091", "preview": True}}),
+        *measured(93, 15.0),
+        *(
+            table(**row)
+            for stage, losses in (("dense", dense), ("sds", ours))
+            for table, row in [
+                profile_row(93, TensorProfile("", -1, "", stage, WINDOW_LOSSES, losses))
+            ]
+        ),
+    )
+    row = queries.job("sds-0093")
+    results = RunResults(kind_of(row), queries.results([93]), row)
+    page = outcome(row, results, 0)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    start = next(at for at, text in enumerate(cells) if text.strip() == "Predicted")
+    table = [[text.strip() for text in cells[at : at + 4]] for at in range(start, start + 16, 4)]
+    assert [row[0] for row in table] == [
+        "Predicted",
+        "Live, preview",
+        "Final, same text as live",
+        "Final",
+    ]
+    assert [row[1] for row in table] == [f"{x}\u00a0×" for x in ("1.20", "1.30", "1.28", "1.50")]
+    assert table[1][2:] == ["1.25 to 1.35", "5 × 256 tokens"] == [table[1][2], table[2][3]]
+    assert table[3][3] == "16 × 256 tokens" and table[3][2] != "–"
 
 
 @pytest.mark.parametrize(("model", "said"), [("nowhere/none", "nowhere/none"), ("<b>", "b")])

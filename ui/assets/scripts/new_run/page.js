@@ -57,7 +57,19 @@ class Form {
   /** @param {Event} event */
   #clicked(event) {
     const button = window.slimscope.closest(event, "button[data-action]", HTMLButtonElement);
-    this.#press(button?.dataset.action, button?.dataset.value);
+    if (button?.dataset.action === "queue") this.#queue(button);
+    else this.#press(button?.dataset.action, button?.dataset.value);
+  }
+
+  /** Adds the runs once; the button rests until the answer, which replaces it. @param {HTMLButtonElement} button */
+  #queue(button) {
+    const words = button.textContent;
+    Object.assign(button, { disabled: true, ariaBusy: "true", textContent: "Adding …" });
+    this.said.textContent = "Adding to the queue …";
+    this.#then(async () => {
+      await this.#send("queue", "");
+      Object.assign(button, { disabled: false, ariaBusy: null, textContent: words });
+    });
   }
 
   /** @param {string | undefined} action @param {string} [value] */

@@ -21,7 +21,6 @@ const colors = (digits) =>
     .split(" ")
     .map((color) => /** @type {Color} */ (color.match(/../g)?.map((part) => parseInt(part, 16))));
 const VIRIDIS = colors("440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725");
-const PLASMA = colors("0d0887 46039f 7201a8 9c179e bd3786 d8576b ed7953 fb9f3a fdca26 f0f921");
 /** @type {Color} */
 const COLD = [0, 114, 178];
 /** @type {Color} */
@@ -77,11 +76,7 @@ function contextOf(canvas) {
   return context;
 }
 
-/**
- * A canvas as wide as its parent, cleared.
- * @param {HTMLCanvasElement} canvas
- * @param {number} height
- * @returns {Surface}
+/** A canvas as wide as its parent, cleared. @param {HTMLCanvasElement} canvas @param {number} height @returns {Surface}
  */
 export function surface(canvas, height) {
   const width = widthOf(canvas);
@@ -114,19 +109,13 @@ function between(scale, part) {
 
 /** A color of the sequential scale. @param {number} part from 0 to 1 */
 export const sequential = (part) => between(VIRIDIS, part);
-/** A color of the scale of formats. @param {number} part from 0 to 1 */
-export const plasma = (part) => between(PLASMA, part);
 
 /** A color of the diverging scale. @param {number} part from -1 to 1 @param {Color} middle color of 0 */
 export const diverging = (part, middle) =>
   mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part)));
 
-/**
- * The channels of a color, which a canvas writes in six hexadecimal digits.
- * @param {CanvasRenderingContext2D} pen
- * @param {string} [color] instead of that it fills with
- * @returns {Color}
- */
+/** The channels of a color, which a canvas writes in six hexadecimal digits. @param {CanvasRenderingContext2D} pen
+    @param {string} [color] instead of that it fills with @returns {Color} */
 export function channels(pen, color) {
   if (color) pen.fillStyle = color;
   const [red, green, blue] = String(pen.fillStyle).match(/\w\w/g) ?? ["0", "0", "0"];
@@ -144,11 +133,8 @@ export function ticks(low, high, count = 5) {
   return marks;
 }
 
-/**
- * Formats with significant digits and a minus sign; a dash if there is no number.
- * @param {number | null | undefined} value
- * @param {number} [digits]
- */
+/** Significant digits, with a real minus; a dash where there is no number. @param {number | null | undefined} value
+    @param {number} [digits] */
 export function number(value, digits = 3) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
@@ -170,12 +156,8 @@ export const times = (value, digits = 3) =>
 export const lower = (label) =>
   /^[A-Z]{2}/.test(label) ? label : label[0].toLowerCase() + label.slice(1);
 
-/**
- * Calls `paint` with 0 to 1, the first time at once, or once with 1 if reduced motion is preferred.
- * @param {(part: number) => void} paint
- * @param {number} [ms]
- * @returns {() => void} stops it
- */
+/** Calls `paint` with 0 to 1, the first time at once, or once with 1 for people who asked for less motion.
+    @param {(part: number) => void} paint @param {number} [ms] @returns {() => void} stops it */
 export function tween(paint, ms = 200) {
   let frame = 0;
   const begin = performance.now();
@@ -189,17 +171,18 @@ export function tween(paint, ms = 200) {
   return () => cancelAnimationFrame(frame);
 }
 
+/** The pixels of values on an axis. @type {(ends: Range, left: number, right: number) => AxisScale} */
+export function axisScale([low, high], left, right) {
+  const pixels = (/** @type {number} */ value) =>
+    left + ((value - low) / (high - low)) * (right - left);
+  return Object.assign(pixels, { middle: (left + right) / 2 });
+}
+
 /** Dashes of lines by their name in Plotly. @type {Record<string, number[]>} */
 export const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 
-/**
- * A straight line.
- * @param {CanvasRenderingContext2D} pen
- * @param {number} x0
- * @param {number} y0
- * @param {number} x1
- * @param {number} y1
- */
+/** A straight line. @param {CanvasRenderingContext2D} pen @param {number} x0 @param {number} y0 @param {number} x1
+    @param {number} y1 */
 export function stroke(pen, x0, y0, x1, y1) {
   pen.beginPath();
   pen.moveTo(x0, y0);
@@ -207,14 +190,8 @@ export function stroke(pen, x0, y0, x1, y1) {
   pen.stroke();
 }
 
-/**
- * Numbers and title of the axis below a plot.
- * @param {Surface} surface
- * @param {Inks} ink
- * @param {number[]} marks
- * @param {AxisScale} x
- * @param {string} title
- */
+/** Numbers and title of the axis below a plot. @param {Surface} surface @param {Inks} ink @param {number[]} marks
+    @param {AxisScale} x @param {string} title */
 export function bottomAxis({ pen, height, line }, ink, marks, x, title) {
   pen.fillStyle = ink.muted;
   pen.textBaseline = "alphabetic";
@@ -223,13 +200,8 @@ export function bottomAxis({ pen, height, line }, ink, marks, x, title) {
   pen.fillText(title, x.middle, height - 4);
 }
 
-/**
- * A canvas on paper, below a title and above a caption, as a PNG.
- * @param {HTMLCanvasElement} canvas
- * @param {string} title
- * @param {string} caption
- * @param {(png: Blob) => void} saved
- */
+/** A canvas on paper, below a title and above a caption, as a PNG. @param {HTMLCanvasElement} canvas
+    @param {string} title @param {string} caption @param {(png: Blob) => void} saved */
 export function picture(canvas, title, caption, saved) {
   const ink = inks();
   const unit = canvas.width / canvas.clientWidth || 1;

@@ -4,7 +4,8 @@ import { rebinned } from "./histogram.js";
 /** @import {Difference, Place} from "./histogram.js" */
 /** @import {Histograms} from "./histograms.js" */
 
-/** @typedef {{before: Place, after: Place, rival: Place | null}} Effect Stages before and after a method, and its rival. */
+/** @typedef {{before: Place, after: Place, rival: Place | null, note: string}} Effect What a method did, and what less
+    does; `note`: why perplexity says otherwise. */
 
 const MIN_GROWTH = 0.01; // smallest reported change of the mean magnitude
 
@@ -13,21 +14,16 @@ export const nameOf = ({ data, s }, run) =>
   data.stages[s].short + (data.run === run ? "" : ` of ${data.run}`);
 
 export class Comparison {
-  /**
-   * @param {Histograms} data
-   * @param {Histograms | null} other
-   * @param {number} chosen selected stage; -1 for the default
-   */
+  /** @param {Histograms} data @param {Histograms | null} other @param {number} chosen the stage that was chosen; -1 for
+      the default */
   constructor(data, other, chosen) {
     this.data = data;
     this.other = other;
     this.chosen = chosen;
   }
 
-  /**
-   * The same tensor and stage in the other run; null if not recorded. The kept stages of both runs correspond.
-   * @type {(t: number, s: number) => Place | null}
-   */
+  /** The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
+      @type {(t: number, s: number) => Place | null} */
   twin(t, s) {
     const { data, other } = this;
     if (!other) return null;
@@ -54,11 +50,12 @@ export class Comparison {
       (name) => data.stage(name),
     );
     if (other || chosen >= 0 || after < 0)
-      return { before: this.reference(t, s), after: { data, t, s }, rival: null };
+      return { before: this.reference(t, s), after: { data, t, s }, rival: null, note: "" };
     return {
       before: { data, t, s: before >= 0 ? before : data.main[0] },
       after: { data, t, s: after },
       rival: rival >= 0 ? { data, t, s: rival } : null,
+      note: data.effect.note,
     };
   }
 
@@ -82,7 +79,7 @@ export class Comparison {
     let way = "change place";
     if (Math.abs(grown) > MIN_GROWTH) way = grown > 0 ? "move outwards" : "move inwards";
     const { short, color } = data.stages[after.s];
-    const label = `${short} − ${lower(nameOf(before, data.run))}: ${number(moved, 2)} % of the weights ${way} (points by bin)`;
+    const label = `${short} − ${lower(nameOf(before, data.run))}: ${number(moved, 2)} % of the weights ${way}`;
     return { label, color, heights };
   }
 }

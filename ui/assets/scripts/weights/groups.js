@@ -1,6 +1,7 @@
 /* Group magnitudes: the codes as a comb below the dense histogram, the sorted magnitudes, a map of the groups in the
    same order, and the weights of the worst groups. Changes of magnitudes are in percent. */
 import {
+  axisScale,
   bottomAxis,
   em,
   inks,
@@ -10,7 +11,6 @@ import {
   surface,
   ticks,
   tween,
-  widthOf,
 } from "./canvas.js";
 import { fetched } from "./histograms.js";
 import { grid, lines, readOut } from "./plots.js";
@@ -114,12 +114,8 @@ export class GroupsLens {
     find(this.panel, ".empty a").hidden = !button.hidden;
   }
 
-  /**
-   * @param {string} step the nearest recorded step is drawn; by default, the last
-   * @param {string} group number among the worst
-   * @param {string} color of the stage
-   * @returns the step that is drawn
-   */
+  /** @param {string} step the recorded one nearest to it is drawn; the last by default @param {string} group number
+      among the worst @param {string} color of the stage @returns the step that is drawn */
   draw(step, group, color) {
     if (!this.groups) return null;
     const { head, arrays, etag } = this.groups;
@@ -216,10 +212,7 @@ export class GroupsLens {
     const area = surface(this.#canvas("worst"), HEIGHT - 60);
     const { pen, width, height } = area;
     const reach = 1.04 * Math.max(...[...dense, ...points].map(Math.abs));
-    const x = Object.assign(
-      (/** @type {number} */ w) => SIDE + ((w + reach) / (2 * reach)) * (width - 2 * SIDE),
-      { middle: width / 2 },
-    );
+    const x = axisScale([-reach, reach], SIDE, width - SIDE);
     const [top, floor] = [TOP + em(1), height - BOTTOM()];
     Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1, globalAlpha: 0.5 });
     for (const point of points) stroke(pen, x(point), floor - 8, x(point), floor);
@@ -270,16 +263,14 @@ export class GroupsLens {
     const floor = height - BOTTOM();
     const dense = Array.from({ length: bell.shape[0] }, (_, i) => bell.data[2 * i + 1]);
     const most = Math.max(...shares, ...dense, 0.01);
-    const x = Object.assign(
-      (/** @type {number} */ code) =>
-        SIDE + ((code + 0.5) / Math.max(1, points)) * (width - 2 * SIDE),
-      { middle: widthOf(this.#canvas("comb")) / 2 },
-    );
+    const x = axisScale([-0.5, Math.max(1, points) - 0.5], SIDE, width - SIDE);
     const y = (/** @type {number} */ height) => floor - (height / most) * (floor - TOP) * 0.92;
     pen.beginPath();
     dense.forEach((density, i) => pen.lineTo(x(bell.data[2 * i] + zero), y(density)));
+    const outline = new Path2D();
+    outline.rect(SIDE, TOP, width - 2 * SIDE, floor - TOP);
     pen.save();
-    pen.clip(clipOf(SIDE, TOP, width - 2 * SIDE, floor - TOP));
+    pen.clip(outline);
     Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1.5, fillStyle: ink.muted });
     pen.stroke();
     pen.globalAlpha = 0.15;
@@ -319,11 +310,4 @@ export class GroupsLens {
       ]),
     ];
   }
-}
-
-/** @type {(left: number, top: number, width: number, height: number) => Path2D} */
-function clipOf(left, top, width, height) {
-  const path = new Path2D();
-  path.rect(left, top, width, height);
-  return path;
 }

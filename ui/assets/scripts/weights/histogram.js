@@ -2,6 +2,7 @@
    two of them as a strip. A drag marks a range of magnitudes. */
 import {
   DASHES,
+  axisScale,
   bottomAxis,
   em,
   inks,
@@ -55,14 +56,8 @@ const MIN_DRAG = 0.01; // of the axis
 const SWATCH = 12; // pixels of a curve's color before its name
 const LABELED = 0.01; // smallest share of the weights with a label
 
-/**
- * Percent by bin of a tensor on other edges, assuming evenly spread weights within bins.
- * @param {Histograms} data
- * @param {number} t
- * @param {number} s
- * @param {Range} range
- * @param {number} bins
- */
+/** Percent by bin of a tensor on other edges; weights are taken to lie evenly in their own bins.
+    @param {Histograms} data @param {number} t @param {number} s @param {Range} range @param {number} bins */
 export function rebinned(data, t, s, [from, to], bins) {
   const [left, right] = data.range(t);
   const counts = data.counts(t, s);
@@ -83,11 +78,8 @@ export function rebinned(data, t, s, [from, to], bins) {
 const largestOf = (values) =>
   Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
-/**
- * Upper end of the height axis: `whole` is never cut off, a tall peak at zero may be.
- * @param {Float64Array[]} curves
- * @param {ArrayLike<number>} whole
- */
+/** End of the height axis: it shows what has to be whole, and all but a tall peak at zero.
+    @param {Float64Array[]} curves @param {ArrayLike<number>} whole */
 function ceiling(curves, whole) {
   const besidesPeak = curves.map((heights) => {
     const half = Math.max(1, Math.round((heights.length * PEAK_WIDTH) / 2));
@@ -108,11 +100,7 @@ const mixed = (start, end, part) =>
     ? end.map((height, i) => start[i] + (height - start[i]) * part)
     : end;
 
-/**
- * Curves in the order in which they are drawn.
- * @param {HistogramInput} input
- * @param {Range} range
- * @param {number} bins
+/** Curves in the order in which they are drawn. @param {HistogramInput} input @param {Range} range @param {number} bins
  */
 function curvesOf({ data, t, s, shown, other, from = s, part = 1 }, range, bins) {
   const base = data.main[0];
@@ -152,12 +140,8 @@ export class HistogramChart {
   /** Weight under the pointer. @type {number | null} */
   #pointed = null;
 
-  /**
-   * @param {HTMLCanvasElement} canvas
-   * @param {HTMLElement} output
-   * @param {{brush: (low: number, high: number) => void, clear: () => void}} on
-   * @param {number} [height]
-   */
+  /** @param {HTMLCanvasElement} canvas @param {HTMLElement} output
+      @param {{brush: (low: number, high: number) => void, clear: () => void}} on @param {number} [height] */
   constructor(canvas, output, on, height = 240) {
     this.canvas = canvas;
     this.output = output;
@@ -237,9 +221,7 @@ export class HistogramChart {
 
   /** Pixels of a weight. @param {DrawnHistogram} drawn @returns {AxisScale} */
   #across({ reach, width }) {
-    const plot = width - LEFT() - RIGHT;
-    const x = (/** @type {number} */ w) => LEFT() + ((w + reach) / (2 * reach)) * plot;
-    return Object.assign(x, { middle: LEFT() + plot / 2 });
+    return axisScale([-reach, reach], LEFT(), width - RIGHT);
   }
 
   /** @type {(part?: number, starts?: Float64Array[]) => void} */
@@ -267,13 +249,8 @@ export class HistogramChart {
     bottomAxis(area, inks(), ticks(-reach, reach, width < 480 ? 4 : 6), x, "Weight");
   }
 
-  /**
-   * Draws the height axis and returns its scale.
-   * @param {DrawnHistogram} drawn
-   * @param {Surface} surface
-   * @param {number} floor
-   * @returns {(height: number) => number}
-   */
+  /** Draws the height axis and returns its scale. @param {DrawnHistogram} drawn @param {Surface} surface
+      @param {number} floor @returns {(height: number) => number} */
   #heightAxis({ input, top }, { pen, width }, floor) {
     const ink = inks();
     const least = Math.max(1e-4, top / 1e5);
@@ -313,14 +290,8 @@ export class HistogramChart {
     pen.globalAlpha = 1;
   }
 
-  /**
-   * @param {DrawnHistogram} drawn
-   * @param {CanvasRenderingContext2D} pen
-   * @param {Curve} curve
-   * @param {Float64Array} heights
-   * @param {AxisScale} x
-   * @param {(height: number) => number} y
-   */
+  /** @param {DrawnHistogram} drawn @param {CanvasRenderingContext2D} pen @param {Curve} curve
+      @param {Float64Array} heights @param {AxisScale} x @param {(height: number) => number} y */
   #paintCurve({ range, bins }, pen, curve, heights, x, y) {
     const color = inks().stage(curve.color);
     steps(pen, range, bins, heights, x, y);
@@ -336,10 +307,8 @@ export class HistogramChart {
     pen.globalAlpha = 1;
   }
 
-  /**
-   * Dotted threshold line, and the weight under the pointer.
-   * @type {(drawn: DrawnHistogram, pen: CanvasRenderingContext2D, x: AxisScale, floor: number) => void}
-   */
+  /** The threshold, dotted, and the weight under the pointer.
+      @type {(drawn: DrawnHistogram, pen: CanvasRenderingContext2D, x: AxisScale, floor: number) => void} */
   #paintMarks({ cutoff }, pen, x, floor) {
     const line = (/** @type {number} */ weight) => stroke(pen, x(weight), TOP, x(weight), floor);
     const ink = inks();
@@ -352,22 +321,22 @@ export class HistogramChart {
     if (this.#pointed !== null) line(this.#pointed);
   }
 
-  /**
-   * Names of the curves at their highest visible points, and a note on the small weights.
-   * @type {(drawn: DrawnHistogram, area: Surface, x: AxisScale, y: (height: number) => number) => void}
-   */
-  #paintLabels(drawn, { pen, line }, x, y) {
+  /** Names of the curves at their highest visible place, and what became of the middle.
+      @type {(drawn: DrawnHistogram, area: Surface, x: AxisScale, y: (height: number) => number) => void} */
+  #paintLabels(drawn, { pen, line, width }, x, y) {
     const { curves, cutoff, top, reach, range, bins, input } = drawn;
     const ink = inks();
     /** @type {(text: string, at: number, level: number, color: string, align: CanvasTextAlign) => void} */
-    const write = (text, at, level, color, align) => {
+    const write = (text, place, level, color, align) => {
+      const room = width - RIGHT - pen.measureText(text).width; // of all that is written to the right
+      const at = align === "left" ? Math.min(place, room) : place;
       Object.assign(pen, { textAlign: align, textBaseline: "middle", fillStyle: color });
       Object.assign(pen, { strokeStyle: ink.paper, lineWidth: 3, lineJoin: "round" });
       pen.strokeText(text, at, level);
       pen.fillText(text, at, level);
     };
     if (cutoff > 0)
-      write(` magnitude threshold ${number(cutoff, 2)}`, x(cutoff), TOP + 5, ink.muted, "left");
+      write(` magnitude threshold ${number(cutoff)}`, x(cutoff), TOP + 5, ink.muted, "left");
     const taken = [TOP + 5];
     /** The nearest free level, upwards or downwards. @type {(level: number, step: number) => number} */
     const free = (level, step) => {
@@ -389,7 +358,8 @@ export class HistogramChart {
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
       const level = free(y(Math.min(top, heights[i])), -line);
-      const left = x(Math.min(weight, 0.7 * reach)) + 8;
+      const room = width - RIGHT - SWATCH - 4 - pen.measureText(short).width;
+      const left = Math.min(x(Math.min(weight, 0.7 * reach)) + 8, room);
       write(short, left + SWATCH + 4, level, ink.text, "left");
       pen.fillStyle = ink.stage(color);
       pen.fillRect(left, level - 2, SWATCH, 3);
@@ -404,12 +374,8 @@ export class HistogramChart {
     if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
   }
 
-  /**
-   * The difference of two histograms on the axis above.
-   * @param {HTMLCanvasElement} canvas
-   * @param {Difference | null} difference
-   * @param {number} height
-   */
+  /** The difference of two histograms on the axis above. @param {HTMLCanvasElement} canvas
+      @param {Difference | null} difference @param {number} height */
   strip(canvas, difference, height) {
     if (!this.#drawn) return;
     const { range, bins } = this.#drawn;
@@ -479,16 +445,9 @@ export class HistogramChart {
   }
 }
 
-/**
- * The outline of a histogram as a path.
- * @param {CanvasRenderingContext2D} pen
- * @param {Range} range
- * @param {number} bins
- * @param {Float64Array} heights
- * @param {AxisScale} x
- * @param {(height: number) => number} y
- * @param {boolean} [begins] a path of its own
- */
+/** The outline of a histogram as a path. @param {CanvasRenderingContext2D} pen @param {Range} range
+    @param {number} bins @param {Float64Array} heights @param {AxisScale} x @param {(height: number) => number} y
+    @param {boolean} [begins] a path of its own */
 function steps(pen, range, bins, heights, x, y, begins = true) {
   const width = (range[1] - range[0]) / bins;
   if (begins) pen.beginPath();

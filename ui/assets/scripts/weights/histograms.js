@@ -22,7 +22,7 @@
  * @property {Statistic[]} statistics
  * @property {string[]} unlisted statistics without a label, after the others
  * @property {[label: string, run: string, model: string][]} [runs] runs with statistics
- * @property {{before: string, after: string, rival: string}} [effect] stages that say what the method did
+ * @property {{before: string, after: string, rival: string, note: string}} [effect] stages that say what the method did
  * @property {{stage: string, stat: string, tensor: string}} [defaults]
  */
 
@@ -44,10 +44,8 @@ const MIN_BINS = 64;
 const WEIGHTS_PER_BIN = 100; // on average, at least
 
 export class Histograms {
-  /**
-   * @param {{head: RunHeader, arrays: Record<"tails" | "edges" | "values" | "counts", {data: ArrayLike<number>}>}} packed
-   * @param {string} [etag]
-   */
+  /** @param {{head: RunHeader, arrays: Record<"tails" | "edges" | "values" | "counts", {data: ArrayLike<number>}>}} packed
+      @param {string} [etag] */
   constructor({ head, arrays }, etag = "") {
     this.etag = etag;
     this.run = head.run;
@@ -60,7 +58,7 @@ export class Histograms {
     this.modules = head.modules;
     this.statistics = head.statistics;
     this.runs = head.runs ?? [];
-    this.effect = head.effect ?? { before: "", after: "", rival: "" };
+    this.effect = head.effect ?? { before: "", after: "", rival: "", note: "" };
     this.defaults = head.defaults ?? { stage: "", stat: "", tensor: "" };
     /** @type {Tensor[]} */
     this.tensors = head.tensors.map(([name, label, block, module]) => ({
@@ -137,20 +135,14 @@ export class Histograms {
     return this.value(name, t, s) * (this.percent.has(name) ? 100 : 1);
   }
 
-  /**
-   * The magnitude threshold of a pruned stage, else NaN, because zeros from rounding have no threshold.
-   * @type {(t: number, s: number) => number}
-   */
+  /** The magnitude threshold of a pruned stage, else NaN: zeros that rounding left were not chosen by size.
+      @type {(t: number, s: number) => number} */
   cutoff(t, s) {
     return this.stages[s].pruned ? this.value("cutoff", t, s) : NaN;
   }
 
-  /**
-   * Percent of all weights in each bin.
-   * @param {number} t
-   * @param {number} s
-   * @param {number} [bins] fewer where bins hold too few weights to have a shape
-   */
+  /** Percent of all weights in each bin. @param {number} t @param {number} s @param {number} [bins] fewer where bins
+      hold too few weights to have a shape */
   heights(t, s, bins = this.fewer(t)) {
     const counts = this.counts(t, s);
     const merged = this.bins / bins;
@@ -169,13 +161,8 @@ export class Histograms {
     return bins;
   }
 
-  /**
-   * Share of all weights with a magnitude in a range, assuming evenly spread weights within bins. Includes exact
-   * zeros if the range begins at 0.
-   * @param {number} t
-   * @param {number} s
-   * @param {Range} magnitudes
-   */
+  /** Share of all weights with a magnitude in a range, taken to lie evenly in their bins; exact zeros where it begins
+      at 0. @param {number} t @param {number} s @param {Range} magnitudes */
   within(t, s, [low, high]) {
     const [from, to] = this.range(t);
     const counts = this.counts(t, s);
@@ -193,12 +180,8 @@ export class Histograms {
     return tail.n ? sum / tail.n : NaN;
   }
 
-  /**
-   * Half-width of an axis that shows the middle `part` of the non-zero weights.
-   * @param {number} t
-   * @param {number[]} stages
-   * @param {number} [part]
-   */
+  /** Half of an axis that shows the middle part of the weights that are not zero. @param {number} t
+      @param {number[]} stages @param {number} [part] */
   reach(t, stages, part = 0.998) {
     const [from, to] = this.range(t);
     const width = (to - from) / this.bins;
@@ -228,13 +211,9 @@ export class NoData extends Error {
   }
 }
 
-/**
- * A binary as its header and its arrays by name. Cached by the browser until it changes. Throws `NoData`.
- * @template Header
- * @param {Record<string, string>} query
- * @param {string} [path]
- * @returns {Promise<Packed<Header>>}
- */
+/** A binary as its header and its arrays by name. The browser keeps it and asks only if it has changed. Throws
+    `NoData`. @template Header @param {Record<string, string>} query @param {string} [path]
+    @returns {Promise<Packed<Header>>} */
 export async function fetched(query, path = "weights") {
   const address = `slimscope/${path}?${new URLSearchParams(query)}`;
   const answer = await fetch(address, { cache: "no-cache" });
@@ -264,8 +243,7 @@ export async function load(run) {
   return new Histograms(packed, packed.etag);
 }
 
-/**
- * Profiles of a tensor by "BLOCK/STAGE/NAME", or single weights by stage.
- * @type {(run: string, tensor: string, query: Record<string, string>) => Promise<Packed<{first: [output: number, input: number]}>>}
- */
+/** Profiles of a tensor by "BLOCK/STAGE/NAME", or single weights by stage.
+    @type {(run: string, tensor: string, query: Record<string, string>) => Promise<Packed<{first: [output: number, input: number]}>>}
+    */
 export const profiles = (run, tensor, query) => fetched({ run, tensor, ...query });

@@ -63,12 +63,8 @@ const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 /** Decimal logarithms; NaN for values that are not positive. @param {ArrayLike<number>} values */
 export const logs = (values) => Array.from(values, (v) => (v > 0 ? Math.log10(v) : NaN));
 
-/**
- * 2 % and 98 % quantiles of the values, or symmetric limits around 0.
- * @param {number[]} values
- * @param {boolean} [even]
- * @returns {Range}
- */
+/** The 2 % and 98 % quantile of the values, or the same to both sides of 0. @param {number[]} values
+    @param {boolean} [even] @returns {Range} */
 export function limits(values, even) {
   const sorted = values
     .filter(Number.isFinite)
@@ -83,13 +79,8 @@ export function limits(values, even) {
   return [low - room, high + room];
 }
 
-/**
- * Colors of values between limits.
- * @param {CanvasRenderingContext2D} pen
- * @param {Range} limits
- * @param {boolean} [even]
- * @returns {(value: number) => string}
- */
+/** Colors of values between limits. @param {CanvasRenderingContext2D} pen @param {Range} limits @param {boolean} [even]
+    @returns {(value: number) => string} */
 export function colorScale(pen, [low, high], even) {
   const middle = channels(pen, inks().paper);
   if (even) return (value) => diverging(value / high, middle);
@@ -335,14 +326,8 @@ export class LayerMap {
     }
   }
 
-  /**
-   * The scale of the colors, above the cells.
-   * @param {MapInput} input
-   * @param {Surface} surface
-   * @param {number[]} scaled
-   * @param {Range} limits
-   * @param {(value: number) => string} color
-   */
+  /** The scale of the colors, above the cells. @param {MapInput} input @param {Surface} surface
+      @param {number[]} scaled @param {Range} limits @param {(value: number) => string} color */
   #bar({ label, unit, log }, { pen, width, line }, scaled, [low, high], color) {
     const end = (/** @type {number} */ value) => number(log ? 10 ** value : value, 2);
     const from = `${scaled.some((value) => value < low) ? "≤ " : ""}${end(low)}`;

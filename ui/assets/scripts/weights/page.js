@@ -24,7 +24,6 @@ import { figures, ofAllLayers, ofEffect, ofHistogram, ofMap, shortName } from ".
 /** @typedef {"heatmap" | "overlay" | "ridges" | "more" | "groups"} PanelName */
 
 const { create, find, findAll } = window.slimscope;
-const PLAYED_KEY = "slimscope-weights-played";
 const MAX_STAGES = 5;
 const NAMED_CELLS = 3;
 const HISTOGRAM_HEIGHT = 240;
@@ -47,11 +46,8 @@ export function ahead() {
   return early;
 }
 
-/**
- * Draws the page into its element.
- * @param {HTMLElement} element
- * @param {() => void} opened called when another run is shown
- */
+/** Draws the page into its element. @param {HTMLElement} element @param {() => void} opened called when another run is
+    shown */
 export function start(element, opened) {
   const page = new Page(element, opened);
   Object.assign(window.slimscope, {
@@ -69,7 +65,7 @@ export function start(element, opened) {
       window.slimscope.address({ run, stage });
     },
   });
-  page.show(ahead()).then(() => page.playOnce());
+  page.show(ahead());
 }
 
 class Page {
@@ -331,15 +327,7 @@ class Page {
     step(begin);
   }
 
-  /** Plays on the first visit, unless the address names a stage. */
-  playOnce() {
-    const isNew = !localStorage.getItem(PLAYED_KEY) && !location.search.includes("stage=");
-    if (!this.#data || !isNew || still()) return;
-    localStorage.setItem(PLAYED_KEY, "1");
-    if (this.data.main.length > 2) this.play();
-  }
-
-  /** Paints map, histogram and ridges at a position between two stages. @type {(from: number, to: number, part: number) => void} */
+  /** Paints map, histogram and ridges a part of the way between two stages. @type {(from: number, to: number, part: number) => void} */
   #between(from, to, part) {
     this.#paintMap(from, to, part);
     this.#paintHistogram(from, to, part);
@@ -435,7 +423,8 @@ class Page {
     const effect = comparison.effect(t, s);
     find(this.element, "#weights-effect").textContent = ofEffect(effect);
     const layers = ofAllLayers(effect, this.#sameOf());
-    find(this.element, "#weights-layers").textContent = data.model + (layers && `: ${layers}`);
+    const words = [layers && `output error ${layers}`, effect.note].filter(Boolean).join(". ");
+    find(this.element, "#weights-layers").textContent = data.model + (words && `: ${words}`);
     const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
       ([name, value, other]) => {
         const figure = create("div");

@@ -54,14 +54,8 @@ export function readOut(canvas, output, plot) {
   };
 }
 
-/**
- * Vertical text.
- * @param {CanvasRenderingContext2D} pen
- * @param {string} text
- * @param {number} x
- * @param {number} y
- * @param {number} [width]
- */
+/** Text that runs upwards. @param {CanvasRenderingContext2D} pen @param {string} text @param {number} x
+    @param {number} y @param {number} [width] */
 function upright(pen, text, x, y, width) {
   pen.save();
   pen.translate(x, y);
@@ -111,14 +105,8 @@ export function grid(canvas, spec) {
   };
 }
 
-/**
- * @param {CanvasRenderingContext2D} pen
- * @param {Panel} panel
- * @param {Box} box
- * @param {number[]} values
- * @param {(value: number) => string} color
- * @param {boolean} [upwards]
- */
+/** @param {CanvasRenderingContext2D} pen @param {Panel} panel @param {Box} box @param {number[]} values
+    @param {(value: number) => string} color @param {boolean} [upwards] */
 function paintCells(pen, { rows, columns }, { left, top, width, height }, values, color, upwards) {
   const dx = width / columns;
   const dy = height / rows;
@@ -134,12 +122,8 @@ function paintCells(pen, { rows, columns }, { left, top, width, height }, values
   });
 }
 
-/**
- * A number on the axis of rows (side 0) or columns (side 1).
- * @param {Panel} panel
- * @param {0 | 1} side
- * @param {number} part of the axis
- */
+/** A number on the axis of rows (side 0) or columns (side 1). @param {Panel} panel @param {0 | 1} side
+    @param {number} part of the axis */
 function axisNumber({ axis, first, spans, rows, columns }, side, part) {
   if (axis) return number(axis[0] + part * (axis[1] - axis[0]), 2);
   const span = spans?.[side] ?? [rows, columns][side];
@@ -147,14 +131,8 @@ function axisNumber({ axis, first, spans, rows, columns }, side, part) {
   return String(Math.floor((first?.[side] ?? 0) + part * span - last));
 }
 
-/**
- * Title and axes of a panel.
- * @param {Surface} surface
- * @param {Panel} panel
- * @param {Box} box
- * @param {Grid} spec
- * @param {boolean} isFirst of its row
- */
+/** Title and axes of a panel. @param {Surface} surface @param {Panel} panel @param {Box} box @param {Grid} spec
+    @param {boolean} isFirst of its row */
 function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, isFirst) {
   const ink = inks();
   const { columns, marks } = panel;
@@ -192,13 +170,8 @@ function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, is
     );
 }
 
-/**
- * The cell under the pointer.
- * @param {Pointer} pointer
- * @param {Box[]} boxes of the panels
- * @param {Grid} spec
- * @returns {PlotPlace | null}
- */
+/** The cell under the pointer. @param {Pointer} pointer @param {Box[]} boxes of the panels @param {Grid} spec
+    @returns {PlotPlace | null} */
 function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
   const k = boxes.findIndex(
     ({ left, top, width, height }) =>
@@ -230,13 +203,8 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
     `signed`: the y axis is even around 0. */
 /** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Scaled limits. */
 
-/**
- * Limits of an axis, in decades on a log axis.
- * @param {Line[]} series
- * @param {"x" | "y"} name
- * @param {boolean} [log]
- * @returns {Range}
- */
+/** Ends of an axis, in decades where it is logarithmic. @param {Line[]} series @param {"x" | "y"} name
+    @param {boolean} [log] @returns {Range} */
 function axisEnds(series, name, log) {
   const values = series.flatMap((line) => Array.from(line[name]));
   const [low, high] = extent(values.filter((value) => (log ? value > 0 : Number.isFinite(value))));
@@ -245,13 +213,8 @@ function axisEnds(series, name, log) {
   return [Math.log10(Math.max(low, floor) || low), Math.log10(high) + 0.03];
 }
 
-/**
- * @param {Range} ends
- * @param {boolean | undefined} log
- * @param {number} from pixels of the low end
- * @param {number} to pixels of the high end
- * @returns {Axis}
- */
+/** @param {Range} ends @param {boolean | undefined} log @param {number} from pixels of the low end @param {number} to
+    pixels of the high end @returns {Axis} */
 function axisOf([low, high], log, from, to) {
   const pixels = (/** @type {number} */ value) => {
     const part = ((log ? Math.log10(value) : value) - low) / (high - low || 1);

@@ -70,11 +70,8 @@ export class Rail {
     return after - 1 + (x - middles[after - 1]) / (middles[after] - middles[after - 1]);
   }
 
-  /**
-   * Creates the stops of a run; training `steps` follow their stage.
-   * @param {Histograms} data
-   * @param {{s: number, steps: number[]} | null} training
-   */
+  /** Makes the stops of a run; `steps` of training follow their stage. @param {Histograms} data
+      @param {{s: number, steps: number[]} | null} training */
   fill(data, training) {
     const key = JSON.stringify([data.run, data.stages.map(({ name }) => name), training]);
     if (key === this.#key) return;
@@ -107,13 +104,8 @@ export class Rail {
     return { s, step, button, canvas };
   }
 
-  /**
-   * Draws a tensor at every main stage, and marks the shown stop.
-   * @param {Histograms} data
-   * @param {number} t
-   * @param {number} s
-   * @param {number | null} step
-   */
+  /** Draws a tensor at every main stage, and marks the stop that is shown. @param {Histograms} data @param {number} t
+      @param {number} s @param {number | null} step */
   draw(data, t, s, step) {
     const ink = inks();
     const reach = data.reach(t, data.main);

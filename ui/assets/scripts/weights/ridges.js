@@ -1,6 +1,6 @@
 /* One module in every block, one histogram behind the other: between two stages the blocks follow one another, like a
    zip. Nothing between two stages is measured. */
-import { bottomAxis, em, inks, number, surface, ticks } from "./canvas.js";
+import { axisScale, bottomAxis, em, inks, number, surface, ticks } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 import { shortName, smoothed } from "./words.js";
 /** @import {AxisScale} from "./canvas.js" */
@@ -30,10 +30,12 @@ import { shortName, smoothed } from "./words.js";
 
 const LEFT = 44;
 const RIGHT = 12;
-const TOP = 40;
+const TITLE = 20;
 const BOTTOM = () => em(2.25);
 const BINS = 128;
 const OVERLAP = 4; // rows that the tallest ridge covers
+const MIN_GAP = 14; // of rows, from which the height of ridges is taken
+const MOST_GROWN = 2; // times the tallest ridge of the first stage that a ridge may be high
 const MOST_BLOCKS = 0.8; // share of blocks that the axis shows whole
 const LAG = 1.2; // of the last block behind the first
 const MAX_LABELS = 10;
@@ -46,12 +48,13 @@ function read(data, module) {
   const heights = data.stages.map((_, s) =>
     tensors.map((t) => smoothed(Array.from(rebinned(data, t, s, [-reach, reach], BINS)))),
   );
-  const tallest = Math.max(...heights[data.main[0]].flat()) || 1;
+  const first = Math.max(...heights[data.main[0]].flat());
+  const tallest = Math.min(Math.max(...heights.flat(2)), MOST_GROWN * first) || 1;
   return { key: `${data.etag} ${module}`, data, module, tensors, heights, reach, tallest };
 }
 
 export class Ridges {
-  /** @type {(RidgeData & {input: RidgesInput, gap: number}) | null} */
+  /** @type {(RidgeData & {input: RidgesInput, top: number, gap: number, rise: number}) | null} */
   #drawn = null;
   /** @param {HTMLCanvasElement} canvas @param {{hover: (t: number) => void, pick: (t: number) => void}} on */
   constructor(canvas, on) {
@@ -73,8 +76,8 @@ export class Ridges {
   /** Tensor of the ridge under the pointer; -1 for none. @param {MouseEvent} event */
   #tensorAt({ offsetY }) {
     if (!this.#drawn) return -1;
-    const { tensors, gap } = this.#drawn;
-    return tensors[Math.floor((offsetY - TOP) / gap)] ?? -1;
+    const { tensors, top, gap } = this.#drawn;
+    return tensors[Math.floor((offsetY - top) / gap)] ?? -1;
   }
 
   /** @param {RidgesInput} input */
@@ -86,27 +89,26 @@ export class Ridges {
     const ink = inks();
     const blocks = tensors.length;
     const rows = Math.max(180, Math.min(520, 15 * blocks + 60));
-    const area = surface(this.canvas, input.height ?? TOP + BOTTOM() + rows);
+    const area = surface(this.canvas, input.height ?? TITLE + BOTTOM() + rows);
     const { pen, width, height } = area;
-    const gap = (height - TOP - BOTTOM()) / Math.max(1, blocks);
-    this.#drawn = { ...ridges, input, gap };
-    const plot = width - LEFT - RIGHT;
-    const x = Object.assign(
-      (/** @type {number} */ w) => LEFT + ((w + reach) / (2 * reach)) * plot,
-      { middle: LEFT + plot / 2 },
-    );
+    const room = height - TITLE - BOTTOM();
+    const rise = OVERLAP * Math.max(MIN_GAP, room / (blocks + OVERLAP - 1));
+    const gap = (room - rise) / Math.max(1, blocks - 1);
+    const top = TITLE + rise - gap; // the first ridge is as high as the others
+    this.#drawn = { ...ridges, input, top, gap, rise };
+    const x = axisScale([-reach, reach], LEFT, width - RIGHT);
     tensors.forEach((_, b) => {
       const lag = (LAG * b) / Math.max(1, blocks - 1);
       const moved = Math.max(0, Math.min(1, part * (1 + LAG) - lag));
       const start = heights[from][b];
       const ridge = heights[to][b].map((end, i) => start[i] + (end - start[i]) * moved);
-      this.#paintRidge(pen, x, ridge, TOP + (b + 1) * gap, gap);
+      this.#paintRidge(pen, x, ridge, top + (b + 1) * gap);
       for (const [s, alpha] of [
         [from, 1 - moved],
         [to, moved],
       ])
         this.#fillRidge(pen, ink.stage(data.stages[s].color), alpha, b);
-      this.#nameBlock(pen, b, TOP + (b + 1) * gap);
+      this.#nameBlock(pen, b, top + (b + 1) * gap);
     });
     pen.fillStyle = ink.text;
     pen.textAlign = "left";
@@ -117,22 +119,15 @@ export class Ridges {
     bottomAxis(area, ink, ticks(-reach, reach, width < 480 ? 4 : 8), x, "Weight");
   }
 
-  /**
-   * Traces the path of a ridge over those behind it.
-   * @param {CanvasRenderingContext2D} pen
-   * @param {AxisScale} x
-   * @param {number[]} ridge
-   * @param {number} floor
-   * @param {number} gap between two ridges
-   */
-  #paintRidge(pen, x, ridge, floor, gap) {
-    const { reach, tallest } = this.#last;
-    const scale = (OVERLAP * Math.max(gap, 14)) / tallest;
+  /** Leaves the path of a ridge, over those behind it. @param {CanvasRenderingContext2D} pen @param {AxisScale} x
+      @param {number[]} ridge @param {number} floor */
+  #paintRidge(pen, x, ridge, floor) {
+    const { reach, tallest, rise } = this.#last;
     pen.beginPath();
     pen.moveTo(x(-reach), floor);
     ridge.forEach((height, i) => {
       const weight = -reach + ((i + 0.5) * 2 * reach) / BINS;
-      pen.lineTo(x(weight), floor - Math.min(scale * height, 5 * OVERLAP * gap));
+      pen.lineTo(x(weight), floor - rise * Math.min(1, height / tallest));
     });
     pen.lineTo(x(reach), floor);
     Object.assign(pen, { fillStyle: inks().paper, globalAlpha: 0.82 });

@@ -50,11 +50,8 @@ export class Selection {
     this.changed = changed;
   }
 
-  /**
-   * Fills in the defaults of a run, also for values that the run does not have.
-   * @param {Histograms} data
-   * @returns {string} sentences on what the address asks for and the run lacks
-   */
+  /** Takes the defaults of a run, also in place of what the run does not have. @param {Histograms} data
+      @returns {string} sentences on what the address asks for and the run lacks */
   settle(data) {
     const { now } = this;
     this.defaults = { ...OPTIONS, ...data.defaults };

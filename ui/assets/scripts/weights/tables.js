@@ -32,11 +32,8 @@ function htmlTable([heads, rows]) {
   return table;
 }
 
-/**
- * A table with a button that saves it, like the macro `data_table`.
- * @param {Figures} figures
- * @param {string} name
- */
+/** A table with the button that saves it, as the macro `data_table` makes it. @param {Figures} figures
+    @param {string} name */
 export function table(figures, name) {
   const box = create("div");
   const scroll = create("div", {
@@ -74,12 +71,8 @@ export function saveAll(data) {
   saveFigures([heads, rows], `${data.run}-statistics`);
 }
 
-/**
- * Fills a list. Unchanged choices are not replaced, because the list may be open.
- * @param {HTMLSelectElement} select
- * @param {Choice[]} choices
- * @param {string} value
- */
+/** Fills a list; it is left alone where the choices are the same, as it may be open. @param {HTMLSelectElement} select
+    @param {Choice[]} choices @param {string} value */
 export function offer(select, choices, value) {
   const key = JSON.stringify(choices);
   if (select.dataset.offered !== key)

@@ -77,12 +77,8 @@ function quantile(values, part) {
 /** @type {(values: number[]) => number} */
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
 
-/**
- * Profiles of both runs at every drawn stage that has the first of the names.
- * @param {ViewInput} input
- * @param {string[]} names
- * @returns {Promise<RecordedStage[]>}
- */
+/** Profiles at every stage that is drawn, of both runs; only stages that have the first of the names.
+    @param {ViewInput} input @param {string[]} names @returns {Promise<RecordedStage[]>} */
 async function recordedStages({ data, t, drawn, twin }, names) {
   const twins = drawn.flatMap((s) => {
     const place = twin(t, s);
@@ -124,24 +120,16 @@ async function recordedStages({ data, t, drawn, twin }, names) {
 
 /* --- the matrix ------------------------------------------------------------------------------ */
 
-/**
- * Cells of a stage's matrix, with the channels where a cell begins.
- * @param {string} label
- * @param {PackedArray} cells
- * @param {(i: number) => number} output
- * @param {(j: number) => number} input
- */
+/** Cells of a stage's matrix, with the channels where a cell begins. @param {string} label @param {PackedArray} cells
+    @param {(i: number) => number} output @param {(j: number) => number} input */
 function matrixPanel(label, { shape: [rows, columns], data }, output, input) {
   const words = (/** @type {number} */ i, /** @type {number} */ j) =>
     `output ${output(i)}, input ${input(j)}`;
   return { label, rows, columns, data: Array.from(data), output, input, words };
 }
 
-/**
- * The cells of all panels, one stage below the other.
- * @param {ReturnType<typeof matrixPanel>[]} panels
- * @returns {Figures}
- */
+/** The cells of all panels, one stage below the other. @param {ReturnType<typeof matrixPanel>[]} panels
+    @returns {Figures} */
 function matrixTable(panels) {
   const [{ columns, input }] = panels;
   const heads = Array.from({ length: columns }, (_, j) => `Input ${input(j)}`);

@@ -11,6 +11,7 @@ const MAX_FIGURES = 5;
 /** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
 const FIGURES = [
   ["perplexity", "Model perplexity", "", 4],
+  ["bits", "Bits of this layer", ""],
   ["relative_error", "Output error", "\u00a0%"],
   ["zero_share", "Exact zeros", "\u00a0%"],
   ["std", "Spread", ""],
@@ -37,14 +38,9 @@ export function ofHistogram({ data, t, s }) {
 /** Last part of a module's name, with the number of an expert. @param {string} module */
 export const shortName = (module) => module.match(/(\d+\.)?[^.]+$/)?.[0] ?? module;
 
-/**
- * Headline of the map: its largest value, or in how many layers a difference is below zero.
- * @param {Histograms} data
- * @param {string} label
- * @param {string} unit
- * @param {number[]} values by tensor
- * @param {string} [rival] what they are compared with
- */
+/** Headline of the map: its largest value, or in how many layers a difference is below zero. @param {Histograms} data
+    @param {string} label @param {string} unit @param {number[]} values by tensor @param {string} [rival] what they are
+    compared with */
 export function ofMap(data, label, unit, values, rival = "") {
   const measured = [...values.keys()].filter((t) => Number.isFinite(values[t]));
   if (!measured.length) return `${label}: not measured at this stage`;
@@ -68,10 +64,8 @@ function verbOf(before, after) {
   return after < before ? "cuts" : "raises";
 }
 
-/**
- * Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
- * @param {Effect} effect
- */
+/** Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
+    @param {Effect} effect */
 export function ofEffect({ before, after, rival }) {
   const { data, t, s } = after;
   const { label } = data.tensors[t];
@@ -81,6 +75,9 @@ export function ofEffect({ before, after, rival }) {
   const [from, to] = [error(before), error(after)];
   if (!data.has(t, s))
     return `${label} is not recorded at stage ${data.stages[s].label}: choose a colored cell of the map`;
+  const [was, is] = [before, after].map((place) => place.data.stages[place.s].perplexity);
+  if (Number.isNaN(to) && was && is && !isSame(before, after))
+    return `${label}: ${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}`;
   if (!(to > 0))
     return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
   if (!(from > 0) || isSame(before, after))
@@ -94,11 +91,8 @@ export function ofEffect({ before, after, rival }) {
   return `${label}: ${name} ${verbOf(from, to)} the output error ${number(from)} → ${number(to)} %${other}`;
 }
 
-/**
- * The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210".
- * @param {Effect} effect
- * @param {(place: Place, t: number) => Place | null} at the same place of another tensor
- */
+/** The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210". @param {Effect} effect
+    @param {(place: Place, t: number) => Place | null} at the same place of another tensor */
 export function ofAllLayers({ before, after, rival }, at) {
   const { data } = after;
   const error = (/** @type {Place | null} */ place) =>
@@ -117,12 +111,8 @@ export function ofAllLayers({ before, after, rival }, at) {
   return `${start}; below ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
 }
 
-/**
- * Most important statistics of a tensor, next to those of the reference.
- * @param {Place} place
- * @param {Place} reference
- * @returns {Figure[]}
- */
+/** The statistics of a tensor that say most, beside those of the reference. @param {Place} place
+    @param {Place} reference @returns {Figure[]} */
 export function figures(place, reference) {
   const { data, t, s } = place;
   const isOwn = isSame(place, reference);
@@ -132,7 +122,11 @@ export function figures(place, reference) {
       name === "perplexity" ? at.data.stages[at.s].perplexity : at.data.shown(name, at.t, at.s);
     const text = (/** @type {Place} */ at) => number(value(at), digits) + unit;
     if (!Number.isFinite(value(place))) return [];
-    const words = isOwn || !Number.isFinite(value(reference)) ? "" : `${named} ${text(reference)}`;
-    return [/** @type {Figure} */ ([label, text(place), words])];
+    const words =
+      isOwn || !Number.isFinite(value(reference)) ? [] : [`${named} ${text(reference)}`];
+    const dense = { ...place, s: data.main[0] };
+    if (name === "perplexity" && !isSame(place, dense) && !isSame(reference, dense))
+      words.push(`dense ${text(dense)}`);
+    return [/** @type {Figure} */ ([label, text(place), words.join(", ")])];
   }).slice(0, MAX_FIGURES);
 }

@@ -1,6 +1,16 @@
 /* One group of a layer on its grid: each weight is a dot, and their histogram snaps to the grid of the format.
    Rounded to nearest, as a knob shows it at once. A click, or an arrow key, leads to another group. */
-import { bottomAxis, em, inks, share, surface, ticks, tween, widthOf } from "../weights/canvas.js";
+import {
+  axisScale,
+  bottomAxis,
+  em,
+  inks,
+  share,
+  surface,
+  ticks,
+  tween,
+  widthOf,
+} from "../weights/canvas.js";
 import { grid, round } from "./tensor.js";
 
 /** @typedef {{tensor: import("./tensor.js").DenseTensor, form: import("./formats.js").Format, size: number,
@@ -118,7 +128,7 @@ export class Comb {
     const area = surface(this.canvas, asked.height);
     const { pen, width, height } = area;
     const floor = height - BOTTOM();
-    const x = (/** @type {number} */ w) => SIDE + ((w + reach) / (2 * reach)) * (width - 2 * SIDE);
+    const x = axisScale([-reach, reach], SIDE, width - SIDE);
     const first = this.#stacks(shown, dense, true);
     const tall = 1 + Math.max(...[...this.#dots, ...first].map(([, high]) => high));
     const step = Math.min(wide, (floor - TOP) / tall);
@@ -135,8 +145,7 @@ export class Comb {
     draw(first);
     Object.assign(pen, { fillStyle: asked.color, globalAlpha: 1 });
     draw(this.#dots);
-    const place = Object.assign(x, { middle: width / 2 });
     const title = "Weight (lines: the grid, gray: before)";
-    bottomAxis(area, ink, ticks(-reach, reach, 6), place, title);
+    bottomAxis(area, ink, ticks(-reach, reach, 6), x, title);
   }
 }

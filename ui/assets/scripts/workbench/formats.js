@@ -1,18 +1,18 @@
 /* Formats of layers, put together from the patterns and widths that the server describes, and the address of a state,
    which the server alone reads (`backend/live/address.py`). */
-import { plasma } from "../weights/canvas.js";
 
 /** @typedef {{label: string, short: string, keep: number, of: number, drop: number, bits: number, group: number,
-      extra: number, misfits: number[]}} Part
+      extra: number, level: number, beside: number, misfits: number[]}} Part
     A pattern or a width. `keep` of every `of` inputs, 0 where a share is dropped; `bits` 16 without a width; `group` 0:
     a scale for each row; `extra`: bits of masks, indices and scales that a weight takes in rows of one input; `misfits`:
-    numbers of inputs that cannot be stored so. */
+    numbers of inputs that cannot be stored so; `level`: place on the scale of colors, `beside` what a pattern adds to
+    that of a width. */
 /** @typedef {Record<string, Part>} Parts */
 /** @typedef {[pattern: string, width: string]} Names "" for none. */
 /** @typedef {{text: string, pattern: string, width: string, keep: number, of: number, drop: number, bits: number,
-      group: number, marks: number, scales: number, misfits: number[], label: string, short: string,
-      alone: Format[]}} Format
-    `alone`: its pattern and its width as separate formats, if it has both. */
+      group: number, marks: number, scales: number, color: string | null, misfits: number[], label: string,
+      short: string, alone: Format[]}} Format
+    `color`: null of dense; `alone`: its pattern and its width, where it has both. */
 /** @typedef {{identity: string, pruner: string, quantizer: string, formats: Format[]}} State */
 /** @typedef {"pruner" | "quantizer"} Method */
 
@@ -30,8 +30,9 @@ export class Formats {
   /** @type {Map<string, Format>} */
   #made = new Map();
 
-  /** @param {Parts} parts */
-  constructor(parts) {
+  /** @param {Parts} parts @param {string[]} scale colors */
+  constructor(parts, scale) {
+    this.scale = scale;
     this.add(parts);
     this.dense = this.of("", "");
   }
@@ -59,6 +60,8 @@ export class Formats {
     const [first, second] = [pattern, width].map((name) => this.#part(name || DENSE));
     const used = [pattern ? first : null, width ? second : null].filter((part) => part !== null);
     const words = used.length ? used : [first];
+    const level = width ? second.level + first.beside : first.level;
+    const place = Math.round(Math.max(0, Math.min(this.scale.length - 1, level)));
     return Object.freeze({
       text,
       pattern,
@@ -70,6 +73,7 @@ export class Formats {
       group: second.group,
       marks: first.extra,
       scales: second.extra,
+      color: used.length ? this.scale[place] : null,
       misfits: [...first.misfits, ...second.misfits],
       label: words.map((part) => part.label).join(", "),
       short: words.map((part) => part.short).join(", "),
@@ -98,13 +102,6 @@ export const fits = ({ misfits }, columns) => !misfits.includes(columns);
 /** Bits per weight in a row of `columns` inputs. @param {Format} form @param {number} columns */
 export const bitsPerWeight = ({ drop, bits, group, marks, scales }, columns) =>
   (1 - drop) * bits + marks + (group ? scales : scales / columns);
-
-/** Position on an ordered color scale, brighter for stronger compression; null for dense. @param {Format} form */
-export function color({ pattern, drop, width, bits }) {
-  if (!pattern && !width) return null;
-  const left = width ? (Math.log2(bits * (1 - drop)) - 1) / 2 : (0.8 - drop) / 0.5;
-  return plasma(0.92 - 0.72 * Math.max(-0.1, Math.min(1.2, left)));
-}
 
 /** The address of a state. @param {State} state */
 export function addressOf({ identity, pruner, quantizer, formats }) {

@@ -1,5 +1,6 @@
 /* Size and quality: predicted best allocations, uniform formats, runs, llama.cpp files, saved states and this state. */
 import {
+  axisScale,
   bottomAxis,
   em,
   inks,
@@ -10,9 +11,11 @@ import {
   ticks,
   times,
 } from "../weights/canvas.js";
-import { button, need, tell } from "./elements.js";
-import { color, fits } from "./formats.js";
+import { button, tell } from "./elements.js";
+import { fits } from "./formats.js";
 import { megabytes } from "./measured.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
@@ -30,6 +33,7 @@ const TOP = 10;
 const REACH = 14;
 const LEFT = () => em(2.75);
 const BOTTOM = () => em(2.25);
+const MOST_QUEUED = 8; // runs with a button
 const TOP_RATIO = 4; // worse states are drawn at the edge
 const LOW_RATIO = 0.88; // room for names below the line at 1
 const GREEN = "#009E73"; // of llama.cpp
@@ -154,8 +158,7 @@ class FrontChart {
     const inside = places.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes);
     const least = Math.min(...inside);
     const low = Math.max(0, least - 0.05 * (most - least));
-    const x = (/** @type {number} */ nbytes) =>
-      LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT);
+    const x = axisScale([low, most], LEFT(), width - RIGHT);
     const y = (/** @type {number} */ ratio) => {
       const part =
         Math.log(Math.max(LOW_RATIO, Math.min(top, ratio)) / LOW_RATIO) / Math.log(top / LOW_RATIO);
@@ -183,9 +186,8 @@ class FrontChart {
       stroke(pen, LEFT(), y(tick), width - RIGHT, y(tick));
     }
     const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
-    const middle = (LEFT() + width - RIGHT) / 2;
-    const place = (/** @type {number} */ at) => x(at * 1e6);
-    bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
+    const megabytes = axisScale([low / 1e6, most / 1e6], LEFT(), width - RIGHT);
+    bottomAxis(area, ink, marks, megabytes, "Size, MB");
   }
 
   /** A dot with its name, unless the name would overlap another one.
@@ -223,8 +225,8 @@ class FrontChart {
   }
 }
 
-/** The state of a run that was queued, and the perplexities known of it: "predicted 1.31, live 1.28, final 1.22 × dense".
-    @param {import("./view.js").QueuedRun} run */
+/** The state of a run, and the perplexities known of it: "predicted 1.31, live 1.28, final 1.22 × dense".
+    @param {import("./view.js").StateRun} run */
 function became({ predicted, live, final, at }) {
   const known = Object.entries({ predicted, live, final })
     .filter(([, ratio]) => ratio)
@@ -249,8 +251,8 @@ export class FrontPanel {
     this.uniform = [];
     /** @type {Shown["lines"]} */
     this.lines = [];
-    const place = need(card, "output", HTMLElement);
-    this.chart = new FrontChart(need(card, "canvas", HTMLCanvasElement), {
+    const place = find(card, "output");
+    this.chart = new FrontChart(find(card, "canvas", HTMLCanvasElement), {
       hover: (words) => {
         place.textContent = words;
       },
@@ -284,7 +286,7 @@ export class FrontPanel {
     this.view = view;
     const how = measured ? "live" : "predicted";
     const now = { nbytes: totals.nbytes, ratio, words: said(totals.nbytes, ratio, how) };
-    tell(need(this.card, "h2", HTMLElement), this.#finding(view, now, totals, how));
+    tell(find(this.card, "h2"), this.#finding(view, now, totals, how));
     this.chart.draw({
       lines: this.lines,
       height,
@@ -308,9 +310,9 @@ export class FrontPanel {
         words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}`,
       })),
     });
-    need(this.card, ".workbench-legend", HTMLElement).hidden = !predictions.fronts.size;
-    need(this.card, ".workbench-diamond", HTMLElement).hidden = !model.landmarks.length;
-    const key = JSON.stringify([view.kept, model.queued]);
+    find(this.card, ".workbench-legend").hidden = !predictions.fronts.size;
+    find(this.card, ".workbench-diamond").hidden = !model.landmarks.length;
+    const key = JSON.stringify([view.kept, model.runs]);
     if (this.box.dataset.key === key) return;
     this.box.dataset.key = key;
     const states = [...this.#keptButtons(view), ...this.#queuedButtons(model)];
@@ -318,25 +320,15 @@ export class FrontPanel {
     this.box.replaceChildren(...(states.length ? states : [none]));
   }
 
-  /** Finished runs of the model; runs queued from a state are drawn once.
-      @param {import("./view.js").Start} model @returns {Point[]} */
-  #runs({ runs, queued }) {
-    const others = runs.filter(([run]) => queued.every((each) => each.run !== run));
-    return [
-      ...others.map(([run, name, nbytes, ratio]) => ({
-        run,
-        nbytes,
-        ratio,
-        words: `${run}, ${name}: ${said(nbytes, ratio, "final")}`,
-      })),
-      ...queued.map((each) => ({
-        run: each.run,
-        nbytes: each.nbytes,
-        ratio: each.final ?? NaN,
-        predicted: each.predicted,
-        words: `${each.run}: ${megabytes(each.nbytes)}, ${became(each)}`,
-      })),
-    ];
+  /** Runs of the model. @param {import("./view.js").Start} model @returns {Point[]} */
+  #runs({ runs }) {
+    return runs.map((each) => ({
+      run: each.run,
+      nbytes: each.nbytes,
+      ratio: each.final ?? NaN,
+      predicted: each.predicted,
+      words: `${each.run}, ${each.label}: ${megabytes(each.nbytes)}, ${became(each)}`,
+    }));
   }
 
   /** Size and loss of this state, and the largest uniform format that is no smaller and loses more.
@@ -367,7 +359,7 @@ export class FrontPanel {
       const words = `All ${form.label}: ${said(nbytes, ratio, "predicted")}`;
       const { short } = form;
       const quantized = Boolean(form.width);
-      return [{ nbytes, ratio, words, short, quantized, color: color(form) ?? "" }];
+      return [{ nbytes, ratio, words, short, quantized, color: form.color ?? "" }];
     });
   }
 
@@ -388,7 +380,8 @@ export class FrontPanel {
   }
 
   /** @param {import("./view.js").Start} model */
-  #queuedButtons({ queued }) {
+  #queuedButtons({ runs }) {
+    const queued = runs.filter((each) => each.queued).slice(0, MOST_QUEUED);
     return queued.map((each) => {
       const title = `Open the state of ${each.run}`;
       const open = () => this.on.open(each.state);

@@ -1,9 +1,10 @@
 /* Controls of the workbench: a budget for all layers, formats of the selected layers, and methods. */
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
-import { button, need, pressed, tell } from "./elements.js";
-import { color } from "./formats.js";
+import { button, pressed, tell } from "./elements.js";
 import { plural } from "./panels.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./formats.js").Format} Format */
@@ -37,10 +38,10 @@ export class Knobs {
   constructor(card, page) {
     this.card = card;
     this.page = page;
-    this.sparsity = need(card, "#workbench-sparsity", HTMLInputElement);
-    this.budget = need(card, "#workbench-budget", HTMLInputElement);
-    this.text = need(card, "#workbench-budget-text", HTMLInputElement);
-    this.refusal = need(card, "#workbench-budget-refusal", HTMLElement);
+    this.sparsity = find(card, "#workbench-sparsity", HTMLInputElement);
+    this.budget = find(card, "#workbench-budget", HTMLInputElement);
+    this.text = find(card, "#workbench-budget-text", HTMLInputElement);
+    this.refusal = find(card, "#workbench-budget-refusal");
     /** @type {string | null} */
     this.asked = null; // a typed budget that is infeasible or not solved yet
     /** @type {[front: string, unit: string][]} */
@@ -54,7 +55,7 @@ export class Knobs {
 
   /** @param {string} name */
   #select(name) {
-    return need(this.card, `[data-knob="${name}"]`, HTMLSelectElement);
+    return find(this.card, `[data-knob="${name}"]`, HTMLSelectElement);
   }
 
   /** @param {string} name @param {(value: string) => void} act */
@@ -70,10 +71,7 @@ export class Knobs {
     });
     this.#on("group", (size) => {
       page.view.settings.group = Number(size);
-      page.turn(({ pattern, width, bits }) => ({
-        pattern,
-        width: width && page.view.width(bits),
-      }));
+      page.turn(({ pattern, width, bits }) => ({ pattern, width: width && page.view.width(bits) }));
       page.draw();
     });
     for (const name of METHODS) this.#on(name, (value) => page.set({ [name]: value }));
@@ -103,7 +101,7 @@ export class Knobs {
 
   /** @param {string} name */
   #group(name) {
-    return need(this.card, `[data-group="${name}"]`, HTMLElement);
+    return find(this.card, `[data-group="${name}"]`);
   }
 
   /** @param {View} view @param {import("./predictions.js").Totals} totals of what is shown */
@@ -112,9 +110,9 @@ export class Knobs {
     const forms = [...chosen].map((i) => view.formats[i]);
     const [single] = chosen;
     const title = chosen.size === 1 ? view.layers[single].label : plural(chosen.size, "layer");
-    tell(need(this.card, "h2", HTMLElement), title);
+    tell(find(this.card, "h2"), title);
     const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
-    tell(need(this.card, '[data-do="pin"]', HTMLElement), isPinned ? "Unpin" : "Pin");
+    tell(find(this.card, '[data-do="pin"]'), isPinned ? "Unpin" : "Pin");
     this.#scopes(view);
     this.#drawSparsity(view, forms);
     this.#drawFormats(view, forms);
@@ -123,7 +121,7 @@ export class Knobs {
     const made = slow.length
       ? `Preview now; exact result by ${slow.join(" and ")} follows`
       : "Exact at once";
-    tell(need(this.card, ".workbench-made", HTMLElement), made);
+    tell(find(this.card, ".workbench-made"), made);
     this.#drawBudget(view, totals);
   }
 
@@ -217,7 +215,7 @@ export class Knobs {
   /** Lists the selected layers that cannot have the format. @param {import("./view.js").Misfit[]} misfits */
   tellMisfits(misfits) {
     const inputs = [...new Set(misfits.map(({ columns }) => columns))].join(", ");
-    need(this.card, ".workbench-misfit", HTMLElement).textContent = misfits.length
+    find(this.card, ".workbench-misfit").textContent = misfits.length
       ? `${plural(misfits.length, "layer")} unchanged. ${misfits[0].form.label} does not divide ${inputs} inputs.`
       : "";
   }
@@ -232,7 +230,7 @@ export class Knobs {
       );
     box.querySelectorAll("button").forEach((each, i) => {
       each.setAttribute("aria-pressed", String(each.value === value));
-      const hue = color(offered[i].form);
+      const hue = offered[i].form.color;
       if (hue) each.style.setProperty("--format", hue);
     });
   }

@@ -1,5 +1,5 @@
-/* The live model: a stream of events about a state. A newer state ends the older stream. */
-import { reason, slimscope } from "./elements.js";
+/* The live model: one stream of events about a state. A newer state ends the stream of the older. */
+import { reason } from "./elements.js";
 
 /** @typedef {{event: "waits", what: string, about_s: number}
     | {event: "opened", identity: string, decoder: string}
@@ -56,7 +56,7 @@ export class LiveStream {
         body: JSON.stringify({ ...body, browser: this.browser }),
       });
       if (response.ok) {
-        await slimscope.events(response, mine);
+        await window.slimscope.events(response, mine);
         mine({ event: "ended" });
         return;
       }

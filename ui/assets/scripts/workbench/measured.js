@@ -1,7 +1,8 @@
 /* Metrics of each state for the gauges: predicted, live, final or counted. */
 import { number, share, times } from "../weights/canvas.js";
-import { need, tell } from "./elements.js";
-import { addressOf } from "./formats.js";
+import { link, tell } from "./elements.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {Extract<LiveEvent, {event: "loss"}>} LossEvent */
@@ -9,7 +10,7 @@ import { addressOf } from "./formats.js";
       speed?: number | null, exactly?: boolean}} Known
     Measured on a state: perplexity over dense with its interval, nats, tokens of text in windows of `context`, bytes and
     tokens a second. `exactly`: the layers are as a run makes them. */
-/** @typedef {{value: string, details: string[], how: string}} Reading */
+/** @typedef {{value: string, details: string[], how: string, run?: string}} Reading `run`: whose result it is */
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
 
@@ -19,8 +20,8 @@ const key = (address) => address.replace(/^[^~]*/, "");
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 /** @param {number} many */
 const counted = (many) => many.toLocaleString("en");
-/** @param {number} context @param {number} tokens */
-const windows = (context, tokens) => `${counted(Math.round(tokens / context))} × ${context} tokens`;
+/** @param {number} count @param {number} context */
+const windows = (count, context) => (count ? `${counted(count)} × ${context} tokens` : "");
 /** @param {string[]} words */
 const joined = (words) => words.filter(Boolean).join(" · ");
 
@@ -34,7 +35,7 @@ export class Measured {
   /** @param {HTMLElement} element */
   constructor(element) {
     this.element = element;
-    this.status = need(element, ".workbench-status", HTMLElement);
+    this.status = find(element, ".workbench-status");
   }
 
   /** Clears all metrics when the model changes. */
@@ -154,11 +155,11 @@ export class Measured {
 
   /** @param {View} view @param {Totals} totals @returns {Reading} */
   #predicted(view, totals) {
-    const { made, known } = view.model;
+    const { made, text: read } = view.model;
     const { missing, outside } = this.#doubts(view, totals);
     const isOther = view.isMadeOtherwise(totals) && !missing;
     const methods = isOther ? `if made by ${made.pruner}, ${made.quantizer}` : "";
-    const text = known?.tokens ? windows(known.context, known.tokens) : "";
+    const text = windows(...read);
     const details = [missing, outside, methods, missing ? "" : text];
     return { value: times(view.predicted(totals)), details, how: "" };
   }
@@ -179,31 +180,35 @@ export class Measured {
     const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
     return {
       value: times(ratio),
-      details: [preview, interval, windows(context, tokens)],
+      details: [preview, interval, windows(Math.round(tokens / context), context)],
       how: "",
     };
   }
 
-  /** Newest run queued from this state. @param {View} view @returns {Reading} */
-  #final({ model, now, holding }) {
-    const state = key(addressOf(now));
-    const run = holding ? undefined : model.queued.find((each) => key(each.state) === state);
-    if (!run) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
-    return { value: times(run.final ?? NaN), details: [run.run, run.final ? "" : run.at], how: "" };
+  /** The result of a run that makes this state. @param {View} view @returns {Reading} */
+  #final({ runs, holding, isDense }) {
+    const [made, ...others] = holding || isDense ? [] : runs;
+    if (!made) return { value: "–", details: [holding ? "" : "Run this state to know"], how: "" };
+    const { run, final, stage, at } = made;
+    const details = final ? [stage, windows(...made.text)] : [at];
+    const also = others.length ? `also ${others.map((each) => each.run).join(", ")}` : "";
+    return { value: times(final ?? NaN), details: [...details, also], how: "", run };
   }
 
   /** @param {string} how @param {Reading} reading */
-  #ratio(how, { value, details }) {
-    const place = need(this.element, `[data-how="${how}"]`, HTMLElement);
+  #ratio(how, { value, details, run = "" }) {
+    const place = find(this.element, `[data-how="${how}"]`);
     place.dataset.known = value === "–" ? "" : how;
     place.toggleAttribute(
       "data-preview",
       details.some((words) => words.startsWith("preview")),
     );
-    tell(need(place, "b", HTMLElement), value);
-    const text = need(place, "small", HTMLElement);
-    text.title = joined(details);
-    tell(text, text.title);
+    tell(find(place, "b"), value);
+    const text = find(place, "small");
+    const words = joined([run, ...details]);
+    if (text.title === words) return;
+    text.title = words;
+    text.replaceChildren(run ? link(`run?id=${run}`, run) : "", words.slice(run.length));
   }
 
   /** @param {Known} known */
@@ -216,7 +221,8 @@ export class Measured {
     const nats = (/** @type {number} */ kl) =>
       Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–";
     if (known.ratio !== undefined) {
-      const details = [windows(known.context ?? 0, known.tokens ?? 0)];
+      const { tokens = 0, context = 1 } = known;
+      const details = [windows(Math.round(tokens / context), context)];
       return { value: nats(known.kl ?? NaN), details, how: this.#how(known) };
     }
     const { missing, outside } = this.#doubts(view, totals);
@@ -242,11 +248,11 @@ export class Measured {
 
   /** @param {string} name @param {Reading} reading */
   #show(name, { value, details, how }) {
-    const tile = need(this.element, `[data-gauge="${name}"]`, HTMLElement);
+    const tile = find(this.element, `[data-gauge="${name}"]`);
     const [first, second] = tile.querySelectorAll("dd");
     const shown = value === "–" ? "" : how;
     tile.dataset.known = shown.split(/\W/)[0];
-    tell(need(tile, "i", HTMLElement), shown);
+    tell(find(tile, "i"), shown);
     tell(first, value);
     second.title = joined(details);
     tell(second, second.title);

@@ -2,7 +2,7 @@
    live model as soon as nothing moves. */
 import { measureAgain } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
-import { button, need, pressed, reason, slimscope } from "./elements.js";
+import { button, pressed, reason } from "./elements.js";
 import { addressOf } from "./formats.js";
 import { FrontPanel } from "./front.js";
 import { Knobs } from "./knobs.js";
@@ -14,6 +14,9 @@ import { profile } from "./predictions.js";
 import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
 import { View } from "./view.js";
+
+const { slimscope } = window;
+const { find } = slimscope;
 
 /** @typedef {import("./formats.js").State} State */
 /** @typedef {{start: import("./view.js").Start, tables: import("./predictions.js").Profile | null}} Loaded */
@@ -78,11 +81,11 @@ export class Page {
   /** @param {HTMLElement} element */
   constructor(element) {
     this.element = element;
-    const part = (/** @type {string} */ id) => need(element, `#workbench-${id}`, HTMLElement);
-    this.all = need(element, ".workbench-all", HTMLElement);
-    this.why = need(element, ".workbench-why", HTMLElement);
+    const part = (/** @type {string} */ id) => find(element, `#workbench-${id}`);
+    this.all = find(element, ".workbench-all");
+    this.why = find(element, ".workbench-why");
     this.notice = part("notice");
-    this.known = need(element, ".workbench-known", HTMLElement);
+    this.known = find(element, ".workbench-known");
     this.cards = { map: part("map"), layer: part("histogram"), front: part("front") };
     this.measured = new Measured(element);
     this.stream = new LiveStream((event) => this.take(event));
@@ -96,7 +99,7 @@ export class Page {
         this.choose(new Set([...(adds ? this.view.chosen : []), ...tensors])),
     });
     this.layer = new LayerPanel(this.cards.layer);
-    this.front = new FrontPanel(this.cards.front, need(element, ".workbench-kept", HTMLElement), {
+    this.front = new FrontPanel(this.cards.front, find(element, ".workbench-kept"), {
       open: (address) => this.open(address),
       take: (formats) => this.set({ formats }),
       drop: () => this.draw(),
@@ -172,8 +175,7 @@ export class Page {
     this.#offerModels(model, model.model);
     this.knobs.fill(view);
     this.#read(asked());
-    this.#tellMissing(view);
-    this.#tellKnown(view);
+    this.#tell(model);
     this.all.hidden = false;
     this.#place();
     this.draw();
@@ -213,47 +215,16 @@ export class Page {
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
   }
 
-  /** Shows missing data, with a button that creates it. @param {View} view */
-  #tellMissing({ model, predictions }) {
-    const box = document.createElement("p");
-    box.className = "quiet";
-    const { offer: made, live, known } = model;
-    if (model.profile && !predictions.run)
-      box.append(`${known?.outdated || `${model.profile} cannot be read.`} `);
-    else if (known?.outdated) box.append(`${known.outdated} Its predictions are too old. `);
-    else if (!model.profile) box.append("No profile yet, so no predictions and no budget. ");
-    if (made?.run) {
-      const link = Object.assign(document.createElement("a"), { href: `run?id=${made.run}` });
-      link.textContent = made.run;
-      box.append(link, " measures the layers. Predictions appear block by block. ");
-    } else if (made && !made.why) {
-      const time = made.time ? ` (about ${made.time})` : "";
-      const asks = button(
-        `Make a profile${time}`,
-        () => queueProfile(model.model, asks, () => this.refresh(true)),
-        { className: "small-button" },
-      );
-      box.append(asks, " ");
-      if (made.automatic && !model.profile) asks.click();
-    } else if (made) box.append(`${made.why} `);
-    if (live.why) box.append(`No live measurement: ${live.why} ${live.do}`);
-    this.texts.empty = live.why
-      ? `No text: ${live.why}`
-      : `Write, or change a knob. Loads ${model.title} (up to ${megabytes(live.bytes)}).`;
-    if (box.textContent) this.notice.append(box);
-  }
-
-  /** Shows the facts about the profile. @param {View} view */
-  #tellKnown({ model: { profile: run, partial, known } }) {
-    this.known.replaceChildren();
-    if (!run || !known) return;
-    const link = Object.assign(document.createElement("a"), {
-      href: `run?id=${run}`,
-      textContent: run,
-    });
-    const facts = [partial ? "still measuring" : "", ...known.facts].filter(Boolean);
-    this.known.append(link, `: ${facts.join(" · ")}`);
+  /** Says what is missing and offers it, and what the profile knows. @param {import("./view.js").Start} model */
+  #tell({ model, notice, known, empty, offer: made, profile: run }) {
+    this.notice.insertAdjacentHTML("beforeend", notice); // escaped by the server, as is `known`
+    this.known.innerHTML = known;
     this.known.title = this.known.textContent ?? "";
+    this.texts.empty = empty;
+    const asks = this.notice.querySelector("button");
+    if (!asks) return;
+    asks.onclick = () => queueProfile(model, asks, () => this.refresh(true));
+    if (made?.automatic && !run) asks.click();
   }
 
   /** Checks for progress of the profile and for runs of states; `now`: a run was just queued. */
@@ -261,7 +232,7 @@ export class Page {
     const view = this.#view;
     if (!view) return;
     const { model } = view;
-    const waits = now || model.queued.some(({ at }) => ACTIVE.includes(at));
+    const waits = now || model.runs.some(({ at }) => ACTIVE.includes(at));
     if (model.profile && !model.partial && !waits) return;
     const state = view.isDense ? "" : view.address;
     const fresh = await load(model.model, state).catch(() => null);
@@ -272,7 +243,7 @@ export class Page {
       this.show(Promise.resolve(fresh));
       return;
     }
-    Object.assign(model, { runs: start.runs, queued: start.queued });
+    model.runs = start.runs;
     this.draw("measured");
   }
 
@@ -542,7 +513,7 @@ export class Page {
   draw(why = "all") {
     const { view, cards } = this;
     const height = (/** @type {HTMLElement} */ card) => {
-      const box = need(card, ".workbench-canvas", HTMLElement);
+      const box = find(card, ".workbench-canvas");
       const known = this.#heights.get(card) ?? Math.max(120, box.clientHeight);
       this.#heights.set(card, known);
       return known;
@@ -564,11 +535,11 @@ export class Page {
 
   /** @param {string} name */
   #button(name) {
-    return need(this.element, `[data-do="${name}"]`, HTMLButtonElement);
+    return find(this.element, `[data-do="${name}"]`, HTMLButtonElement);
   }
   /** @param {string} name */
   #select(name) {
-    return need(this.element, `[data-knob="${name}"]`, HTMLSelectElement);
+    return find(this.element, `[data-knob="${name}"]`, HTMLSelectElement);
   }
 
   #wire() {
@@ -605,13 +576,13 @@ export class Page {
       },
     };
     for (const [group, act] of Object.entries(groups))
-      need(this.element, `[data-group="${group}"]`, HTMLElement).onclick = (event) => {
+      find(this.element, `[data-group="${group}"]`).onclick = (event) => {
         const name = pressed(event)?.dataset.value;
         if (name !== undefined) act(name);
       };
     const fill = { run: fillRuns, export: fillExports };
     for (const [name, act] of Object.entries(fill)) {
-      const menu = need(this.element, `[data-menu="${name}"]`, HTMLDetailsElement);
+      const menu = find(this.element, `[data-menu="${name}"]`, HTMLDetailsElement);
       menu.ontoggle = () => {
         if (menu.open) act(menu, this);
       };

@@ -4,10 +4,12 @@ import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
 import { offer, table } from "../weights/tables.js";
 import { Comb } from "./comb.js";
-import { need, tell } from "./elements.js";
-import { bitsPerWeight, color } from "./formats.js";
+import { tell } from "./elements.js";
+import { bitsPerWeight } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./formats.js").Format} Format */
@@ -27,7 +29,7 @@ export class MapPanel {
       @param {{hover: (t: number) => void, pick: (t: number, keeps?: boolean) => void, choose: (tensors: number[], adds: boolean) => void}} on */
   constructor(card, on) {
     this.card = card;
-    this.canvas = need(card, "canvas", HTMLCanvasElement);
+    this.canvas = find(card, "canvas", HTMLCanvasElement);
     this.chart = new LayerMap(this.canvas, on);
   }
 
@@ -48,20 +50,20 @@ export class MapPanel {
       picked: view.focus,
       height,
       colors: isFormats
-        ? formats.map((form) => color(form) ?? view.model.colors.unchanged)
+        ? formats.map((form) => form.color ?? view.model.colors.unchanged)
         : undefined,
       chosen: view.chosen.size < view.scope("all").size ? view.chosen : undefined,
       pinned: view.pinned,
       key: isFormats ? key : undefined,
     });
     const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
-    need(this.card, '[data-knob="color"]', HTMLSelectElement).value = by;
+    find(this.card, '[data-knob="color"]', HTMLSelectElement).value = by;
     this.#offerFormats(view);
-    tell(need(this.card, "h2", HTMLElement), title);
+    tell(find(this.card, "h2"), title);
     this.canvas.dataset.words = title;
     const t = view.hovered;
     const figure = isFormats || t < 0 ? "" : ` · ${number(values[t])}`;
-    need(this.card, "output", HTMLElement).textContent =
+    find(this.card, "output").textContent =
       t < 0 ? "" : `${view.layers[t].label}: ${formats[t].label}${figure}`;
   }
 
@@ -90,7 +92,7 @@ export class MapPanel {
 
   /** Lists the formats for which sensitivity and error are known. @param {View} view */
   #offerFormats({ predictions, figuresAt, coloring }) {
-    const select = need(this.card, '[data-knob="at"]', HTMLSelectElement);
+    const select = find(this.card, '[data-knob="at"]', HTMLSelectElement);
     const isOffered = ["sensitivity", "error"].includes(coloring) && predictions.run !== "";
     select.closest("label")?.toggleAttribute("hidden", !isOffered);
     if (!isOffered) return;
@@ -115,7 +117,7 @@ export class MapPanel {
     const counts = new Map();
     for (const form of view.formats.toSorted((a, b) => view.bits(b) - view.bits(a))) {
       const many = (counts.get(form.short)?.many ?? 0) + 1;
-      const hue = color(form) ?? view.model.colors.unchanged;
+      const hue = form.color ?? view.model.colors.unchanged;
       counts.set(form.short, { words: form.short, many, color: hue });
     }
     return [...counts.values()];
@@ -181,20 +183,20 @@ export class MapPanel {
 export class LayerPanel {
   /** @param {HTMLElement} card */
   constructor(card) {
-    this.title = need(card, "h2", HTMLElement);
-    this.legend = need(card, ".workbench-legend", HTMLElement);
+    this.title = find(card, "h2");
+    this.legend = find(card, ".workbench-legend");
     this.buttons = card.querySelectorAll("button[data-value]");
     const [whole, group] = card.querySelectorAll(".workbench-canvas");
     this.boxes = [whole, group];
-    this.canvas = need(whole, "canvas", HTMLCanvasElement);
+    this.canvas = find(whole, "canvas", HTMLCanvasElement);
     this.histogram = new HistogramChart(
       this.canvas,
-      need(whole, "output", HTMLElement),
+      find(whole, "output"),
       { brush: () => {}, clear: () => {} },
       200,
     );
-    this.combCanvas = need(group, "canvas", HTMLCanvasElement);
-    this.comb = new Comb(this.combCanvas, need(group, "output", HTMLElement));
+    this.combCanvas = find(group, "canvas", HTMLCanvasElement);
+    this.comb = new Comb(this.combCanvas, find(group, "output"));
   }
 
   /** @param {View} view @param {string} why it is drawn @param {number} height */
@@ -223,7 +225,7 @@ export class LayerPanel {
       form,
       size: (form.width ? form.group : view.group) || tensor.columns,
       score: view.score,
-      color: color(form) ?? view.model.colors.unchanged,
+      color: form.color ?? view.model.colors.unchanged,
       height: this.boxes[1].clientHeight,
       told: (words) => {
         this.title.textContent = this.combCanvas.dataset.words = words;
@@ -244,7 +246,8 @@ export class LayerPanel {
         ...stage,
         name: "live",
         label: form.label,
-        color: color(form) ?? model.colors.unchanged,
+        short: form.short,
+        color: form.color ?? model.colors.unchanged,
       },
     ];
     this.histogram.height = height;

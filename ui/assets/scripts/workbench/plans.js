@@ -1,21 +1,13 @@
-/* Menus of the workbench: runs and files of the state. */
-import { button, need, reason } from "./elements.js";
+/* Menus of the Workbench: the state as runs, and as files. */
+import { button, link, reason } from "./elements.js";
+
+const { find, findAll } = window.slimscope;
 
 /** @typedef {import("./page.js").Page} Page */
 /** @typedef {{refused?: string, cost: string, warnings: string, address: string}} Plan As `ui/pages/workbench/plans.py`
     sends it. */
 
-const FORMATS = {
-  "compressed-tensors": "compressed-tensors",
-  gguf: "GGUF",
-  dense: "safetensors, dense",
-};
-
-/** @param {string} href @param {string} words */
-const link = (href, words) =>
-  Object.assign(document.createElement("a"), { href, textContent: words });
-
-/** Response of the server to a request, which has a body if it makes changes. Throws an Error if it is rejected.
+/** The server's answer to a request, which has a body if it changes something. Throws an Error with the refusal.
     @param {string} address @param {object} [body] */
 export async function json(address, body) {
   const answer = await fetch(
@@ -56,7 +48,7 @@ export async function fillRuns(menu, page) {
   const asked = { model: view.model.model, state: view.address };
   const rows = [...menu.querySelectorAll("[data-effort]")];
   const tell = (/** @type {Element} */ row, /** @type {(string | Node)[]} */ words) =>
-    need(row, "p", HTMLElement).replaceChildren(...words);
+    find(row, "p").replaceChildren(...words);
   for (const row of rows) tell(row, ["…"]);
   try {
     /** @type {Record<string, Plan>} */
@@ -97,19 +89,17 @@ async function queue(made, query, page) {
   page.refresh(true);
 }
 
-/** Fills the menu of file formats. @param {HTMLElement} menu @param {Page} page */
+/** Makes the menu of file formats ready. @param {HTMLElement} menu @param {Page} page */
 export function fillExports(menu, page) {
-  const said = document.createElement("p");
-  const buttons = Object.entries(FORMATS).map(([name, words]) => {
-    const made = button(words, async () => {
-      made.disabled = true;
+  const said = find(menu, "p");
+  said.textContent = "";
+  for (const button of findAll(menu, "button", HTMLButtonElement))
+    button.onclick = async () => {
+      button.disabled = true;
       said.textContent = "…";
-      said.textContent = await files(page, name).catch(reason);
-      made.disabled = false;
-    });
-    return made;
-  });
-  menu.lastElementChild?.replaceChildren(...buttons, said);
+      said.textContent = await files(page, button.value).catch(reason);
+      button.disabled = false;
+    };
 }
 
 /** Saves the state as a model in the data folder. @param {Page} page @param {string} format */

@@ -1,6 +1,7 @@
-/* Texts of the dense and the live model, and the blocks that change their words. */
-import { need } from "./elements.js";
+/* Text of the live model beside that of the dense one; and which blocks break which words of it. */
 import { Trace } from "./trace.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {"live" | "dense"} Side */
@@ -22,10 +23,10 @@ export class TextCard {
     this.card = card;
     this.on = on;
     this.places = { dense, live };
-    this.field = need(card, "input", HTMLInputElement);
+    this.field = find(card, "input", HTMLInputElement);
     this.trace = new Trace(card, "dense", on.restore);
     this.field.placeholder = USUAL;
-    need(card, "form", HTMLFormElement).onsubmit = (event) => {
+    find(card, "form", HTMLFormElement).onsubmit = (event) => {
       event.preventDefault();
       on.write();
     };
@@ -59,8 +60,8 @@ export class TextCard {
     this.#view = name;
     for (const button of this.card.querySelectorAll("button[data-value]"))
       button.setAttribute("aria-pressed", String(button.getAttribute("data-value") === name));
-    need(this.card, ".workbench-texts", HTMLElement).hidden = name !== "text";
-    need(this.card, ".workbench-traced", HTMLElement).hidden = name === "text";
+    find(this.card, ".workbench-texts").hidden = name !== "text";
+    find(this.card, ".workbench-traced").hidden = name === "text";
   }
 
   begin() {
@@ -94,11 +95,14 @@ export class TextCard {
     this.#compare();
   }
 
+  /** Marks the live text from its first word that differs. */
   #compare() {
-    const pieces = differing(this.#live.trimStart(), this.#dense.text).map(({ word, differs }) =>
-      Object.assign(document.createElement(differs ? "mark" : "span"), { textContent: word }),
-    );
-    this.places.live.replaceChildren(...pieces);
+    const words = this.#live.trimStart().match(/\S+\s*/g) ?? [];
+    const others = this.#dense.text.match(/\S+/g) ?? [];
+    const differs = words.findIndex((word, i) => word.trim() !== others[i]);
+    const same = differs < 0 ? words.length : differs;
+    const mark = window.slimscope.create("mark", { textContent: words.slice(same).join("") });
+    this.places.live.replaceChildren(words.slice(0, same).join(""), ...(differs < 0 ? [] : [mark]));
   }
 
   /** Shows the dense text in place of the live text, or the live text again. @param {boolean} is */
@@ -106,29 +110,4 @@ export class TextCard {
     if (is) this.places.live.textContent = this.#dense.text.trimStart();
     else this.#compare();
   }
-}
-
-/** Words of a text, and those that are missing in another text (longest common subsequence).
-    @param {string} text @param {string} other */
-export function differing(text, other) {
-  const words = text.match(/\s*\S+/g) ?? [];
-  const own = words.map((word) => word.trim());
-  const others = other.match(/\S+/g) ?? [];
-  const rows = own.length;
-  const columns = others.length;
-  const long = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1));
-  for (let i = rows - 1; i >= 0; i--)
-    for (let j = columns - 1; j >= 0; j--)
-      long[i][j] =
-        own[i] === others[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
-  const same = new Set();
-  for (let i = 0, j = 0; i < rows && j < columns;) {
-    if (own[i] === others[j]) {
-      same.add(i);
-      i++;
-      j++;
-    } else if (long[i + 1][j] >= long[i][j + 1]) i++;
-    else j++;
-  }
-  return words.map((word, i) => ({ word, differs: !same.has(i) }));
 }

@@ -1,8 +1,9 @@
 /* Tokens x blocks: blocks that change the words of a text, on *Workbench*, and on *Compare* for two models. */
 import { number } from "../weights/canvas.js";
-import { grid } from "../weights/plots.js";
-import { need } from "./elements.js";
+import { grid, readOut } from "../weights/plots.js";
 import { LiveStream } from "./live.js";
+
+const { find } = window.slimscope;
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {{block: number, token: string, loss: number}} Cell */
@@ -22,14 +23,8 @@ export class Trace {
   constructor(card, of = "dense", pick = () => {}) {
     this.card = card;
     this.of = of;
-    this.canvas = need(card, "canvas", HTMLCanvasElement);
-    const said = need(card, "output", HTMLElement);
-    this.canvas.onpointermove = (event) => {
-      said.textContent = this.#plot?.at(event)?.words ?? "";
-    };
-    this.canvas.onpointerleave = () => {
-      said.textContent = "";
-    };
+    this.canvas = find(card, "canvas", HTMLCanvasElement);
+    readOut(this.canvas, find(card, "output"), () => this.#plot);
     this.canvas.onclick = (event) => {
       const place = this.#plot?.at(event);
       if (place) pick(place.i);
@@ -44,7 +39,7 @@ export class Trace {
     } else if (event.event === "why") {
       this.#losses[event.block] = event.losses;
       this.#draw();
-      need(this.card, ".workbench-said", HTMLElement).textContent = this.#words();
+      find(this.card, ".workbench-said").textContent = this.#words();
     }
   }
 
@@ -94,9 +89,9 @@ export function traced(form) {
   const field = (/** @type {string} */ name) => String(new FormData(form).get(name) ?? "");
   const card = form.parentElement;
   if (!card) return;
-  const status = need(card, "[role=status]", HTMLElement);
-  need(card, ".workbench-traced", HTMLElement).hidden = false;
-  const model = need(form, "[name=model]", HTMLSelectElement);
+  const status = find(card, "[role=status]");
+  find(card, ".workbench-traced").hidden = false;
+  const model = find(form, "[name=model]", HTMLSelectElement);
   const trace = new Trace(card, model.selectedOptions[0].text);
   asked?.end();
   asked = new LiveStream((event) => {

@@ -9,20 +9,23 @@ import { Predictions } from "./predictions.js";
 /** @typedef {{refused: string} | {identity: string, pruner: string, quantizer: string,
       formats: import("./formats.js").Names[], parts: import("./formats.js").Parts}} SentState
     `refused`: why the address of a state cannot be opened. */
-/** @typedef {{run: string, at: string, final: number | null, predicted: number | null, live: number | null, tokens: number,
-      state: string, nbytes: number}} QueuedRun
-    A run that was queued from a state; figures are perplexities over dense, `at` is the state of the run. */
+/** @typedef {{run: string, label: string, at: string, state: string, pruner: string, quantizer: string, nbytes: number,
+      final: number | null, stage: string, text: [windows: number, context: number], queued: boolean,
+      predicted: number | null, live: number | null}} StateRun
+    A run that makes a state; `at` is the state of the run, `pruner` and `quantizer` are "" for any, figures are
+    perplexities over dense; `queued`: from the Workbench. */
 /** @typedef {{model: string, title: string, models: [title: string, name: string, profiled: boolean][],
       layers: Layer[], modules: string[], rest: number,
-      runs: [run: string, label: string, nbytes: number, ratio: number][], queued: QueuedRun[], landmarks: Landmark[],
+      runs: StateRun[], landmarks: Landmark[],
       widths: number[], groups: number[], patterns: string[], parts: import("./formats.js").Parts,
-      colors: {dense: string, unchanged: string}, pruners: string[], quantizers: string[], instant: string[],
+      colors: {dense: string, unchanged: string, formats: string[]}, pruners: string[], quantizers: string[], instant: string[],
       made: {pruner: string, quantizer: string}, profile: string, partial: boolean,
-      known: {facts: string[], context: number, tokens: number, outdated: string} | null,
-      offer: {run: string, time: string, automatic: boolean, why: string} | null,
+      text: [windows: number, context: number], notice: string, known: string, empty: string,
+      offer: {automatic: boolean} | null,
       live: {why: string, do: string, bytes: number}, state: SentState | null}} Start
     The answer of `ui/pages/workbench/tables.py`. `instant`: methods that are made at once; `made`: those of the profile;
-    `known`: facts of the profile; `offer`: a new profile, or the `run` that makes one. */
+    `text` of the profile; `notice`: HTML of what is missing, `known` of the facts of the profile; `empty`: words where
+    there is no text; `offer`: a new profile. */
 /** @typedef {{file: string, megabytes: number, ratio: number, low: number, high: number, source: string}} Landmark
     A file of llama.cpp. */
 /** @typedef {{address: string, nbytes: number, ratio: number, how: string}} Kept A saved state. */
@@ -32,6 +35,8 @@ import { Predictions } from "./predictions.js";
 /** @typedef {{name: string, state: string} & import("./tensor.js").Counts} LiveTensor
     A layer as the live model holds it, at the address of a state. */
 
+/** The part of an address that names the formats of all layers. @param {string} address */
+const formatsOf = (address) => address.split("~").slice(3).join("~");
 const ATTENTION = /attn|attention/;
 const LEAST_LOSS = 1e-3; // of the slider, whose losses are on a log scale
 const MOST_LOSS = 10;
@@ -61,7 +66,7 @@ export class View {
     this.model = model;
     this.layers = model.layers;
     this.etag = profile?.etag ?? "";
-    this.known = new Formats(model.parts);
+    this.known = new Formats(model.parts, model.colors.formats);
     this.predictions = new Predictions(model.layers, model.rest, this.known, profile);
     this.settings = this.#offered(settings);
     this.dense = this.layers.map(() => this.known.dense);
@@ -105,6 +110,18 @@ export class View {
   }
   get isDense() {
     return this.now.formats.every((form) => form === this.known.dense);
+  }
+  /** Runs that make the state; that whose result is shown comes first. */
+  get runs() {
+    const { pruner, quantizer } = this.now;
+    const formats = formatsOf(this.address);
+    const made = this.model.runs.filter(
+      (run) =>
+        formatsOf(run.state) === formats &&
+        (!run.pruner || run.pruner === pruner) &&
+        (!run.quantizer || run.quantizer === quantizer),
+    );
+    return made.sort((a, b) => Number(b.final !== null) - Number(a.final !== null));
   }
   get layer() {
     return this.layers[this.focus];
@@ -180,12 +197,13 @@ export class View {
 
   /** The figures of the state that a run keeps which is queued from it; only a prediction for the methods of the state.
       @param {import("./measured.js").Known} known */
-  summary({ ratio: live, tokens }) {
+  summary({ ratio: live, low, high, tokens, context, exactly }) {
     const totals = this.predictions.totals(this.now.formats);
     const predicted = this.isMadeOtherwise(totals) ? NaN : this.predicted(totals);
     return {
       ...(Number.isFinite(predicted) ? { predicted } : {}),
-      ...(live ? { live, tokens } : {}),
+      ...(live ? { live, tokens, context, preview: !exactly } : {}),
+      ...(live && low && high ? { low, high } : {}),
     };
   }
 
