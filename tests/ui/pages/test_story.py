@@ -19,7 +19,7 @@ from tests.ui.lab import GUEST, asked, pressed
 from ui.frame import PageChart
 from ui.pages import pages
 from ui.pages.story.page import act, draw
-from ui.pages.story.slides import drawn, exported, slides
+from ui.pages.story.slides import drawable, drawn, exported, slides
 from ui.widgets.panel import PlotlyView
 
 HOST = Actor("mira", "host")
@@ -53,6 +53,16 @@ def test_every_chart_is_drawn_from_an_address_or_says_why_not(seeded: Settings) 
     ]
     assert [part.title for part in parts if part.sentence == FAILED] == []
     assert all(part.figure or part.rows or part.sentence for part in parts)
+
+
+def test_the_charts_of_the_page_in_view_are_offered_by_their_own_titles(seeded: Settings) -> None:
+    for address in (f"weights?run=sds-0001&tensor={TENSOR}", "run?id=sds-0001", COMPARED):
+        offered = drawable(StoryView(1, address))
+        titles = [title for _, title in offered]
+        assert len(titles) > 2 and len({*titles}) == len(titles), address
+    names = dict(drawable(StoryView(1, f"weights?run=sds-0001&tensor={TENSOR}&view=matrix")))
+    assert {*names} == {"weights-heatmap", "weights-overlay", "weights-more"}
+    assert drawable(StoryView(1, "weights?run=sds-0099")) == drawable(StoryView(1, "nowhere")) == []
 
 
 def test_slides_show_the_finding_of_their_view(number: int) -> None:

@@ -193,6 +193,20 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
     return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
 
 
+def most_different(comparison: RunComparison, by_run: Mapping[str, RunWeights]) -> str:
+    """The tensor whose output error differs most between the kept stages; else the first."""
+    errors = {}
+    for row in comparison.rows:
+        weights = by_run.get(row.job.run)
+        if weights and RELATIVE_ERROR in weights.table and row.figures.kept in weights.stages:
+            stage = weights.of_stage(row.figures.kept)
+            errors[row.job.run] = stage.set_index("tensor")[RELATIVE_ERROR]
+    table = pd.DataFrame(errors).dropna()
+    if table.empty or len(errors) < 2:
+        return next(iter(tensors_of(by_run)))
+    return str((table.max(axis=1) - table.min(axis=1)).idxmax())
+
+
 def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
     series: dict[str, Series] = {}
     for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):

@@ -30,10 +30,11 @@ NO_POINTS = [(0, 0.0)]  # of a curve without a finite value
 
 @dataclass(frozen=True)
 class Picture:
-    """Colored paths and a description."""
+    """Colored paths, a description, and the name of what is drawn."""
 
     paths: Sequence[tuple[str, str]]  # d, color
     title: str
+    label: str = ""
 
 
 NOTHING = Picture((), "")
@@ -86,7 +87,8 @@ def _curve(job: Job) -> Picture:
     values = [value for _, value in points]
     low, high = min(values), max(values)
     title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
-    return Picture([(polyline(points, spans[key].last, (low, high)), "var(--accent)")], title)
+    path = polyline(points, spans[key].last, (low, high))
+    return Picture([(path, "var(--accent)")], title, metric(key).label)
 
 
 def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:

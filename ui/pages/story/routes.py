@@ -26,7 +26,7 @@ from backend.settings import settings, space_host
 from jobs.serving.openai_format import StrictBody
 from ui.api_errors import error_response
 from ui.format import href
-from ui.pages.story.slides import number_of, page_of, presented
+from ui.pages.story.slides import drawable, number_of, page_of, presented, slides
 from ui.security.auth import current_user
 from ui.templates import fragments, render
 
@@ -168,12 +168,12 @@ def share(request: Request, _: bytes) -> Response:
 def _dialog(
     request: Request, address: str, chart: str, story: int = 0, error: SlimscopeError | None = None
 ) -> Response:
-    base, page = base_address(request), page_of(StoryView(1, address))
+    base, view = base_address(request), StoryView(1, address)
     html = HTML.dialog(
         address,
         urljoin(base or str(request.base_url), address),
         bool(base),
-        [(name, each.title) for name, each in page.charts.items()] if page else [],
+        drawable(view),
         chart,
         writing.stories(),
         story,
@@ -194,7 +194,8 @@ def add(request: Request, body: bytes) -> Response:
         if number:
             writing.add_view(number, view.address, view.chart, view.text, actor)
         else:
-            number = writing.create_story(f"Story of {page.name}", actor, [view])
+            (slide,) = slides([view], is_live=True)
+            number = writing.create_story(slide.title[: writing.TITLE_LETTERS], actor, [view])
     except SlimscopeError as error:
         return _dialog(request, new.address, new.chart, error=error)
     return _dialog(request, new.address, new.chart, number)

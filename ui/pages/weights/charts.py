@@ -1,20 +1,18 @@
 """What is looked at of a run's weights: names in the address, which `state.js` reads and writes;
-and what stories show of it: the map, the histogram and perplexity, drawn by Python. On the page
-the browser draws them (`assets/scripts/weights`)."""
+and the map as stories draw it. On the page the browser draws it (`assets/scripts/weights`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backend.statistics.tensors import RELATIVE_ERROR, TensorSnapshot
-from backend.store import queries, tensors
+from backend.statistics.tensors import RELATIVE_ERROR
+from backend.store import queries
 from ui.charts.chart import Chart
 from ui.charts.headlines import cells_headline, lower
 from ui.charts.heatmap import STATISTICS, MapBaseline, available, cells, layer_map
-from ui.charts.series import MAX_STAGES, Series, cutoffs, overlay, overlay_chart
-from ui.charts.stages import perplexities, perplexity_chart
+from ui.charts.series import MAX_STAGES
 from ui.runs.results import real_models_first
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
-from ui.theme import LineStyle, declared, stage_style
+from ui.theme import declared
 from ui.widgets.explorer import Selection, valid_or_first
 
 VIEWS = {  # below the map and the histogram
@@ -91,7 +89,8 @@ class WeightsSelection(Selection):
         run: the run.
         vs: stage of the run, or another run, that everything is compared with.
         tensor: full name; `stage`, `stat`: of the map.
-        show, y: stages and height axis of the histogram; `view`: the panel below it.
+        show, y: chosen stages and height axis of the histogram; `view`: the panel below it, with
+            its `OPTIONS`; `step`: of training, for groups; `spot`: place of a matrix.
     """
 
     vs: str = ""
@@ -101,6 +100,12 @@ class WeightsSelection(Selection):
     view: str = ""
     show: tuple[str, ...] = ()
     y: str = ""
+    side: str = ""
+    measure: str = ""
+    order: str = ""
+    cells: str = ""
+    step: str = ""
+    spot: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same, with everything that is not stored replaced by what is."""
@@ -116,8 +121,12 @@ class WeightsSelection(Selection):
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
             view=valid_or_first(self.view, VIEWS),
-            show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
-            or default_stages(weights, other is not None),
+            show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES],
+            **{
+                name: valid_or_first(getattr(self, name), choices)
+                for options in OPTIONS.values()
+                for name, (_, choices) in options.items()
+            },
         )
 
 
@@ -132,13 +141,6 @@ def last_with(stat: str, weights: RunWeights) -> str:
     main = main_stages(weights.stages)
     having = [s for s in main if weights.of_stage(s)[stat].notna().any()]
     return (having or main)[-1]
-
-
-def default_stages(weights: RunWeights, two_runs: bool) -> tuple[str, ...]:
-    """The stages that are shown where nobody has chosen any; beside another run what was kept."""
-    main = main_stages(weights.stages)
-    kept = kept_stage(weights, weights.stages)
-    return tuple(dict.fromkeys((main[0], kept)) if two_runs else main[:MAX_STAGES])
 
 
 @dataclass(frozen=True)
@@ -169,32 +171,6 @@ class WeightsView:
         kept = kept_stage(self.other, self.other.stages)
         return stage if kept == DENSE else kept
 
-    def series(self) -> list[Series]:
-        """The chosen stages of the tensor, then their counterparts in the other run; the dense
-        tensor, which is the same in both where the model is, once."""
-        selection, named = self.selection, f", {self.weights.job.run}" if self.other else ""
-        own = _snapshots(self.weights, selection.tensor)
-        drawn = [
-            Series(own[s], f"{self.weights.labels[s]}{named}", stage_style(s))
-            for s in selection.show
-            if s in own
-        ]
-        if self.other is None:
-            return drawn
-        theirs = _snapshots(self.other, selection.tensor)
-        same = {DENSE} if self.other.model == self.weights.model else set[str]()
-        for stage in dict.fromkeys(map(self.counterpart, selection.show)):
-            if stage in theirs and stage not in same:
-                style, label = stage_style(stage), self.other.labels.get(stage, stage)
-                stroke = LineStyle(style.color, "dashdot" if style.dash == "dot" else "dash")
-                drawn.append(Series(theirs[stage], f"{label}, {self.other.job.run}", stroke))
-        return drawn
-
-
-def _snapshots(run: RunWeights, tensor: str) -> dict[str, TensorSnapshot]:
-    """A tensor by stage; of several steps the last."""
-    return {s.stage: s for s in tensors.tensor_snapshots(run.job.id, tensor)}
-
 
 def map_chart(view: WeightsView) -> Chart:
     """A statistic of every matrix at the chosen stage."""
@@ -223,29 +199,3 @@ def map_chart(view: WeightsView) -> Chart:
     headline = cells_headline(chart.frame, f"Change of {lower(label)}" if base else label)
     theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
-
-
-def tensor_chart(view: WeightsView) -> Chart:
-    """The tensor's histograms."""
-    series, asked = view.series(), view.selection.view
-    question, of_lines = TEXTS["overlay"]
-    if not series:
-        not_yet = "This tensor has not reached any of the chosen stages."
-        return Chart(not_yet, question=question)
-    figure = overlay(series, log_y=view.selection.y == "log")
-    drawn = f"The view {VIEWS[asked]} is drawn on the page Weights only"
-    elsewhere = "" if asked == "ridges" else f"{drawn}; this is the histogram of its tensor."
-    chart = overlay_chart(series, elsewhere, figure=figure)
-    against = f"-{view.other.job.run}" if view.other else ""
-    name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"
-    theory = of_lines if cutoffs(series) else ""
-    return replace(chart, question=question, name=name, theory=theory)
-
-
-def stages_chart(view: WeightsView) -> Chart:
-    """Perplexity by stage of the run."""
-    weights = view.weights
-    results = perplexities(queries.results([weights.job.id]), weights.labels)
-    if not results:
-        return Chart("Perplexity appears here as the stages are measured.")
-    return perplexity_chart(results, weights.labels)
