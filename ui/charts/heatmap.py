@@ -177,8 +177,6 @@ def block_heatmap(
 ) -> go.Figure:
     """A map with blocks from left to right and modules from top to bottom.
 
-    A selected cell returns the name of its tensor.
-
     Args:
         rows: columns tensor, block, module and value.
         hover: hover text of each row, as HTML.
@@ -190,28 +188,21 @@ def block_heatmap(
     """
     rows = rows.assign(hover=[*hover])
     grid = _grid(rows, "value")
-    names, texts = (
-        _grid(rows, column).reindex(index=grid.index, columns=grid.columns)
-        for column in ("tensor", "hover")
-    )
-    cell = next(
-        (
-            [str(row.block), _short(row.module, grid.index)]
-            for row in rows[rows["tensor"] == picked].itertuples()
-        ),
-        None,
-    )
+    texts = _grid(rows, "hover").reindex(index=grid.index, columns=grid.columns)
+    outlined = [
+        (grid.columns.get_loc(row.block), grid.index.get_loc(row.module))
+        for row in rows[rows["tensor"] == picked].itertuples()
+    ]
     figure = heatmap(
         [str(block) for block in grid.columns],
         [_short(module, grid.index) for module in grid.index],
         grid.to_numpy(dtype=float),
-        names.where(names.notna(), None).to_numpy().tolist(),
         texts.where(texts.notna(), "No value").to_numpy().tolist(),
         limits,
         title=title,
         diverging=diverging,
         view=view,
-        picked=cell,
+        outlined=outlined,
         xaxis=axis("Block"),
         yaxis=axis(nticks=0),
     )
@@ -222,29 +213,27 @@ def heatmap(
     columns: Sequence[str],
     rows: Sequence[str],
     values: np.ndarray,
-    names: Sequence[Sequence[str | None]],
     hover: Sequence[Sequence[str]],
     limits: tuple[float, float],
     *,
     title: str,
     diverging: bool,
     view: str,
-    picked: Sequence[str] | None,
+    outlined: Sequence[tuple[int, int]],
     xaxis: dict[str, Any],
     yaxis: dict[str, Any],
 ) -> go.Figure:
-    """A map whose cells can be selected.
+    """A map of labeled rows and columns.
 
     Args:
         columns, rows: labels.
         values: `[rows, columns]`; NaN is an empty cell.
-        names: value that a selected cell returns.
         hover: hover text of each cell, as HTML.
         limits: lowest and highest value of the color scale.
         title: title of the color bar.
         diverging: colors diverge from white at zero; the limits must be symmetric.
         view: see `layout`.
-        picked: column and row of the cell that is outlined.
+        outlined: column and row of the cells that are outlined.
     """
     low, high = limits
     cell_values = [[None if np.isnan(v) else float(v) for v in row] for row in values]
@@ -252,7 +241,6 @@ def heatmap(
         x=columns,
         y=rows,
         z=cell_values,
-        customdata=names,
         text=hover,
         hovertemplate="%{text}<extra></extra>",
         zmin=low,
@@ -264,10 +252,13 @@ def heatmap(
     column_axis = category | {"nticks": 12} | xaxis
     column_axis["title"] |= {"standoff": 20}  # keeps the title below the tick labels
     row_axis = category | {"autorange": "reversed"} | yaxis
-    meta: dict[str, Any] = {"pick": "cell"}
-    if picked:
-        meta["picked"] = picked
-    return go.Figure(heat, layout(view=view, meta=meta, xaxis=column_axis, yaxis=row_axis))
+    frames = [
+        {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
+        | {"line": {"color": color, "width": width}}
+        for x, y in outlined
+        for color, width in ((LIGHT.text, 4), (LIGHT.paper, 1.5))
+    ]
+    return go.Figure(heat, layout(view=view, shapes=frames, xaxis=column_axis, yaxis=row_axis))
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:

@@ -45,6 +45,10 @@ def drawn(figure: go.Figure) -> list[Any]:
     return list(figure.data)
 
 
+def tensor_in(hover: str) -> str:
+    return hover.removeprefix("<b>").partition("</b>")[0]
+
+
 # heatmap ------------------------------------------------------------------------------------------
 
 
@@ -54,9 +58,9 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
     heat = drawn(layer_map(table, "redense", "near_zero").figure)[0]
     stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
     assert np.shape(heat.z) == (7, 3)
-    for names, values in zip(heat.customdata, heat.z, strict=True):
-        for name, value in zip(names, values, strict=True):
-            assert value == pytest.approx(100 * stored[name])
+    for texts, values in zip(heat.text, heat.z, strict=True):
+        for text, value in zip(texts, values, strict=True):
+            assert value == pytest.approx(100 * stored[tensor_in(text)])
     heat = drawn(layer_map(table, "dense", "std").figure)[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
@@ -72,9 +76,9 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
     heat = drawn(layer_map(table, "first", "zero_share").figure)[0]
     said = heat.text[5][1]
     assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
-    meta = layer_map(table, "sds", "std", TENSOR).figure.layout.meta
-    assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
-    assert "picked" not in layer_map(table, "sds", "std", "no such").figure.layout.meta
+    frame = layer_map(table, "sds", "std", TENSOR).figure.layout.shapes[0]
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (0.5, 1.5, 4.5, 5.5), "block 1, up_proj"
+    assert not layer_map(table, "sds", "std", "no such").figure.layout.shapes
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -99,7 +103,7 @@ def test_compared_with_dense_the_colors_diverge_from_white(table: pd.DataFrame) 
     base = MapBaseline(table[table["stage"] == "dense"], "Dense")
     heat = drawn(layer_map(table, "first", "std", base=base).figure)[0]
     stored = table.set_index(["stage", "tensor"])["std"]
-    name = heat.customdata[5][1]
+    name = tensor_in(heat.text[5][1])
     assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
     assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
     assert title_of(STATISTICS["std"], base) == "Std, difference from dense" in heat.text[5][1]
