@@ -160,14 +160,17 @@ def delete_story(number: int, actor: Actor) -> None:
         session.delete(_locked(session, number))
 
 
-def add_view(number: int, address: str, chart: str, text: str, actor: Actor) -> None:
-    """Add a view at the end of a story. The caller has checked that page and chart exist."""
+def add_view(
+    number: int, address: str, chart: str, text: str, actor: Actor, at: int = MAX_VIEWS
+) -> None:
+    """Add a view to a story, before the view at position `at`, by default at the end. The caller
+    has checked that page and chart exist."""
 
-    def append(views: list[StoryView]) -> list[StoryView]:
+    def insert(views: list[StoryView]) -> list[StoryView]:
         id = max((view.id for view in views), default=0) + 1
-        return [*views, StoryView(id, address, chart, text)]
+        return [*views[:at], StoryView(id, address, chart, text), *views[at:]]
 
-    _change(number, actor, append)
+    _change(number, actor, insert)
 
 
 def write_text(number: int, view: int, text: str, actor: Actor) -> None:
@@ -194,7 +197,7 @@ def move_view(number: int, view: int, by: int, actor: Actor) -> None:
 
 
 def remove_view(number: int, view: int, actor: Actor) -> None:
-    """Remove a view from a story."""
+    """Remove a view from a story. Undo: `add_view` at its position."""
     _change(number, actor, lambda views: [v for v in views if v.id != view])
 
 

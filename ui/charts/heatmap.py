@@ -191,7 +191,7 @@ def block_heatmap(
     texts = _grid(rows, "hover").reindex(index=grid.index, columns=grid.columns)
     outlined = [
         (grid.columns.get_loc(row.block), grid.index.get_loc(row.module))
-        for row in rows[rows["tensor"] == picked].itertuples()
+        for row in rows[(rows["tensor"] == picked) & rows["value"].notna()].itertuples()
     ]
     figure = heatmap(
         [str(block) for block in grid.columns],

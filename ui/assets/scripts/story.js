@@ -1,7 +1,7 @@
 /* Share: the link of this view with its QR code, and the stories that may take it in. The editor of a
    story. */
 (() => {
-  const { dialog, find, findAll } = window.slimscope;
+  const { address, dialog, find, findAll } = window.slimscope;
   const FILE_BYTES = 64e6;
 
   try {
@@ -12,13 +12,15 @@
     /* another site frames us: a Space */
   }
 
-  /** The page and its state. */
+  /** The page and its state, with what it shows by default. */
   function here() {
+    window.slimscope.pin?.();
+    const shown = document.querySelector("[data-pin]");
+    if (shown instanceof HTMLElement) address(JSON.parse(shown.dataset.pin ?? "{}"));
     const fields = new URLSearchParams(location.search);
     return `${location.pathname.split("/").pop()}${fields.size ? `?${fields}` : ""}` || "./";
   }
   const present = () => {
-    window.slimscope.pin?.();
     location.href = `slimscope/story?view=${encodeURIComponent(here())}`;
   };
 
@@ -26,7 +28,6 @@
 
   /** @type {Slimscope["share"]} */
   async function share(chart = "") {
-    window.slimscope.pin?.();
     const view = { address: here(), chart };
     const answer = await fetch(`slimscope/share?${new URLSearchParams(view)}`);
     const box = dialog("share", await answer.text());

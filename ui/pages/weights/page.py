@@ -48,7 +48,9 @@ BELOW = {  # element of the page -> views that it shows
 }
 REPORTED = {LAYERS: map_chart, TENSOR: histogram}
 REPORTED |= {
-    Panel(name, " or ".join(VIEWS[v] for v in views)): partial(shown_view, views)
+    Panel(name, VIEWS[views[0]] if len(views) == 1 else "View of the tensor"): partial(
+        shown_view, views
+    )
     for name, views in BELOW.items()
 }
 START = (
