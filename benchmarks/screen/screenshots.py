@@ -67,7 +67,7 @@ AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('#weights-overlay h2, #workbench-histogram h2, .workbench-said')]
     .every(one => one.textContent || one.closest('[hidden]'))
   && (!document.querySelector('.workbench-status')
-    || /measured/.test(document.querySelector('[data-gauge=ratio] i').textContent))"""
+    || document.querySelector('[data-gauge=ratio] [data-how=live] b').textContent !== '–')"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ ONE_LAYER = (  # of SmolLM2 in 3 bits, and which tokens that breaks
 TENSOR = "model.layers.0.mlp.gate_proj.weight"  # of most models; the first where there is none
 SHOTS = (
     Shot("home-light", ""),
-    Shot("home-dark", "", dark=True),
     Shot("home-phone", "", phone=True),
     Shot("new-run-light", "new-run?kind=sds"),
     Shot("run-light", "run?id={weights}", tallest=770),
