@@ -120,7 +120,6 @@ interface Slimscope {
   look?(): void;
 
   /* controls.js, files.js, html_panel.js, keys.js, log_view.js, story.js */
-  play(id: string, next: string): void;
   save(name: string, parts: BlobPart[], type?: string): void;
   saving(element: HTMLElement): void;
   download(props: GradioProps<{ name: string; data: string } | null>, watch: GradioWatch): void;
