@@ -50,8 +50,13 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
         visitor.keyboard.press("Home")
         expect(phone.locator("output")).to_have_text("1 of 4")
         assert phone.evaluate(CUT) == 0
+    assert visitor.url.endswith("?n=1&at=0"), "a reload shows the same view"
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(f"{lab.url}/story?n=1")
+    visitor.locator(".story-views li").nth(1).get_by_text("Remove").click()
+    expect(visitor.locator(".story-views li")).to_have_count(3)
+    visitor.get_by_test_id("undo").click()
+    expect(visitor.locator(".story-views li")).to_have_count(4)
 
 
 def test_an_exported_story_is_presented_without_network(
