@@ -30,7 +30,7 @@ from ui.charts.heatmap import (
     with_largest,
 )
 from ui.charts.lines import Line, line_chart, log_span, thinned
-from ui.charts.stages import perplexities, perplexity_chart, perplexity_note
+from ui.pages.run.stages import perplexities, perplexity_chart, perplexity_note
 from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
