@@ -4,7 +4,7 @@ difference below it, and the view below both. On the page the browser draws the 
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from backend.statistics.tensors import (
     JOINT,
+    SIDES,
     SINGULAR_VALUES,
     TensorSnapshot,
     channel_profile,
@@ -31,7 +32,7 @@ from ui.charts.series import (
     rebinned,
     weight_range,
 )
-from ui.format import number
+from ui.format import count, number
 from ui.pages.weights.charts import OPTIONS, TEXTS, WeightsView, main_stages
 from ui.pages.weights.groups import NONE_RECORDED, TensorGroups, merged
 from ui.pages.weights.histograms import effect_stages
@@ -41,7 +42,21 @@ from ui.theme import LIGHT, LineStyle, stage_style
 RIDGE_BINS = 128
 RIDGE_OVERLAP = 4  # rows that the tallest ridge covers
 PANEL_TOP = 32  # pixels of the titles of panels
+CELLS = {  # figure of a cell of the matrix
+    "mean": "Mean |weight|",
+    "max": "Largest |weight|",
+    "zeros": "Exact zeros, %",
+    "change": "Change of the mean |weight| from dense",
+}
 NOT_RECORDED = "This run has not recorded what this view draws."
+
+
+class MapAxis(NamedTuple):
+    """Title, start and width of an axis."""
+
+    title: str
+    low: float
+    width: float
 
 
 @dataclass(frozen=True)
@@ -221,53 +236,75 @@ def ridges(view: WeightsView) -> Chart:
 
 
 def panels(
-    drawn: Sequence[tuple[str, np.ndarray]], x: str, y: str, *, even: bool = False, **options: Any
+    drawn: Sequence[tuple[str, np.ndarray]],
+    x: MapAxis,
+    y: MapAxis,
+    *,
+    even: bool = False,
+    **options: Any,
 ) -> go.Figure:
     """Maps side by side on one color scale, which diverges from 0 if `even`."""
     figure = make_subplots(1, len(drawn), subplot_titles=[label for label, _ in drawn])
     for column, (_, values) in enumerate(drawn, 1):
-        cells = np.where(np.isfinite(values), values.astype(float), np.nan)
-        figure.add_trace(
-            go.Heatmap(z=cells, coloraxis="coloraxis", hovertemplate="%{z:.4g}<extra></extra>"),
-            1,
-            column,
+        rows, columns = values.shape
+        heat = go.Heatmap(
+            z=np.where(np.isfinite(values), values.astype(float), np.nan),
+            x0=x.low + x.width / columns / 2,
+            dx=x.width / columns,
+            y0=y.low + y.width / rows / 2,
+            dy=y.width / rows,
+            coloraxis="coloraxis",
+            hovertemplate="%{z:.4g}<extra></extra>",
         )
+        figure.add_trace(heat, 1, column)
     low, high = color_limits(np.concatenate([values.ravel() for _, values in drawn]), even)
     colors = {"cmin": low, "cmax": high, "colorscale": DIVERGING if even else "viridis"}
     figure.update_layout(layout(top=PANEL_TOP, coloraxis=colors | {"colorbar": {"thickness": 8}}))
-    figure.update_xaxes(axis(x, showgrid=False))
+    figure.update_annotations(font_size=12)
+    figure.update_xaxes(axis(x.title, showgrid=False))
     figure.update_yaxes(axis(showgrid=False, showticklabels=False, **options))
-    figure.update_yaxes(axis(y, showticklabels=True), col=1)
+    figure.update_yaxes(axis(y.title, showticklabels=True), col=1)
     return figure
 
 
 def matrix(view: WeightsView) -> Chart:
     """Cells of the matrix, stage by stage."""
-    figure, choices = view.selection.cells, OPTIONS["matrix"]["cells"][1]
-    if view.selection.spot:
+    chosen = view.selection
+    if chosen.spot:
         return Chart("Stories show the whole matrix, not single weights.")
-    found = recorded_stages(view, map_profile(figure), figure == "change")
+    found = recorded_stages(view, map_profile(chosen.cells), chosen.cells == "change")
     if not found:
         return Chart(NOT_RECORDED)
-    scale = 100 if figure == "zeros" else 1
-    drawn = [(stage.label, scale * values) for stage, values in found]
-    unit = f"{choices[figure]}{', %' if scale > 1 else ''}"
+    stage, cells = found[-1]
+    profiles = (stage.profile(chosen.tensor, channel_profile(side, "norm")) for side in SIDES)
+    outputs, inputs = (
+        n if profile is None else len(profile)
+        for n, profile in zip(cells.shape, profiles, strict=True)
+    )
+    scale, figure = 100 if chosen.cells == "zeros" else 1, CELLS[chosen.cells]
     chart = panels(
-        drawn, "Input channel", "Output channel", even=figure == "change", autorange="reversed"
+        [(stage.label, scale * values) for stage, values in found],
+        MapAxis("Input channel", 0, inputs),
+        MapAxis("Output channel", 0, outputs),
+        even=chosen.cells == "change",
+        autorange="reversed",
     )
-    return Chart(
-        chart, note=f"Colors: {lower(unit)}.", headline=f"{drawn[-1][0]}: {lower(unit)} by cell"
-    )
+    note = f"Colors: {lower(figure)}. n = {count(outputs * inputs)} weights."
+    return Chart(chart, note=note, headline=f"{stage.label}: {lower(figure)}")
 
 
 def joint(view: WeightsView) -> Chart:
     """Weights after each stage by their dense value, on a log scale of colors."""
     found = recorded_stages(view, JOINT, is_changed=True)
-    if not found:
+    series = found and found[-1][0].series(view.selection.tensor)
+    if not series:
         return Chart(NOT_RECORDED)
     with np.errstate(divide="ignore"):
         drawn = [(stage.label, np.log10(values.T.astype(float))) for stage, values in found]
-    figure = panels(drawn, "Weight, dense (bin)", "Weight after (bin)")
+    low, width = series.snapshot.lo, series.snapshot.hi - series.snapshot.lo
+    figure = panels(
+        drawn, MapAxis("Weight, dense", low, width), MapAxis("Weight after", low, width)
+    )
     note = "Colors: log10 of the number of weights. On the diagonal a weight is unchanged."
     return Chart(figure, note=note, headline=f"{drawn[-1][0]}: weights by their dense value")
 
@@ -305,7 +342,7 @@ def channels(view: WeightsView) -> Chart:
     front, values = drawn[-1]
     ratio = float(values.max() / (np.median(values) or np.nan))
     told = f": the largest is {times(ratio)} the median" if ratio == ratio else ""
-    note = f"n = {len(values)} channels."
+    note = f"n = {count(len(values))} channels."
     return Chart(figure, note=note, headline=f"{front.label}, {lower(kind)}{told}")
 
 
@@ -333,11 +370,12 @@ def groups(view: WeightsView) -> Chart:
     order = np.argsort(read.changes[steps[-1]].mean(1), kind="stable")
     figure = panels(
         [("Change of the magnitude, %", merged(read.changes[step][order]))],
-        "Group of inputs",
-        "Row, sorted by its change",
+        MapAxis("Group of inputs", 0, read.changes[step].shape[1]),
+        MapAxis("Row, sorted by its change", 0, len(order)),
         even=True,
     )
-    note = f"n = {read.changes[step].size} groups, step {step}."
+    total, where = count(read.changes[step].size), view.weights.tensors[chosen.tensor]
+    note = f"{where}: n = {total} groups, step {step}."
     return Chart(figure, note=note, headline=read.title)
 
 
