@@ -194,17 +194,18 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
 
 
 def most_different(comparison: RunComparison, by_run: Mapping[str, RunWeights]) -> str:
-    """The tensor whose output error differs most between the kept stages; else the first."""
-    errors = {}
-    for row in comparison.rows:
-        weights = by_run.get(row.job.run)
-        if weights and RELATIVE_ERROR in weights.table and row.figures.kept in weights.stages:
-            stage = weights.of_stage(row.figures.kept)
-            errors[row.job.run] = stage.set_index("tensor")[RELATIVE_ERROR]
-    table = pd.DataFrame(errors).dropna()
-    if table.empty or len(errors) < 2:
-        return next(iter(tensors_of(by_run)))
-    return str((table.max(axis=1) - table.min(axis=1)).idxmax())
+    """The tensor that differs most between the kept stages, in the first statistic that is known of
+    all runs; else the first."""
+    kept = [
+        by_run[row.job.run].of_stage(row.figures.kept).set_index("tensor")
+        for row in comparison.rows
+        if row.job.run in by_run and row.figures.kept in by_run[row.job.run].stages
+    ]
+    for name in (RELATIVE_ERROR, "moved", "std") if len(kept) > 1 else ():
+        known = pd.concat([rows.reindex(columns=[name]) for rows in kept], axis=1).dropna()
+        if len(known):
+            return str((known.max(axis=1) - known.min(axis=1)).idxmax())
+    return next(iter(tensors_of(by_run)))
 
 
 def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
