@@ -182,16 +182,13 @@ def write_text(number: int, view: int, text: str, actor: Actor) -> None:
     )
 
 
-def move_view(number: int, view: int, by: int, actor: Actor) -> None:
-    """Move a view down by a number of positions (up if negative), at most to the end."""
+def move_view(number: int, view: int, above: int, actor: Actor) -> None:
+    """Move a view below the view `above`; to the top if there is none."""
 
     def reorder(views: list[StoryView]) -> list[StoryView]:
-        target = next((v for v in views if v.id == view), None)
-        if target is None:
-            return views
-        others = [v for v in views if v is not target]
-        index = max(0, views.index(target) + by)
-        return [*others[:index], target, *others[index:]]
+        others = [v for v in views if v.id != view]
+        at = next((at for at, v in enumerate(others, 1) if v.id == above), 0)
+        return [*others[:at], *(v for v in views if v.id == view), *others[at:]]
 
     _change(number, actor, reorder)
 

@@ -162,6 +162,18 @@
     });
   }
 
+  /** What had the focus has it again when the panel is drawn anew. @param {HTMLElement} element */
+  function keepFocus(element) {
+    let name = "";
+    element.addEventListener("focusin", ({ target }) => {
+      name = target instanceof HTMLElement ? (target.dataset.focus ?? "") : "";
+    });
+    new MutationObserver(() => {
+      const button = name && element.querySelector(`[data-focus="${name}"]`);
+      if (button instanceof HTMLElement && document.activeElement === document.body) button.focus();
+    }).observe(element, { childList: true, subtree: true });
+  }
+
   /**
    * @param {DragEvent} event
    * @param {HTMLElement} item
@@ -176,6 +188,7 @@
     const look = () => {
       for (const wait_ms of LOOK_MS) setTimeout(() => window.slimscope.look?.(), wait_ms);
     };
+    keepFocus(element);
     orderable(element, (action, run, above) => {
       acted({ do: action, run, text: above });
       look();

@@ -1,7 +1,7 @@
 /* Share: the link of this view with its QR code, and the stories that may take it in. The editor of a
    story. */
 (() => {
-  const { address, dialog, find, findAll } = window.slimscope;
+  const { address, dialog, find } = window.slimscope;
   const FILE_BYTES = 64e6;
 
   try {
@@ -59,47 +59,10 @@
   /* --- editor ------------------------------------------------------------------------------ */
 
   /**
-   * The views of a story are dragged by their handle; its buttons move them, too, and keep the focus.
+   * A file that is chosen is imported as a story.
    * @type {Slimscope["story"]}
    */
   function story(element, acted) {
-    /** @type {HTMLElement | null} */
-    let dragged = null;
-    let start = 0;
-    let focus = "";
-    const rows = () => findAll(element, ".story-views li");
-    const rowAt = (/** @type {Event} */ event) =>
-      event.target instanceof Element ? event.target.closest(".story-views li") : null;
-
-    element.addEventListener("dragstart", (event) => {
-      dragged = /** @type {HTMLElement | null} */ (rowAt(event));
-      dragged?.classList.add("dragged");
-      start = dragged ? rows().indexOf(dragged) : 0;
-    });
-    element.addEventListener("dragover", (event) => {
-      const row = rowAt(event);
-      if (!dragged || !row) return;
-      event.preventDefault();
-      const { top, height } = row.getBoundingClientRect();
-      if (event.clientY > top + height / 2) row.after(dragged);
-      else row.before(dragged);
-    });
-    element.addEventListener("drop", (event) => event.preventDefault());
-    element.addEventListener("dragend", () => {
-      if (!dragged) return;
-      const { run, file } = dragged.dataset;
-      dragged.classList.remove("dragged");
-      acted({ do: "move", run, file, text: String(rows().indexOf(dragged) - start) });
-      dragged = null;
-    });
-    element.addEventListener("click", ({ target }) => {
-      focus = target instanceof HTMLElement ? (target.dataset.focus ?? "") : "";
-    });
-    new MutationObserver(() => {
-      const button = focus && element.querySelector(`[data-focus="${focus}"]`);
-      if (button instanceof HTMLElement) button.focus();
-      focus = "";
-    }).observe(element, { childList: true, subtree: true, attributes: true });
     element.addEventListener("change", async ({ target }) => {
       if (!(target instanceof HTMLInputElement) || !target.files?.[0]) return;
       acted({ do: "import", text: await storyFile(target.files[0]) });

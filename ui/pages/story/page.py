@@ -65,11 +65,6 @@ def draw(request: gr.Request) -> str:
 CHANGES: dict[str, Callable[[int, int, str, Actor], None]] = {  # story, view, text, who
     "rename": lambda number, _, text, user: writing.rename_story(number, text, user),
     "write": writing.write_text,
-    "move": lambda number, view, text, user: writing.move_view(
-        number, view, number_of(text.removeprefix("-")) * (-1 if text[:1] == "-" else 1), user
-    ),
-    "up": lambda number, view, _, user: writing.move_view(number, view, -1, user),
-    "down": lambda number, view, _, user: writing.move_view(number, view, 1, user),
 }
 
 
@@ -90,6 +85,9 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
                 row = story(number)
                 name = re.sub(r"[^\w.-]+", "-", row.title).strip("-.") or "story"
                 return {"message": show_html(), "file": file_payload(f"{name}.html", exported(row))}
+            case "move":  # the list sends the view and the one then above it
+                number = number_of(query(request, "n"))
+                writing.move_view(number, number_of(sent.get("run", "")), number_of(text), user)
             case "remove":
                 return {"message": show_html(_removed(number, view, user))}
             case "undo":
