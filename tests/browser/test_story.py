@@ -53,7 +53,7 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
     assert visitor.url.endswith("?n=1&at=0"), "a reload shows the same view"
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(f"{lab.url}/story?n=1")
-    visitor.locator(".story-views li").nth(1).get_by_text("Remove").click()
+    visitor.get_by_role("button", name="Remove view 2").click()
     expect(visitor.locator(".story-views li")).to_have_count(3)
     visitor.get_by_test_id("undo").click()
     expect(visitor.locator(".story-views li")).to_have_count(4)

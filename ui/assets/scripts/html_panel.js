@@ -170,8 +170,10 @@
     });
     new MutationObserver(() => {
       const button = name && element.querySelector(`[data-focus="${name}"]`);
-      if (button instanceof HTMLElement && document.activeElement === document.body) button.focus();
-    }).observe(element, { childList: true, subtree: true });
+      const { activeElement } = document;
+      if (button instanceof HTMLElement && button !== activeElement)
+        if (activeElement === document.body || element.contains(activeElement)) button.focus();
+    }).observe(element, { childList: true, subtree: true, attributes: true });
   }
 
   /**
