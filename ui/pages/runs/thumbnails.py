@@ -15,7 +15,7 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import frames, tensors
 from backend.store.frames import CurveSpan
 from backend.store.tables import Job
-from jobs.metrics import MEMORY, PROCESSOR, metric
+from jobs.metrics import LOSS, MEMORY, PROCESSOR, metric
 from ui.format import number
 from ui.runs.results import stages_of
 from ui.runs.rows import RunRow
@@ -92,11 +92,11 @@ def _curve(job: Job) -> Picture:
 
 
 def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
-    """The curve with the most points, which is the loss of a training, but for what the process
-    took; None without a curve."""
+    """The loss, else the curve with the most points, but for what the process took; None without a
+    curve."""
     taken = (MEMORY, PROCESSOR)
     long = {key: span for key, span in spans.items() if span.points > 2 and key not in taken}
-    return max(long, key=lambda key: (long[key].points, key.family), default=None)
+    return max(long, key=lambda k: (k.family == LOSS.family, long[k].points), default=None)
 
 
 Points = Sequence[tuple[int, float]]
