@@ -43,7 +43,7 @@ from backend.metric_key import MetricKey
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.settings import settings
-from backend.store import frames, queries, tables
+from backend.store import frames, tables
 from backend.store.copies import has_file
 from backend.store.dialects import dialect_of
 from backend.store.session import engine_for, now_ms, reading, writing
@@ -57,9 +57,9 @@ from benchmarks.shared.timing import timed
 from jobs.runtime import context as job_context
 from jobs.runtime.row_buffer import MAX_ROWS
 from tests import postgres
+from tests.ui.lab import asked
 from ui.pages.runs import page as runs_page
 from ui.runs.rows import all_rows
-from ui.runs.view import TableQuery, query_runs
 
 POINTS, SNAPSHOTS = 600, 20  # of each copied run
 WRITERS, WRITTEN = 4, 250_000
@@ -191,12 +191,9 @@ def _plain_copies(points: int) -> float:
 def runs() -> Figures:
     """*Runs* as the server makes it."""
     gc.freeze()  # as the dashboard does with all that it has imported
-    query = TableQuery("", "newest", True, 1, (), "", (), ())
 
     def page() -> None:
-        table = query_runs(query)
-        runs_page.HTML.tools(table, queries.views(), "")
-        runs_page.HTML.board(table, [])
+        runs_page.draw(asked())
 
     def one_more() -> tuple[float, float]:
         newest = all_rows()[0].job.id

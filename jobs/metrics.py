@@ -49,7 +49,7 @@ class Metric:
         unit: displayed unit. Bytes and seconds have a unit in every cell, which depends on the
             size of the value.
         calibrated: True if it is measured on the calibration text, which depends on the config.
-        timed: True if it is a measured time or speed, which differs between equal runs.
+        timed: True if it is a measured time or speed, which depends on the machine.
         aliases: alternative names in filters.
         over: group averaged in each point of a curve.
     """
@@ -346,6 +346,7 @@ _ALL = (
         "Wall-clock time of the run's last attempt.",
         "lower",
         "seconds",
+        timed=True,
         aliases=("duration",),
     ),
     Metric(PEAK, "Peak memory", "Maximum memory of the run's process.", "lower", "bytes"),

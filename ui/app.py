@@ -26,6 +26,7 @@ from ui.gradio_patches import (
     check_calls,
     keep_sessions_small,
     limit_events,
+    name_pages,
     number_functions,
     poll_less_often,
     set_server_options,
@@ -75,6 +76,7 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
                 _fill(page, all_pages)
         app.queue(default_concurrency_limit=8, max_size=64)
     number_functions(app, VERSION)
+    name_pages("Slimscope")
     keep_sessions_small()
     without_files()
     check_calls()

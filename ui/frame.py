@@ -141,7 +141,9 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
             )
         yield
     _pulse_view.reset(token)
-    gr.HTML(HTML.footer(VERSION), elem_id="frame-footer", js_on_load=None)
+    named = {entry.name for entry in pages if entry.section == entry.name} | {"New run"}
+    others = [(name, address) for name, address in destinations if name not in named]
+    gr.HTML(HTML.footer(VERSION, others), elem_id="frame-footer", js_on_load=None)
 
 
 def on_load(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:

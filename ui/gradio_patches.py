@@ -10,11 +10,12 @@ from typing import Any
 
 import gradio as gr
 import uvicorn
-from gradio import http_server, processing_utils, route_utils, state_holder
+from gradio import http_server, processing_utils, route_utils, routes, state_holder
 from gradio.blocks import Block
 from gradio.context import Context
 from gradio.exceptions import Error
 from gradio.routes import App
+from jinja2 import ChoiceLoader, DictLoader
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -94,6 +95,15 @@ def without_files() -> None:
         return data
 
     processing_utils.async_move_files_to_cache = unchanged
+
+
+def name_pages(title: str) -> None:
+    """Give the name of the app to previews of links. Gradio 6.31 writes its own into every page."""
+    environment, name = routes.templates.env, "frontend/index.html"
+    assert environment.loader is not None, "Gradio loads its pages from files"
+    source = environment.loader.get_source(environment, name)[0]
+    renamed = DictLoader({name: source.replace('content="Gradio"', f'content="{title}"')})
+    environment.loader = ChoiceLoader([renamed, environment.loader])
 
 
 def number_functions(app: gr.Blocks, version: str) -> None:

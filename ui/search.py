@@ -9,6 +9,7 @@ from html import unescape
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from backend.queue.stories import stories
 from backend.store import queries
 from jobs.kind import kinds
 from ui.format import href, term_id
@@ -51,6 +52,15 @@ def search_tensors(text: str) -> list[Hit]:
         if hits:
             return hits[:MAX_OTHERS]
     return []
+
+
+def search_stories(text: str) -> list[Hit]:
+    """Find stories by their titles, and the tour of the bundled one."""
+    entries = [
+        {"title": row.title, "about": "story", "to": href("story", n=row.id)} for row in stories()
+    ]
+    tour = {"title": "Tour of Weights", "about": "story", "to": "slimscope/story?tour"}
+    return _by_title([*entries, tour], text)
 
 
 def search_terms(text: str) -> list[Hit]:
@@ -96,6 +106,7 @@ def _by_title(entries: Iterable[Hit], text: str) -> list[Hit]:
 PROVIDERS: tuple[Callable[[str], list[Hit]], ...] = (
     search_runs,
     search_tensors,
+    search_stories,
     search_terms,
     search_settings,
 )

@@ -160,14 +160,17 @@ def delete_story(number: int, actor: Actor) -> None:
         session.delete(_locked(session, number))
 
 
-def add_view(number: int, address: str, chart: str, text: str, actor: Actor) -> None:
-    """Add a view at the end of a story. The caller has checked that page and chart exist."""
+def add_view(
+    number: int, address: str, chart: str, text: str, actor: Actor, at: int = MAX_VIEWS
+) -> None:
+    """Add a view to a story, before the view at position `at`, by default at the end. The caller
+    has checked that page and chart exist."""
 
-    def append(views: list[StoryView]) -> list[StoryView]:
+    def insert(views: list[StoryView]) -> list[StoryView]:
         id = max((view.id for view in views), default=0) + 1
-        return [*views, StoryView(id, address, chart, text)]
+        return [*views[:at], StoryView(id, address, chart, text), *views[at:]]
 
-    _change(number, actor, append)
+    _change(number, actor, insert)
 
 
 def write_text(number: int, view: int, text: str, actor: Actor) -> None:
@@ -179,22 +182,19 @@ def write_text(number: int, view: int, text: str, actor: Actor) -> None:
     )
 
 
-def move_view(number: int, view: int, by: int, actor: Actor) -> None:
-    """Move a view down by a number of positions (up if negative), at most to the end."""
+def move_view(number: int, view: int, above: int, actor: Actor) -> None:
+    """Move a view below the view `above`; to the top if there is none."""
 
     def reorder(views: list[StoryView]) -> list[StoryView]:
-        target = next((v for v in views if v.id == view), None)
-        if target is None:
-            return views
-        others = [v for v in views if v is not target]
-        index = max(0, views.index(target) + by)
-        return [*others[:index], target, *others[index:]]
+        others = [v for v in views if v.id != view]
+        at = next((at for at, v in enumerate(others, 1) if v.id == above), 0)
+        return [*others[:at], *(v for v in views if v.id == view), *others[at:]]
 
     _change(number, actor, reorder)
 
 
 def remove_view(number: int, view: int, actor: Actor) -> None:
-    """Remove a view from a story."""
+    """Remove a view from a story. Undo: `add_view` at its position."""
     _change(number, actor, lambda views: [v for v in views if v.id != view])
 
 

@@ -29,12 +29,12 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
     opened(visitor, f"{lab.url}/story?n=1")
     rows = visitor.locator(".story-views li")
     expect(rows).to_have_count(4)
-    first = rows.first.get_attribute("data-file")
-    rows.first.get_by_role("button", name="down").click()
-    expect(rows.nth(1)).to_have_attribute("data-file", first or "")
-    expect(rows.nth(1).get_by_role("button", name="down")).to_be_focused()
-    rows.nth(1).drag_to(rows.first, target_position={"x": 4, "y": 2})
-    expect(rows.first).to_have_attribute("data-file", first or "")
+    first = rows.first.get_attribute("data-run")
+    rows.first.locator(".handle").press("ArrowDown")
+    expect(rows.nth(1)).to_have_attribute("data-run", first or "")
+    expect(rows.nth(1).locator(".handle")).to_be_focused()
+    rows.nth(1).locator(".handle").drag_to(rows.first, target_position={"x": 4, "y": 2})
+    expect(rows.first).to_have_attribute("data-run", first or "")
     visitor.get_by_test_id("story-present").click()
     visitor.wait_for_url("**/slimscope/story?n=1&at=0")
     expect(visitor.locator(".shown .main-svg").first).to_be_visible()
@@ -50,8 +50,13 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
         visitor.keyboard.press("Home")
         expect(phone.locator("output")).to_have_text("1 of 4")
         assert phone.evaluate(CUT) == 0
+    assert visitor.url.endswith("?n=1&at=0"), "a reload shows the same view"
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(f"{lab.url}/story?n=1")
+    visitor.get_by_role("button", name="Remove view 2").click()
+    expect(visitor.locator(".story-views li")).to_have_count(3)
+    visitor.get_by_test_id("undo").click()
+    expect(visitor.locator(".story-views li")).to_have_count(4)
 
 
 def test_an_exported_story_is_presented_without_network(

@@ -199,11 +199,3 @@ def tint(color: str, opacity: float) -> str:
     """A transparent version of a hexadecimal color."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
-
-
-def ticks_to(limit: float, most: int = 4) -> list[float]:
-    """Round numbers from 0 to `limit`, at most `most` besides 0."""
-    power = 10.0 ** math.floor(math.log10(limit))
-    steps = (power * n for n in (0.1, 0.2, 0.25, 0.5, 1, 2, 5))
-    step = next(s for s in steps if limit / s < most + 1)
-    return [n * step for n in range(int(limit / step + 1e-9) + 1)]

@@ -1,7 +1,6 @@
 """Maps of all layers (blocks by modules), colored by a statistic or by its difference from a
 baseline; and the labels and units of the statistics."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.statistics.tensors import RELATIVE_ERROR, ZERO_SHARE
-from ui.charts.chart import Chart, axis, layout, ticks_to
-from ui.format import NONE, count, esc, number
+from ui.charts.chart import Chart, axis, layout
+from ui.format import count
 from ui.theme import BLUE, LIGHT, VERMILLION
 
 MODULE_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_WRITTEN = 12  # blocks of a map that shows its values
 COLOR_PERCENTILES = (2.0, 98.0)
 BITS = "bits"  # of the plan, in runs whose layers differ
 DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
@@ -38,16 +38,6 @@ class Statistic:
     def title(self) -> str:
         """The label with its unit."""
         return f"{self.label}, %" if self.percent else self.label
-
-    def write(self, value: float | None) -> str:
-        """A recorded value as text, without its unit."""
-        if value is None or math.isnan(value):
-            return NONE
-        return f"{100 * value:.2f}" if self.percent else number(value)
-
-    def say(self, value: float | None) -> str:
-        """A recorded value as text with its unit."""
-        return self.write(value) + (" %" if self.percent else "")
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -140,7 +130,7 @@ def layer_map(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
-    """A map of a statistic by layer.
+    """A map of a statistic: blocks from left to right, modules from top to bottom.
 
     Color limits are robust (2-98 %); with a baseline the colors diverge from white at zero.
 
@@ -148,136 +138,52 @@ def layer_map(
         table, stage, statistic, base: as in `cells`.
         picked: name of the tensor whose cell is outlined.
     """
-    rows, described = cells(table, stage, statistic, base), STATISTICS[statistic]
-    is_difference = base is not None
-    figure = block_heatmap(
-        rows,
-        _hover(rows, described, base),
-        color_limits(rows["value"].to_numpy(dtype=float), is_difference),
-        title=title_of(described, base, short=True),
-        diverging=is_difference,
-        view=stage,
-        picked=picked,
-    )
-    has_room_for_text = rows["block"].nunique() <= 12
-    figure.update_traces(texttemplate="%{z:.3~g}" if has_room_for_text else None)
-    title = title_of(described, base)
-    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
-    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
-    return Chart(figure, frame, heatmap_note(rows, is_difference))
-
-
-def block_heatmap(
-    rows: pd.DataFrame,
-    hover: Sequence[str],
-    limits: tuple[float, float],
-    *,
-    title: str,
-    view: str,
-    picked: str | None,
-    diverging: bool = False,
-) -> go.Figure:
-    """A map with blocks from left to right and modules from top to bottom.
-
-    A selected cell returns the name of its tensor.
-
-    Args:
-        rows: columns tensor, block, module and value.
-        hover: hover text of each row, as HTML.
-        limits: lowest and highest value of the color scale.
-        title: title of the color bar.
-        view: see `layout`.
-        picked: tensor whose cell is outlined.
-        diverging: colors diverge from white at zero.
-    """
-    rows = rows.assign(hover=[*hover])
-    grid = _grid(rows, "value")
-    names, texts = (
-        _grid(rows, column).reindex(index=grid.index, columns=grid.columns)
-        for column in ("tensor", "hover")
-    )
-    cell = next(
-        (
-            [str(row.block), _short(row.module, grid.index)]
-            for row in rows[rows["tensor"] == picked].itertuples()
-        ),
-        None,
-    )
-    figure = heatmap(
-        [str(block) for block in grid.columns],
-        [_short(module, grid.index) for module in grid.index],
-        grid.to_numpy(dtype=float),
-        names.where(names.notna(), None).to_numpy().tolist(),
-        texts.where(texts.notna(), "No value").to_numpy().tolist(),
-        limits,
-        title=title,
-        diverging=diverging,
-        view=view,
-        picked=cell,
-        xaxis=axis("Block"),
-        yaxis=axis(nticks=0),
-    )
-    return figure.update_traces(xgap=1, ygap=1)
-
-
-def heatmap(
-    columns: Sequence[str],
-    rows: Sequence[str],
-    values: np.ndarray,
-    names: Sequence[Sequence[str | None]],
-    hover: Sequence[Sequence[str]],
-    limits: tuple[float, float],
-    *,
-    title: str,
-    diverging: bool,
-    view: str,
-    picked: Sequence[str] | None,
-    xaxis: dict[str, Any],
-    yaxis: dict[str, Any],
-) -> go.Figure:
-    """A map whose cells can be selected.
-
-    Args:
-        columns, rows: labels.
-        values: `[rows, columns]`; NaN is an empty cell.
-        names: value that a selected cell returns.
-        hover: hover text of each cell, as HTML.
-        limits: lowest and highest value of the color scale.
-        title: title of the color bar.
-        diverging: colors diverge from white at zero; the limits must be symmetric.
-        view: see `layout`.
-        picked: column and row of the cell that is outlined.
-    """
-    low, high = limits
-    cell_values = [[None if np.isnan(v) else float(v) for v in row] for row in values]
+    rows, is_difference = cells(table, stage, statistic, base), base is not None
+    grid = rows.pivot_table(index="module", columns="block", values="value", aggfunc="last")
+    grid = grid.reindex(in_order([*grid.index]))
+    low, high = color_limits(rows["value"].to_numpy(dtype=float), is_difference)
+    title = title_of(STATISTICS[statistic], base)
     heat = go.Heatmap(
-        x=columns,
-        y=rows,
-        z=cell_values,
-        customdata=names,
-        text=hover,
-        hovertemplate="%{text}<extra></extra>",
+        x=[str(block) for block in grid.columns],
+        y=[_short(module, grid.index) for module in grid.index],
+        z=grid.to_numpy(dtype=float),
         zmin=low,
         zmax=high,
-        colorscale=DIVERGING if diverging else "viridis",
-        colorbar=color_bar(title) | (even_ticks(high) if diverging else {}),
+        colorscale=DIVERGING if is_difference else "viridis",
+        colorbar=color_bar(title) | ({"tickformat": "+~g"} if is_difference else {}),
+        texttemplate="%{z:.3~g}" if rows["block"].nunique() <= MAX_WRITTEN else None,
+        hovertemplate="Block %{x}, %{y}: %{z:.4g}<extra></extra>",
+        xgap=1,
+        ygap=1,
     )
     category: dict[str, Any] = {"type": "category", "showgrid": False}
-    column_axis = category | {"nticks": 12} | xaxis
-    column_axis["title"] |= {"standoff": 20}  # keeps the title below the tick labels
-    row_axis = category | {"autorange": "reversed"} | yaxis
-    meta: dict[str, Any] = {"pick": "cell"}
-    if picked:
-        meta["picked"] = picked
-    return go.Figure(heat, layout(view=view, meta=meta, xaxis=column_axis, yaxis=row_axis))
+    outlined = rows[(rows["tensor"] == picked) & rows["value"].notna()]
+    places = [
+        (grid.columns.get_loc(row.block), grid.index.get_loc(row.module))
+        for row in outlined.itertuples()
+    ]
+    figure_layout = layout(
+        view=stage,
+        xaxis=axis("Block", nticks=12, **category),
+        yaxis=axis(autorange="reversed", nticks=0, **category),
+        shapes=[
+            {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
+            | {"line": {"color": color, "width": width}}
+            for x, y in places
+            for color, width in ((LIGHT.text, 4), (LIGHT.paper, 1.5))
+        ],
+    )
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
+    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
+    return Chart(go.Figure(heat, figure_layout), frame, heatmap_note(rows, is_difference))
 
 
-def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit and its baseline; `short` omits the statistic."""
+def title_of(statistic: Statistic, base: MapBaseline | None) -> str:
+    """The statistic with its unit and its baseline."""
     if base is None:
         return statistic.title
-    difference = f"difference from {base.label.lower()}{', points' if statistic.percent else ''}"
-    return difference.capitalize() if short else f"{statistic.label}, {difference}"
+    points = ", points" if statistic.percent else ""
+    return f"{statistic.label}, difference from {base.label.lower()}{points}"
 
 
 def color_limits(values: np.ndarray, symmetric: bool = False) -> tuple[float, float]:
@@ -322,37 +228,10 @@ def in_order(modules: Sequence[str]) -> list[str]:
     return sorted(modules, key=lambda m: (ranks.get(m.rsplit(".", 1)[-1], len(MODULE_ORDER)), m))
 
 
-def _grid(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The values of one column as a table `[modules, blocks]`."""
-    grid = rows.pivot_table(index="module", columns="block", values=column, aggfunc="last")
-    return grid.reindex(in_order(list(grid.index)))
-
-
 def _short(module: str, modules: Sequence[str]) -> str:
     """The last part of a module's name if it is unique, else the complete name."""
     last = module.rsplit(".", 1)[-1]
     return last if sum(m.rsplit(".", 1)[-1] == last for m in modules) == 1 else module
-
-
-def _hover(rows: pd.DataFrame, statistic: Statistic, base: MapBaseline | None) -> list[str]:
-    """The hover text of every row: tensor, value with unit, number of weights."""
-    texts = []
-    for row in rows.itertuples():
-        value = row.value / statistic.scale
-        text = f"{statistic.label} {statistic.say(value)}"
-        if base is not None:
-            sign = "+" if value > 0 else ""
-            text = f"{title_of(statistic, base)}: {sign}{statistic.write(value)}"
-        texts.append(f"<b>{esc(row.tensor)}</b><br>{text}<br>n = {count(row.n)} weights")
-    return texts
-
-
-def even_ticks(limit: float) -> dict[str, Any]:
-    """Signed round ticks on both sides of zero."""
-    positive = ticks_to(0.95 * limit, 2)[1:]
-    ticks = [*(-t for t in positive[::-1]), 0, *positive]
-    texts = [f"{t:+g}".replace("-", "−") if t else "0" for t in ticks]
-    return {"tickvals": ticks, "ticktext": texts}
 
 
 def color_bar(title: str) -> dict[str, Any]:

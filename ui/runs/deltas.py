@@ -10,7 +10,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from backend.metric_key import MetricKey
-from jobs.metrics import PERPLEXITY, Metric
+from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND, Metric
 from jobs.metrics import metric as described
 from jobs.wording import signed as written_change
 from ui.format import NBSP, duration, number, size
@@ -25,6 +25,8 @@ CONDITIONS = {  # details that must be equal for both runs, and their names in t
     "context": "context length",
     "task": "task",
     "device": "device",
+    "cpu": "processor",
+    "decoder": "decoder",
     "threads": "number of threads",
     "dtype": "precision",
     "batch": "batch",
@@ -59,10 +61,14 @@ def delta(metric: Metric, value: float, base: float) -> Delta:
 
 
 def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
-    """The conditions under which a run's final figure was measured."""
-    figure = row.figures.final_row(key)
+    """The conditions under which a run's final figure was measured; of a time the machine, of a
+    speed also the decoder."""
+    figure, environment = row.figures.final_row(key), row.job.environment or {}
     details = dict(figure.details or {}) if figure else {}
-    texts = (row.job.environment or {}).get("text")
+    if described(key).timed:
+        speed = row.figures.final_row(TOKENS_PER_SECOND) if figure else None
+        details = environment | dict((speed and speed.details) or {}) | details
+    texts = environment.get("text")
     if described(key).calibrated and isinstance(texts, Mapping):
         details = dict(texts.get("calibration") or {}) | details
     return {key: details.get(key) for key in CONDITIONS}
@@ -126,6 +132,19 @@ def delta_html(
     """
     value = row.figures.final(key)
     base_value = base.figures.final(key) if base else None
+    return values_html(key, row, base, (value, base_value), relative, is_significant)
+
+
+def values_html(
+    key: MetricKey,
+    row: RunRow,
+    base: RunRow | None,
+    values: tuple[float | None, float | None],
+    relative: bool = True,
+    is_significant: bool = True,
+) -> Markup:
+    """As `delta_html`, of the values of the run and of the baseline."""
+    value, base_value = values
     if base is None or base.job.id == row.job.id or value is None or base_value is None:
         return Markup()
     if reason := incomparable_because(row, base, key):

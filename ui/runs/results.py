@@ -265,8 +265,8 @@ class RunResults:
 
     @property
     def rivals(self) -> list[str]:
-        """The stages to compare the kept stage with: the best other one that is pruned if the kept
-        stage is, and the original model."""
+        """The stages to compare the kept stage with: the rival of the key figure, else the best
+        other one that is pruned if the kept stage is; and the original model."""
         if not self.of_models or not self.kept or self.final() is None:
             return []
         is_pruned = declared(self.kept).pruned
@@ -275,7 +275,8 @@ class RunResults:
             for stage, perplexity in self.perplexity.items()
             if stage not in (self.kept, self.first) and declared(stage).pruned == is_pruned
         }
-        best = min(others, key=lambda stage: others[stage], default=None)
+        rival = self.key_figure.rival if self.key_figure else ""
+        best = rival or min(others, key=lambda stage: others[stage], default=None)
         return [stage for stage in (best, self.first) if stage and stage != self.kept]
 
     @property

@@ -12,7 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from operator import itemgetter
@@ -182,6 +182,12 @@ def to_json(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
     return json.dumps(objects, indent=1, ensure_ascii=False)
 
 
+EXPORTS: Mapping[str, Callable[[Sequence[RunRow], Sequence[Column]], str]] = {
+    "csv": to_csv,
+    "json": to_json,
+}
+
+
 def escape_formula(value: Any) -> Any:
     """The value, with a quote in front of a text that a spreadsheet would run as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
@@ -294,7 +300,11 @@ class TableResult:
             if row.head.id not in top_ids
             and (self.query.q or row.head.sweep or row.head.state not in ACTIVE)
         ]
-        return grouped(rows, self.query.group, self.query.open)
+        groups = grouped(rows, self.query.group, self.query.open)
+        if self.by.key != NEWEST or not self.query.descending:
+            return groups
+        # of the newest runs first, a sweep still lists its runs as they were submitted
+        return [replace(g, rows=g.rows[::-1]) if g.sweep else g for g in groups]
 
     @property
     def pages(self) -> int:

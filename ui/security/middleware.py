@@ -64,7 +64,7 @@ OPEN_ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|app_id|startup-events)/?"
 )
 CLOSED_ROUTES = (
-    *("/monitoring", "/login", "/logout", "/config", "/pwa_icon"),
+    *("/monitoring", "/login", "/logout", "/config", "/pwa_icon/"),
     *("/svelte/", "/custom_component/"),
 )
 MAX_NAME_BYTES = 255  # maximum length of a path segment; Gradio's lookup of longer file names fails

@@ -43,10 +43,7 @@ class PlotlyView(gr.HTML):
     """A Plotly figure (`go.Figure` or its JSON), or a sentence that says why there is none.
 
     The sentence is a text if data may still come, else the result of `nothing`. `height` pixels are
-    reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick":
-    "cell", "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
-    A selection raises the event `select` with the data `{"x", "y", "customdata"}`, which a `js`
-    step finds in `slimscope.picked` (Gradio drops the data of deferred events).
+    reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class PlotlyView(gr.HTML):
             "",
             label=label,
             html_template=WIDGETS.plot(label, height),
-            js_on_load="slimscope.plot(element, props, watch, (point) => trigger('select', point))",
+            js_on_load="slimscope.plot(element, props, watch)",
             head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,
             elem_id=elem_id,

@@ -30,7 +30,7 @@ from ui.charts.heatmap import (
     with_largest,
 )
 from ui.charts.lines import Line, line_chart, log_span, thinned
-from ui.charts.stages import perplexities, perplexity_chart, perplexity_note
+from ui.pages.run.stages import perplexities, perplexity_chart, perplexity_note
 from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
@@ -54,9 +54,10 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
     heat = drawn(layer_map(table, "redense", "near_zero").figure)[0]
     stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
     assert np.shape(heat.z) == (7, 3)
-    for names, values in zip(heat.customdata, heat.z, strict=True):
-        for name, value in zip(names, values, strict=True):
-            assert value == pytest.approx(100 * stored[name])
+    for name, value in stored.items():
+        _, _, block, *_, module, _ = str(name).split(".")
+        cell = heat.z[list(heat.y).index(module)][list(heat.x).index(block)]
+        assert cell == pytest.approx(100 * value)
     heat = drawn(layer_map(table, "dense", "std").figure)[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
@@ -69,12 +70,9 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
         "down_proj",
     ]
     assert in_order(["mlp.odd", "mlp.c_fc", "attn.q_proj"])[0] == "attn.q_proj"
-    heat = drawn(layer_map(table, "first", "zero_share").figure)[0]
-    said = heat.text[5][1]
-    assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
-    meta = layer_map(table, "sds", "std", TENSOR).figure.layout.meta
-    assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
-    assert "picked" not in layer_map(table, "sds", "std", "no such").figure.layout.meta
+    frame = layer_map(table, "sds", "std", TENSOR).figure.layout.shapes[0]
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (0.5, 1.5, 4.5, 5.5), "block 1, up_proj"
+    assert not layer_map(table, "sds", "std", "no such").figure.layout.shapes
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -99,12 +97,11 @@ def test_compared_with_dense_the_colors_diverge_from_white(table: pd.DataFrame) 
     base = MapBaseline(table[table["stage"] == "dense"], "Dense")
     heat = drawn(layer_map(table, "first", "std", base=base).figure)[0]
     stored = table.set_index(["stage", "tensor"])["std"]
-    name = heat.customdata[5][1]
-    assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
+    assert heat.z[5][1] == pytest.approx(stored["first", TENSOR] - stored["dense", TENSOR])
     assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
-    assert title_of(STATISTICS["std"], base) == "Std, difference from dense" in heat.text[5][1]
+    assert title_of(STATISTICS["std"], base) == "Std, difference from dense"
     assert "points" in title_of(STATISTICS["zero_share"], base)
-    assert heat.colorbar.title.text == "Difference from dense"
+    assert heat.colorbar.title.text == "Std, difference from dense"
 
 
 def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
@@ -115,7 +112,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     assert heatmap_note(rows, symmetric=True) == "n = 21 layers, 1 without a value."
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
     heat = drawn(layer_map(table, "sds", "std").figure)[0]
-    assert heat.z[5][1] is None
+    assert np.isnan(heat.z[5][1])
     assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 
 

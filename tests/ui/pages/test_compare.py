@@ -1,5 +1,6 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
+import base64
 import re
 from typing import Any
 
@@ -14,7 +15,17 @@ from backend.store.tables import Event, Job, MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.row_buffer import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
-from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, result, store
+from tests.ui.lab import (
+    OTHER,
+    asked,
+    job,
+    measured,
+    model_folder,
+    point,
+    pressed,
+    result,
+    store,
+)
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import kept_share, word_changes
 from ui.theme import LIGHT
@@ -141,6 +152,23 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares() -> None:
     assert "▼" in zeros[1] and "−10.00" in zeros[1]
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', html)
     assert "▼" in cells(html, "Size on disk")[1]
+
+
+def test_sizes_in_two_file_formats_are_one_row() -> None:
+    sizes = ((1, "slimscope", 80e6), (1, "gguf", 90e6), (2, "compressed-tensors", 113e6))
+    store(*(result(run, "sds", f"bytes/{name}", value) for run, name, value in sizes))
+    one, other = cells(drawn(**TWO)["results"], "Size")
+    assert one == "80.0\u00a0MB, slimscope" and other.startswith("113\u00a0MB, compressed-tensors")
+    assert "▲" in other and "+33.0\u00a0MB" in other
+
+
+def test_the_compared_runs_are_exported() -> None:
+    file = compare.export(pressed("csv"), asked(**TWO))["file"]
+    lines = base64.b64decode(file["data"]).decode().splitlines()
+    assert file["name"] == "sds-0001-sds-0002.csv" and len(lines) == 3
+    assert [line.split(",")[0] for line in lines] == ["run", "sds-0001", "sds-0002"]
+    assert compare.export(pressed("<b>"), asked(**TWO)) == {}
+    assert compare.export(pressed("json"), asked(ids="sds-0001")) == {}
 
 
 def test_what_was_measured_on_another_text_is_not_compared() -> None:

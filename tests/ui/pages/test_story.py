@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from html import unescape
 from typing import Any
 
 import gradio as gr
@@ -19,7 +20,7 @@ from tests.ui.lab import GUEST, asked, pressed
 from ui.frame import PageChart
 from ui.pages import pages
 from ui.pages.story.page import act, draw
-from ui.pages.story.slides import drawn, exported, slides
+from ui.pages.story.slides import drawable, drawn, exported, slides
 from ui.widgets.panel import PlotlyView
 
 HOST = Actor("mira", "host")
@@ -53,6 +54,16 @@ def test_every_chart_is_drawn_from_an_address_or_says_why_not(seeded: Settings) 
     ]
     assert [part.title for part in parts if part.sentence == FAILED] == []
     assert all(part.figure or part.rows or part.sentence for part in parts)
+
+
+def test_the_charts_of_the_page_in_view_are_offered_by_their_own_titles(seeded: Settings) -> None:
+    for address in (f"weights?run=sds-0001&tensor={TENSOR}", "run?id=sds-0001", COMPARED):
+        offered = drawable(StoryView(1, address))
+        titles = [title for _, title in offered]
+        assert len(titles) > 1 and len({*titles}) == len(titles), address
+    names = dict(drawable(StoryView(1, f"weights?run=sds-0001&tensor={TENSOR}&view=matrix")))
+    assert {*names} == {"weights-heatmap", "weights-overlay", "weights-more"}
+    assert drawable(StoryView(1, "weights?run=sds-0099")) == drawable(StoryView(1, "nowhere")) == []
 
 
 def test_slides_show_the_finding_of_their_view(number: int) -> None:
@@ -110,9 +121,17 @@ def _view(do: str, number: int, view: int, text: str = "") -> Any:
 
 
 def test_views_are_moved_described_and_removed(number: int) -> None:
-    act(_view("up", number, 2), asked())
-    act(_view("move", number, 3, "-2"), asked())
-    act(_view("move", number, 3, "9" * 5000), asked())
+    page = asked(n=str(number))
+    for view, above, order in (
+        ("2", "", [2, 1, 3]),
+        ("2", "3", [1, 3, 2]),
+        ("3", "1", [1, 3, 2]),
+        ("3", "9" * 5000, [3, 1, 2]),
+        ("<b>", "1", [3, 1, 2]),
+        ("9", "1", [3, 1, 2]),
+    ):
+        act(pressed("move", view, above), page)
+        assert [v.id for v in stories.stored_views(story(number).views)] == order
     act(_view("write", number, 2, "Pruned first."), asked())
     act(_view("remove", number, 1), asked())
     stored = stories.stored_views(story(number).views)
@@ -121,9 +140,43 @@ def test_views_are_moved_described_and_removed(number: int) -> None:
     assert "There is no story" in draw(asked(n=str(number)))
 
 
+def test_a_removed_view_is_named_and_put_back_in_its_place(number: int) -> None:
+    before = stories.stored_views(story(number).views)
+    told = act(_view("remove", number, 2), asked())["message"]["value"]
+    assert "Compare: Results" in told and "<img" not in told and "${" not in told
+    undo = unescape(re.search(r'data-text="([^"]*)"', told)[1])
+    act(pressed("undo", text=undo), asked(GUEST))
+    assert len(stories.stored_views(story(number).views)) == 2
+    act(pressed("undo", text=undo), asked())
+    after = stories.stored_views(story(number).views)
+    assert [(v.address, v.text) for v in after] == [(v.address, v.text) for v in before]
+    assert act(_view("remove", number, 99), asked())["message"]["value"] == ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"address": "https://evil.example/"},
+        {"address": "nowhere"},
+        {"chart": "weights-nothing"},
+        {"at": -1},
+        {"at": 10**9},
+        {"story": 999},
+        {"text": "x" * 401},
+        {"extra": 1},
+    ],
+)
+def test_what_is_put_back_is_checked_like_a_new_view(number: int, fields: dict[str, Any]) -> None:
+    undo = {"story": number, "address": "weights", "chart": "", "text": "", "at": 0} | fields
+    for text in (json.dumps(undo), "{", "[]", "x" * 2_000_000):
+        assert 'role="alert"' in act(pressed("undo", text=text), asked())["message"]["value"]
+    assert len(stories.stored_views(story(number).views)) == 3
+
+
 def test_guests_read_and_change_nothing(number: int) -> None:
-    assert 'draggable="true"' not in draw(asked(GUEST, n=str(number)))
-    for do in ("create", "import", "rename", "write", "move", "up", "down", "remove", "delete"):
-        said = act(_view(do, number, 1, "1"), asked(GUEST))
+    assert 'data-order="move"' in draw(asked(n=str(number)))
+    assert "data-order" not in draw(asked(GUEST, n=str(number)))
+    for do in ("create", "import", "rename", "write", "move", "remove", "delete"):
+        said = act(_view(do, number, 1, "1"), asked(GUEST, n=str(number)))
         assert "may not" in said["message"]["value"], do
     assert len(stories.stored_views(story(number).views)) == 3

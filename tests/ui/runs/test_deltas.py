@@ -99,6 +99,43 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
     assert incomparable_because(fast, slow, MetricKey("tokens_per_second")) == "different device"
 
 
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"cpu": "B"}, "different processor"),
+        ({"threads": 2}, "different number of threads"),
+        ({"device": "cuda"}, "different device"),
+        ({}, ""),
+    ],
+)
+def test_times_and_speeds_are_only_compared_on_one_machine(
+    other: dict[str, object], reason: str
+) -> None:
+    machine = {"device": "cpu", "cpu": "A", "threads": 1}
+    one, two = rows(
+        [job(1, environment=machine), job(2, environment=machine | other)],
+        [result(n, "sds", name, 2.0) for n in (1, 2) for name in ("speed_up", "perplexity")],
+    )
+    for name in ("took", "speed_up"):
+        assert incomparable_because(two, one, MetricKey(name)) == reason
+    assert incomparable_because(two, one, MetricKey("perplexity")) == ""
+
+
+def test_speeds_of_two_decoders_are_not_compared() -> None:
+    one, two = rows(
+        [job(1), job(2)],
+        [
+            row
+            for n, decoder in ((1, "AVX2"), (2, "AVX-512"))
+            for row in (
+                result(n, "sds", "tokens_per_second", 40.0, decoder=decoder),
+                result(n, "sds", "speed_up", 2.0),
+            )
+        ],
+    )
+    assert incomparable_because(two, one, MetricKey("speed_up")) == "different decoder"
+
+
 def test_an_arrow_and_a_word_stand_beside_the_color() -> None:
     of = METRICS["perplexity"]
     html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)

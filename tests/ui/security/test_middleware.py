@@ -115,8 +115,11 @@ def test_doors_no_page_uses_are_closed(visit: Visit) -> None:
         ("GET", f"queue/{'x' * 300}"),
     ):
         assert client.request(method, f"/gradio_api/{path}").status_code == 404, path
-    for path in (f"/static/{'x' * 300}", "/pwa_icon", "/pwa_icon/64"):
+    for path in (f"/static/{'x' * 300}", "/pwa_icon/", "/pwa_icon/64"):
         assert client.get(path).status_code == 404, path
+    icons = client.get("/manifest.json").json()["icons"]
+    assert [client.get(icon["src"]).headers["content-type"] for icon in icons] == ["image/svg+xml"]
+    assert 'content="Gradio"' not in client.get("/").text
     for path in ("/monitoring", "/login", "/logout", "/config", "/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404, path
 

@@ -2,7 +2,6 @@
 
 import json
 
-import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -50,7 +49,3 @@ def test_the_script_is_ours_and_uploads_nothing() -> None:
         assert setting in script
     view = PlotlyView("x", 300)
     assert view.head == f'<script src="{SCRIPT_URL}"></script>'
-    with gr.Blocks() as app:
-        view = PlotlyView("x", 300)
-        view.select(lambda: None, None, None)
-    assert [t for f in app.fns.values() for t in f.targets] == [(view._id, "select")]

@@ -1,10 +1,8 @@
 /* Fixes for Gradio's controls: keyboard navigation, and the direction in which lists open. */
 (() => {
-  const { closest, find, findAll } = window.slimscope;
+  const { closest, findAll } = window.slimscope;
   const MIN_LIST_PX = 240;
   const GAP_PX = 4;
-  const STEP_MS = 900;
-  let playTimer = 0;
 
   /* A list handles its keys late: after Tab has left it, it would open again and stay open. And a
      long one would catch the focus and take it along when it closes. */
@@ -82,27 +80,4 @@
       attributeFilter: ["style"],
     });
   });
-
-  /**
-   * A button that presses the button `next` again and again, until it is pressed once more or the page is hidden.
-   * Each step waits, so that the one before is drawn.
-   * @type {Slimscope["play"]}
-   */
-  function play(id, next) {
-    const button = find(document, `#${id}`);
-    const stop = () => {
-      clearInterval(playTimer);
-      playTimer = 0;
-      button.textContent = "Play";
-      button.setAttribute("aria-pressed", "false");
-    };
-    if (playTimer) return stop();
-    button.textContent = "Pause";
-    button.setAttribute("aria-pressed", "true");
-    const step = () => (document.hidden ? stop() : document.getElementById(next)?.click());
-    step();
-    playTimer = setInterval(step, STEP_MS);
-  }
-
-  Object.assign(window.slimscope, { play });
 })();

@@ -162,6 +162,20 @@
     });
   }
 
+  /** What had the focus has it again when the panel is drawn anew. @param {HTMLElement} element */
+  function keepFocus(element) {
+    let name = "";
+    element.addEventListener("focusin", ({ target }) => {
+      name = target instanceof HTMLElement ? (target.dataset.focus ?? "") : "";
+    });
+    new MutationObserver(() => {
+      const button = name && element.querySelector(`[data-focus="${name}"]`);
+      const { activeElement } = document;
+      if (button instanceof HTMLElement && button !== activeElement)
+        if (activeElement === document.body || element.contains(activeElement)) button.focus();
+    }).observe(element, { childList: true, subtree: true, attributes: true });
+  }
+
   /**
    * @param {DragEvent} event
    * @param {HTMLElement} item
@@ -176,6 +190,7 @@
     const look = () => {
       for (const wait_ms of LOOK_MS) setTimeout(() => window.slimscope.look?.(), wait_ms);
     };
+    keepFocus(element);
     orderable(element, (action, run, above) => {
       acted({ do: action, run, text: above });
       look();

@@ -194,7 +194,7 @@
       const press = (/** @type {string} */ id) => () => document.getElementById(id)?.click();
       return [
         { title: "Open help", about: "action", to: () => this.help.open() },
-        { title: "Dark or light mode", about: "action", to: press("frame-theme") },
+        { title: "Theme: dark or light", about: "action", to: press("frame-theme") },
         { title: "Share this view", about: "action", to: press("frame-share") },
         { title: "Present this view", about: "action", to: () => window.slimscope.present() },
       ];

@@ -256,18 +256,14 @@ window.slimscope = (() => {
   /** A Plotly chart in an HTML component (`ui/widgets/panel.py`). */
   class Chart {
     Plotly = window.Plotly; // another script may replace the global
-    /** @type {[AxisValue, AxisValue] | null} */
-    picked = null;
     isBound = false;
 
     /**
      * @param {HTMLElement} element
      * @param {GradioProps<ChartValue>} props
-     * @param {(choice: ChartSelection) => void} select
      */
-    constructor(element, props, select) {
+    constructor(element, props) {
       this.props = props;
-      this.select = select;
       this.box = find(element, ".plot");
       this.canvas = /** @type {PlotlyElement} */ (find(element, ".plot-canvas"));
       this.empty = find(element, ".plot-empty");
@@ -279,12 +275,6 @@ window.slimscope = (() => {
       return (isFigure(value) && value.layout.meta) || {};
     }
 
-    /** Heatmap whose cells can be selected. */
-    get trace() {
-      const { value } = this.props;
-      return isFigure(value) ? value.data[0] : null;
-    }
-
     get height_px() {
       const { value } = this.props;
       if (value && typeof value === "object" && "nothing" in value)
@@ -292,27 +282,6 @@ window.slimscope = (() => {
       const height = this.reserved_px + (this.meta.more ?? 0);
       if (!document.documentElement.classList.contains("presenting")) return height;
       return Math.max(height, Math.min(height * typeScale(), 0.42 * window.innerHeight));
-    }
-
-    /** Two frames around the picked cell: one in the color of text, one of paper inside. */
-    outline() {
-      if (!this.picked || !this.trace) return [];
-      const i = this.trace.x.indexOf(this.picked[0]);
-      const j = this.trace.y.indexOf(this.picked[1]);
-      if (i < 0 || j < 0) return [];
-      const css = getComputedStyle(document.body);
-      const frame = {
-        type: "rect",
-        layer: "above",
-        x0: i - 0.5,
-        x1: i + 0.5,
-        y0: j - 0.5,
-        y1: j + 0.5,
-      };
-      return [
-        { ...frame, line: { color: css.getPropertyValue("--text").trim(), width: 3 } },
-        { ...frame, line: { color: css.getPropertyValue("--paper").trim(), width: 1 } },
-      ];
     }
 
     async draw() {
@@ -327,11 +296,8 @@ window.slimscope = (() => {
         return;
       }
       const figure = shade(value);
-      this.picked = this.meta.picked ?? null;
       if (this.canvas.clientWidth < NARROW_PX)
         for (const trace of figure.data) trace.name = trace.name?.replace(/ · (?=[^·]*$)/, "<br>");
-      if (this.meta.pick)
-        figure.layout.shapes = [...(figure.layout.shapes ?? []), ...this.outline()];
       await this.Plotly.react(this.canvas, figure.data, figure.layout, {
         displaylogo: false,
         responsive: true,
@@ -347,67 +313,12 @@ window.slimscope = (() => {
     describe() {
       const svg = this.canvas.querySelector("svg.main-svg");
       if (!svg) return;
-      const label = this.box.dataset.label ?? "";
       svg.setAttribute("role", "img");
-      svg.setAttribute("aria-label", label);
-      if (!this.meta.pick) return;
-      this.canvas.tabIndex = 0;
-      this.canvas.setAttribute("role", "group");
-      this.canvas.setAttribute("aria-label", `${label}. Arrow keys choose a cell.`);
-    }
-
-    /**
-     * Selects the cell in a column and row of a heatmap.
-     * @param {number} i
-     * @param {number} j
-     */
-    pick(i, j) {
-      if (!this.trace) return;
-      const { x, y, customdata } = this.trace;
-      this.picked = [x[i], y[j]];
-      this.Plotly.relayout(this.canvas, { shapes: this.outline() });
-      this.tell({ x: x[i], y: y[j], customdata: customdata?.[j]?.[i] ?? null });
-    }
-
-    /**
-     * Gradio drops the data of an event it has to defer, so the selection is kept here too.
-     * @param {ChartSelection} choice
-     */
-    tell(choice) {
-      slimscope.picked = choice;
-      this.select(choice);
-    }
-
-    /** @param {{points: PlotlyPoint[]}} event */
-    clicked({ points }) {
-      const { x, y, customdata, pointIndex } =
-        points.find((point) => point.customdata != null) ?? points[0];
-      if (this.meta.pick) this.pick(pointIndex[1], pointIndex[0]);
-      else this.tell({ x, y, customdata: customdata ?? null });
-      this.canvas.focus({ preventScroll: true }); // the arrow keys continue from here
-    }
-
-    /** @param {KeyboardEvent} event */
-    keyPressed(event) {
-      const move = ARROWS[event.key];
-      const { trace } = this;
-      const { value } = this.props;
-      if (!move || !this.meta.pick || !trace || !isFigure(value)) return;
-      event.preventDefault();
-      const down = value.layout.yaxis?.autorange === "reversed" ? 1 : -1;
-      let i = this.picked ? trace.x.indexOf(this.picked[0]) : 0;
-      let j = this.picked ? trace.y.indexOf(this.picked[1]) : 0;
-      do {
-        i += move[0];
-        j += move[1] * down;
-      } while (trace.z[j]?.[i] === null);
-      if (trace.z[j]?.[i] !== undefined) this.pick(i, j);
+      svg.setAttribute("aria-label", this.box.dataset.label ?? "");
     }
 
     bind() {
       this.isBound = true;
-      this.canvas.on("plotly_click", (event) => this.clicked(event));
-      this.canvas.addEventListener("keydown", (event) => this.keyPressed(event));
       // not while hidden; at once, as Plots.resize waits, and a chart that is too tall covers what is below it
       new ResizeObserver(() => {
         if (this.box.offsetWidth) this.Plotly.relayout(this.canvas, { autosize: true });
@@ -418,12 +329,9 @@ window.slimscope = (() => {
     }
   }
 
-  /** Columns and rows by which an arrow key moves. @type {Record<string, [number, number]>} */
-  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
   /** @type {Slimscope["plot"]} */
-  function plot(element, props, watch, select) {
-    const chart = new Chart(element, props, select);
+  function plot(element, props, watch) {
+    const chart = new Chart(element, props);
     watch("value", () => chart.draw());
     chart.draw();
   }
@@ -549,7 +457,6 @@ window.slimscope = (() => {
     figures,
     dialog,
     events,
-    picked: null,
     templates: {},
   });
   return slimscope;

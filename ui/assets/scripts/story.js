@@ -1,6 +1,6 @@
 /* The share dialog (link of the view, QR code, stories to add it to), and the editor of a story. */
 (() => {
-  const { dialog, find, findAll } = window.slimscope;
+  const { address, dialog, find } = window.slimscope;
   const FILE_BYTES = 64e6;
 
   try {
@@ -11,13 +11,15 @@
     /* framed by another site, as in a Space */
   }
 
-  /** The page and its state. */
+  /** The page and its state, with what it shows by default. */
   function here() {
+    window.slimscope.pin?.();
+    const shown = document.querySelector("[data-pin]");
+    if (shown instanceof HTMLElement) address(JSON.parse(shown.dataset.pin ?? "{}"));
     const fields = new URLSearchParams(location.search);
     return `${location.pathname.split("/").pop()}${fields.size ? `?${fields}` : ""}` || "./";
   }
   const present = () => {
-    window.slimscope.pin?.();
     location.href = `slimscope/story?view=${encodeURIComponent(here())}`;
   };
 
@@ -25,7 +27,6 @@
 
   /** @type {Slimscope["share"]} */
   async function share(chart = "") {
-    window.slimscope.pin?.();
     const view = { address: here(), chart };
     const answer = await fetch(`slimscope/share?${new URLSearchParams(view)}`);
     const box = dialog("share", await answer.text());
@@ -57,47 +58,10 @@
   /* --- editor ------------------------------------------------------------------------------ */
 
   /**
-   * The views of a story are dragged by their handle; its buttons move them, too, and keep the focus.
+   * A file that is chosen is imported as a story.
    * @type {Slimscope["story"]}
    */
   function story(element, acted) {
-    /** @type {HTMLElement | null} */
-    let dragged = null;
-    let start = 0;
-    let focus = "";
-    const rows = () => findAll(element, ".story-views li");
-    const rowAt = (/** @type {Event} */ event) =>
-      event.target instanceof Element ? event.target.closest(".story-views li") : null;
-
-    element.addEventListener("dragstart", (event) => {
-      dragged = /** @type {HTMLElement | null} */ (rowAt(event));
-      dragged?.classList.add("dragged");
-      start = dragged ? rows().indexOf(dragged) : 0;
-    });
-    element.addEventListener("dragover", (event) => {
-      const row = rowAt(event);
-      if (!dragged || !row) return;
-      event.preventDefault();
-      const { top, height } = row.getBoundingClientRect();
-      if (event.clientY > top + height / 2) row.after(dragged);
-      else row.before(dragged);
-    });
-    element.addEventListener("drop", (event) => event.preventDefault());
-    element.addEventListener("dragend", () => {
-      if (!dragged) return;
-      const { run, file } = dragged.dataset;
-      dragged.classList.remove("dragged");
-      acted({ do: "move", run, file, text: String(rows().indexOf(dragged) - start) });
-      dragged = null;
-    });
-    element.addEventListener("click", ({ target }) => {
-      focus = target instanceof HTMLElement ? (target.dataset.focus ?? "") : "";
-    });
-    new MutationObserver(() => {
-      const button = focus && element.querySelector(`[data-focus="${focus}"]`);
-      if (button instanceof HTMLElement) button.focus();
-      focus = "";
-    }).observe(element, { childList: true, subtree: true, attributes: true });
     element.addEventListener("change", async ({ target }) => {
       if (!(target instanceof HTMLInputElement) || !target.files?.[0]) return;
       acted({ do: "import", text: await storyFile(target.files[0]) });

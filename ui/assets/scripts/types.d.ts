@@ -2,24 +2,15 @@
 
 /* --- Plotly, as far as it is used ---------------------------------------------------------- */
 
-type AxisValue = string | number;
-
 interface PlotlyTrace {
   name?: string;
-  x: AxisValue[];
-  y: AxisValue[];
-  /** Cells of a heatmap by row. */
-  z: (number | null)[][];
-  customdata?: unknown[][];
 }
 
 interface PlotlyLayout {
   [option: string]: unknown;
   template?: unknown;
-  shapes?: object[];
-  yaxis?: { autorange?: boolean | string };
-  /** Set by `ui/widgets/panel.py`: file name, extra pixels of height, selectable cells. */
-  meta?: { name?: string; more?: number; pick?: "cell"; picked?: [AxisValue, AxisValue] };
+  /** Set by `ui/widgets/panel.py`: file name, extra pixels of height. */
+  meta?: { name?: string; more?: number };
 }
 
 interface PlotlyFigure {
@@ -27,18 +18,9 @@ interface PlotlyFigure {
   layout: PlotlyLayout;
 }
 
-interface PlotlyPoint {
-  x: AxisValue;
-  y: AxisValue;
-  customdata?: unknown;
-  /** Row and column of a heatmap's cell. */
-  pointIndex: [number, number];
-}
-
 interface PlotlyElement extends HTMLElement {
   data?: PlotlyTrace[];
   layout: PlotlyLayout;
-  on(name: "plotly_click", listener: (event: { points: PlotlyPoint[] }) => void): void;
 }
 
 interface PlotlyLibrary {
@@ -54,13 +36,6 @@ interface PlotlyLibrary {
 
 /** The value of a `PlotlyView`: a figure, a sentence while data may come, or one where none will. */
 type ChartValue = PlotlyFigure | { nothing: string } | string | null;
-
-/** A selected point or cell of a chart. */
-interface ChartSelection {
-  x: AxisValue;
-  y: AxisValue;
-  customdata: unknown;
-}
 
 /* --- Gradio's HTML component --------------------------------------------------------------- */
 
@@ -126,12 +101,7 @@ interface Slimscope {
   /** Writes fields into the address; `moving`: the value still changes under the pointer. */
   address(fields: Record<string, unknown>, moving?: boolean): void;
   tab(name: string): void;
-  plot(
-    element: HTMLElement,
-    props: GradioProps<ChartValue>,
-    watch: GradioWatch,
-    select: (choice: ChartSelection) => void,
-  ): void;
+  plot(element: HTMLElement, props: GradioProps<ChartValue>, watch: GradioWatch): void;
   table(element: HTMLElement): void;
   saveTable(table: HTMLTableElement | null, name: string): void;
   modules(folder: string): void;
@@ -139,8 +109,6 @@ interface Slimscope {
   figures(name: string, draw: (figure: HTMLElement) => (() => void) | void): void;
   dialog(className: string, html: string): HTMLDialogElement;
   events<Row>(response: Response, take: (row: Row) => void): Promise<void>;
-  /** The last selection in a chart. */
-  picked: ChartSelection | null;
   /** Plotly templates of both modes, set by `ui/app.py`. */
   templates: { light?: unknown; dark?: unknown };
   /** Loads a module by its path, such as "weights/page"; set by `modules`. */
@@ -152,7 +120,6 @@ interface Slimscope {
   look?(): void;
 
   /* controls.js, files.js, html_panel.js, keys.js, log_view.js, story.js */
-  play(id: string, next: string): void;
   save(name: string, parts: BlobPart[], type?: string): void;
   saving(element: HTMLElement): void;
   download(props: GradioProps<{ name: string; data: string } | null>, watch: GradioWatch): void;

@@ -193,6 +193,21 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
     return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
 
 
+def most_different(comparison: RunComparison, by_run: Mapping[str, RunWeights]) -> str:
+    """The tensor that differs most between the kept stages, in the first statistic that is known of
+    all runs; else the first."""
+    kept = [
+        by_run[row.job.run].of_stage(row.figures.kept).set_index("tensor")
+        for row in comparison.rows
+        if row.job.run in by_run and row.figures.kept in by_run[row.job.run].stages
+    ]
+    for name in (RELATIVE_ERROR, "moved", "std") if len(kept) > 1 else ():
+        known = pd.concat([rows.reindex(columns=[name]) for rows in kept], axis=1).dropna()
+        if len(known):
+            return str((known.max(axis=1) - known.min(axis=1)).idxmax())
+    return next(iter(tensors_of(by_run)))
+
+
 def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
     series: dict[str, Series] = {}
     for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):

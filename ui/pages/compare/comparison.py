@@ -19,6 +19,7 @@ from backend.store.states import State
 from jobs.evaluation.kind import evaluations, load_samples
 from jobs.fields.models import has_saved, original_model
 from jobs.metrics import (
+    BYTES,
     DURATION,
     PEAK,
     PERPLEXITY,
@@ -31,7 +32,7 @@ from jobs.metrics import (
 from ui.charts.chart import Chart
 from ui.format import NONE, number, share
 from ui.help import explained
-from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
+from ui.runs.deltas import delta_html, incomparable_because, values_html
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
     GAINS,
@@ -59,6 +60,7 @@ PAIRED = Metric(
 )
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even if only some runs have them
 COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow is invisible on white
+MODEL_SIZE = MetricKey(BYTES)
 WORD = re.compile(r"\s*\S+")  # with the space before it
 MAX_PROMPTS = 6
 Texts = dict[str, str]  # prompt -> text
@@ -141,8 +143,24 @@ class ComparedFigure(NamedTuple):
 
 
 def measured(comparison: RunComparison) -> list[MetricKey]:
-    """Metrics with a final value in at least one of the runs."""
-    return ordered(key for row in comparison.rows for key in row.figures.final_keys)
+    """Metrics with a final value in at least one of the runs; sizes of all file formats are one."""
+    keys = {key for row in comparison.rows for key in row.figures.final_keys}
+    return ordered(MODEL_SIZE if key.family == BYTES else key for key in keys)
+
+
+def _size(shown: Metric, base: RunRow, row: RunRow, _: PairedRatio | None) -> ComparedFigure:
+    """Size of the saved model, with its file format."""
+    before, (name, value) = _saved(base)[1], _saved(row)
+    text = f"{format_value(shown, value)}, {name}".removesuffix(", ")
+    return ComparedFigure(text, delta=values_html(shown.key, row, base, (value, before)))
+
+
+def _saved(row: RunRow) -> tuple[str, float | None]:
+    """Format and bytes of the smallest saved model; None without one."""
+    figures = row.figures
+    sizes = {k.series: figures.final(k) for k in figures.final_keys if k.family == BYTES}
+    saved = {name: value for name, value in sizes.items() if value}
+    return min(saved.items(), key=lambda size: size[1], default=("", None))
 
 
 def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFigure]]]:
@@ -157,10 +175,10 @@ def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFi
         None if mine is None or base is None or mine is base else paired_ratio(mine, base)
         for mine in losses
     ]
-    rows = [
-        (shown, [*map(partial(_figure, shown, comparison.base), comparison.rows, ratios)])
-        for shown in map(metric, measured(comparison))
-    ]
+    rows = []
+    for key in measured(comparison):
+        figure = partial(_size if key == MODEL_SIZE else _figure, metric(key), comparison.base)
+        rows.append((metric(key), [*map(figure, comparison.rows, ratios)]))
     if any(ratios):
         rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # after the perplexity, which comes first
     return rows
@@ -178,12 +196,14 @@ def metrics_card(comparison: RunComparison) -> Markup:
         SIZE: [row.size for row in comparison.rows],
     }
     for key, values in recorded.items():
-        shown, base, cells = metric(key), values[comparison.rows.index(comparison.base)], []
-        for row, value in zip(comparison.rows, values, strict=True):
-            change = ""
-            if value is not None and base is not None and row is not comparison.base:
-                change = difference_html(shown, delta(shown, value, base), value, relative=True)
-            cells.append(ComparedFigure(format_value(shown, value), delta=change))
+        shown, base = metric(key), comparison.base
+        before = values[comparison.rows.index(base)]
+        cells = [
+            ComparedFigure(
+                format_value(shown, value), delta=values_html(key, row, base, (value, before))
+            )
+            for row, value in zip(comparison.rows, values, strict=True)
+        ]
         rows += [(shown, cells)] if any(values) else []
     single = [
         row for row in rows if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])

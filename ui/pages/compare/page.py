@@ -12,12 +12,14 @@ from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECON
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
+from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
     chosen_curve,
     curve_chart,
     curve_label,
     curves_of,
+    most_different,
     stage_dots,
     tensor_chart,
     tensors_of,
@@ -31,12 +33,12 @@ from ui.pages.compare.comparison import (
     trace_card,
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
+from ui.runs.columns import columns
 from ui.runs.deltas import comparison_key
 from ui.runs.rows import RunRow, all_rows, chosen
-from ui.runs.view import query_list, query_text
+from ui.runs.view import EXPORTS, query_list, query_text
 from ui.widgets.dropdown import choices, dropdown
-from ui.widgets.explorer import valid_or_first
-from ui.widgets.html import LATEST, HtmlPanel, plain, skeleton
+from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
@@ -70,7 +72,7 @@ def build() -> None:
         scale=0,
         min_width=160,
     )
-    page = Outputs(head=head)
+    page = Outputs(head=head, file=Download())
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
@@ -95,6 +97,7 @@ def build() -> None:
     on_load(lines.named(open_curves), None, lines.components)
     on_change(*show_curves)
     live(*show_weights)
+    head.on_action(page.named(export), page.components, show)
     again = head.view(*show, **LATEST)
     again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
     for changed in (curve.input, scale.input):
@@ -142,6 +145,15 @@ def draw(request: gr.Request) -> Updates:
     }
     charts = [panel.show(benchmark_chart(runs, panel)) for panel in BENCHMARKS]
     return updates(html, STAGES.show(stages_chart(runs)), *charts)
+
+
+def export(event: gr.EventData, request: gr.Request) -> Updates:
+    """The compared runs as a file, a row for each, with everything that the page Runs lists."""
+    runs, name = compared(request), str(event_data(event).get("do"))
+    if runs is None or name not in EXPORTS:
+        return {}
+    content = EXPORTS[name](runs.rows, [*columns(runs.rows).values()]).encode()
+    return {"file": file_payload(f"{'-'.join(runs.runs)}.{name}", content)}
 
 
 def stages_chart(runs: RunComparison) -> Chart:
@@ -200,7 +212,7 @@ def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
         return {"tensor": gr.update(choices=[]), **WEIGHTS.show(Chart(NO_WEIGHTS))}
     tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
-    name = wanted if wanted in tensors else next(iter(tensors))
+    name = wanted if wanted in tensors else most_different(runs, by_run)
     shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
     return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
 
@@ -223,7 +235,8 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
     if not by_run:
         return Chart(NO_WEIGHTS)
     tensors = tensors_of(by_run)
-    name = valid_or_first(query(request, "tensor"), tensors)
+    wanted = query(request, "tensor")
+    name = wanted if wanted in tensors else most_different(runs, by_run)
     chart = tensor_chart(runs, by_run, name)
     return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 

@@ -25,7 +25,6 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import blocks_headline, curves_headline, lower, usage_headline
 from ui.charts.lines import Line, curves_frame, line_chart, points_label, reduced_note
 from ui.charts.series import Series, overlay_chart
-from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.run import details
@@ -43,6 +42,7 @@ from ui.pages.run.outcome import (
     times,
 )
 from ui.pages.run.pipeline import pipeline_card
+from ui.pages.run.stages import perplexity_chart
 from ui.runs.actions import (
     act,
     buttons,

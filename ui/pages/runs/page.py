@@ -20,13 +20,12 @@ from ui.runs.groups import GROUPINGS
 from ui.runs.html import run_description
 from ui.runs.rows import all_rows
 from ui.runs.view import (
+    EXPORTS,
     TableQuery,
     TableResult,
     query_runs,
     query_text,
     saved_query,
-    to_csv,
-    to_json,
 )
 from ui.templates import fragments
 from ui.widgets.html import (
@@ -47,7 +46,6 @@ WRITE_FILTER = """(q) => {
   if (q !== current) slimscope.address({ q, page: '' });
   return [q];
 }"""
-EXPORTS = {"csv": to_csv, "json": to_json}
 EXAMPLE = "Filter: sparsity>0.4 kind:sds state:failed tag:demo wanda"
 UNDO = {"archive": "unarchive", "unarchive": "archive", "delete": "restore", "tag": "untag"}
 MAX_UNDONE = 100  # runs

@@ -67,6 +67,11 @@ class SweepSummary:
         ends = [row.mean + sign * (row.spread or 0) for row in self.rows for sign in (-1, 1)]
         return min(ends), max(ends)
 
+    @property
+    def ends(self) -> list[str]:
+        """The ends of the scale as text."""
+        return [format_value(self.metric, value) for value in self.extent]
+
     def place(self, value: float) -> float:
         """Position of a value between the limits of `extent`, in percent."""
         low, high = self.extent

@@ -15,7 +15,7 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import frames, tensors
 from backend.store.frames import CurveSpan
 from backend.store.tables import Job
-from jobs.metrics import metric
+from jobs.metrics import LOSS, MEMORY, PROCESSOR, metric
 from ui.format import number
 from ui.runs.results import stages_of
 from ui.runs.rows import RunRow
@@ -30,10 +30,11 @@ NO_POINTS = [(0, 0.0)]  # stands for a curve without finite values
 
 @dataclass(frozen=True)
 class Picture:
-    """Colored paths and a description."""
+    """Colored paths, a description, and the name of what is drawn."""
 
     paths: Sequence[tuple[str, str]]  # d, color
     title: str
+    label: str = ""
 
 
 NOTHING = Picture((), "")
@@ -86,13 +87,16 @@ def _curve(job: Job) -> Picture:
     values = [value for _, value in points]
     low, high = min(values), max(values)
     title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
-    return Picture([(polyline(points, spans[key].last, (low, high)), "var(--accent)")], title)
+    path = polyline(points, spans[key].last, (low, high))
+    return Picture([(path, "var(--accent)")], title, metric(key).label)
 
 
 def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
-    """The curve with the most points, usually the training loss; None without a curve."""
-    long = {key: span for key, span in spans.items() if span.points > 2}
-    return max(long, key=lambda key: (long[key].points, key.family), default=None)
+    """The loss, or else the curve with the most points, except memory and processor time; None
+    without a curve."""
+    taken = (MEMORY, PROCESSOR)
+    long = {key: span for key, span in spans.items() if span.points > 2 and key not in taken}
+    return max(long, key=lambda k: (k.family == LOSS.family, long[k].points), default=None)
 
 
 Points = Sequence[tuple[int, float]]

@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable
 
 import gradio as gr
+from markupsafe import Markup
+from pydantic import ValidationError
 
-from backend.errors import NotFoundError, SlimscopeError
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.queue import stories as writing
 from backend.queue.actor import Actor
 from backend.queue.permissions import may_not_change
@@ -19,9 +21,10 @@ from backend.store.session import now_ms
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
+from ui.pages.story.routes import NewView, add_view
 from ui.pages.story.slides import exported, number_of, page_of
 from ui.templates import fragments
-from ui.widgets.html import Download, file_payload, notice, show_error, show_html
+from ui.widgets.html import Download, HtmlPanel, file_payload, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/story/page.html")
@@ -33,7 +36,7 @@ SCRIPT = (
 
 
 def build() -> None:
-    message = notice("story-notice")
+    message = HtmlPanel(visible=False, elem_id="story-notice")
     panel = gr.HTML(
         "", js_on_load=SCRIPT, apply_default_css=False, elem_id="story-panel", min_height=240
     )
@@ -44,6 +47,7 @@ def build() -> None:
     on_load(draw, None, panel)
     acted = panel.act(done.named(act), None, done.components, **PRIVATE_EVENT)
     acted.then(draw, None, panel, **SILENT_EVENT)
+    message.on_action(done.named(act), done.components, (draw, None, panel))
 
 
 def draw(request: gr.Request) -> str:
@@ -62,12 +66,6 @@ def draw(request: gr.Request) -> str:
 CHANGES: dict[str, Callable[[int, int, str, Actor], None]] = {  # story, view, text, who
     "rename": lambda number, _, text, user: writing.rename_story(number, text, user),
     "write": writing.write_text,
-    "move": lambda number, view, text, user: writing.move_view(
-        number, view, number_of(text.removeprefix("-")) * (-1 if text[:1] == "-" else 1), user
-    ),
-    "up": lambda number, view, _, user: writing.move_view(number, view, -1, user),
-    "down": lambda number, view, _, user: writing.move_view(number, view, 1, user),
-    "remove": lambda number, view, _, user: writing.remove_view(number, view, user),
 }
 
 
@@ -88,6 +86,13 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
                 row = story(number)
                 name = re.sub(r"[^\w.-]+", "-", row.title).strip("-.") or "story"
                 return {"message": show_html(), "file": file_payload(f"{name}.html", exported(row))}
+            case "move":  # the list sends the view and the one then above it
+                number = number_of(query(request, "n"))
+                writing.move_view(number, number_of(sent.get("run", "")), number_of(text), user)
+            case "remove":
+                return {"message": show_html(_removed(number, view, user))}
+            case "undo":
+                add_view(_undone(text), user)
         if do in CHANGES:
             CHANGES[do](number, view, text, user)
     except SlimscopeError as error:
@@ -95,8 +100,27 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     return {"message": show_html()}
 
 
+def _undone(text: str) -> NewView:
+    try:
+        return NewView.model_validate_json(text)
+    except ValidationError:
+        raise ConfigError("Nothing was put back.", "The view is malformed.") from None
+
+
+def _removed(number: int, view: int, user: Actor) -> Markup:
+    """Remove a view; return the message, which names the view and puts it back."""
+    views = stored_views(story(number).views)
+    writing.remove_view(number, view, user)
+    at = next((at for at, each in enumerate(views) if each.id == view), None)
+    if at is None:
+        return Markup()
+    gone = views[at]
+    undo = NewView(story=number, address=gone.address, chart=gone.chart, text=gone.text, at=at)
+    return HTML.removed(gone, page_of(gone), undo.model_dump_json())
+
+
 def _opened(number: int) -> Updates:
     return {"message": show_html(), "leave": str(href("story", n=number))}
 
 
-PAGE = Page("Stories", "story", build, 95, section="", key="t", listed=False, heading=False)
+PAGE = Page("Stories", "story", build, 95, section="", key="t", heading=False)

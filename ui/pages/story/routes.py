@@ -20,13 +20,14 @@ from starlette.routing import Route
 from backend.backup import examples
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.queue import stories as writing
+from backend.queue.actor import Actor
 from backend.queue.permissions import may_not_change, require
 from backend.queue.stories import ADDRESS, StoryView, stored_views, story
 from backend.settings import settings, space_host
 from jobs.serving.openai_format import StrictBody
 from ui.api_errors import error_response
 from ui.format import href
-from ui.pages.story.slides import number_of, page_of, presented
+from ui.pages.story.slides import drawable, number_of, page_of, presented, slides
 from ui.security.auth import current_user
 from ui.templates import fragments, render
 
@@ -45,12 +46,22 @@ Address = Annotated[str, AfterValidator(_page_address)]
 
 
 class NewView(StrictBody):
-    """A view to add to a story, or to a new story (0)."""
+    """A view to add to a story, or to a new story (0); `at`: its position."""
 
     story: int = Field(ge=0, le=2**53)
     address: Address
     chart: str = Field("", max_length=61)
     text: str = Field("", max_length=writing.TEXT_LETTERS)
+    at: int = Field(writing.MAX_VIEWS, ge=0, le=writing.MAX_VIEWS)
+
+    @property
+    def view(self) -> StoryView:
+        """The view, if this version has its page and its chart."""
+        view = StoryView(1, self.address, self.chart, self.text)
+        page = page_of(view)
+        if page is None or (view.chart and view.chart not in page.charts):
+            raise ConfigError("The view was not added.", "There is no such page or chart.")
+        return view
 
 
 class PresentedView(StrictBody):
@@ -169,12 +180,12 @@ def share(request: Request, _: bytes) -> Response:
 def _dialog(
     request: Request, address: str, chart: str, story: int = 0, error: SlimscopeError | None = None
 ) -> Response:
-    base, page = base_address(request), page_of(StoryView(1, address))
+    base, view = base_address(request), StoryView(1, address)
     html = HTML.dialog(
         address,
         urljoin(base or str(request.base_url), address),
         bool(base),
-        [(name, each.title) for name, each in page.charts.items()] if page else [],
+        drawable(view),
         chart,
         writing.stories(),
         story,
@@ -186,19 +197,22 @@ def _dialog(
 
 def add(request: Request, body: bytes) -> Response:
     """Add a view to a story or to a new one; return the dialog with a confirmation."""
-    actor, new = current_user(request), NewView.model_validate_json(body)
+    new = NewView.model_validate_json(body)
     try:
-        view = StoryView(1, new.address, new.chart, new.text)
-        page, number = page_of(view), new.story
-        if page is None or (view.chart and view.chart not in page.charts):
-            raise ConfigError("The view was not added.", "There is no such page or chart.")
-        if number:
-            writing.add_view(number, view.address, view.chart, view.text, actor)
-        else:
-            number = writing.create_story(f"Story of {page.name}", actor, [view])
+        number = add_view(new, current_user(request))
     except SlimscopeError as error:
         return _dialog(request, new.address, new.chart, error=error)
     return _dialog(request, new.address, new.chart, number)
+
+
+def add_view(new: NewView, actor: Actor) -> int:
+    """Add a view; return the number of its story."""
+    view = new.view
+    if new.story:
+        writing.add_view(new.story, view.address, view.chart, view.text, actor, new.at)
+        return new.story
+    (slide,) = slides([view], is_live=True)
+    return writing.create_story(slide.title[: writing.TITLE_LETTERS], actor, [view])
 
 
 def qr(request: Request, _: bytes) -> Response:

@@ -94,6 +94,13 @@ def _slide(view: StoryView, is_live: bool) -> Slide:
     return Slide(view, page, parts or [Part(page.name, sentence=why)])
 
 
+def drawable(view: StoryView) -> list[tuple[str, str]]:
+    """Names and titles of the charts that the page of a view shows with its state."""
+    page = page_of(view)
+    parts = {name: drawn(view, name, page.charts) for name in page.charts} if page else {}
+    return [(name, part.title) for name, part in parts.items() if part.figure or part.rows]
+
+
 def drawn(view: StoryView, name: str, charts: Mapping[str, PageChart]) -> Part:
     """A chart from the URL of a view, or a sentence. An error in one view does not hide the
     others."""

@@ -1,4 +1,4 @@
-"""The selection on *Weights*, and its charts in stories: map, histogram and perplexity.
+"""The selection on *Weights*, and the map of layers in stories.
 
 `state.js` reads and writes the selection in the URL. On the page itself, the browser draws all
 charts (`assets/scripts/weights`)."""
@@ -6,16 +6,15 @@ charts (`assets/scripts/weights`)."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backend.statistics.tensors import RELATIVE_ERROR, TensorSnapshot
-from backend.store import queries, tensors
+from backend.statistics.tensors import RELATIVE_ERROR
+from backend.store import queries
 from ui.charts.chart import Chart
 from ui.charts.headlines import cells_headline, lower
 from ui.charts.heatmap import STATISTICS, MapBaseline, available, cells, layer_map
-from ui.charts.series import MAX_STAGES, Series, cutoffs, overlay, overlay_chart
-from ui.charts.stages import perplexities, perplexity_chart
+from ui.charts.series import MAX_STAGES
 from ui.runs.results import real_models_first
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
-from ui.theme import LineStyle, declared, stage_style
+from ui.theme import declared
 from ui.widgets.explorer import Selection, valid_or_first
 
 VIEWS = {  # views below the map and the histogram
@@ -91,7 +90,8 @@ class WeightsSelection(Selection):
         run: the run.
         vs: reference of all comparisons, a stage of the run or another run.
         tensor: full name; `stage`, `stat`: of the map.
-        show, y: stages and height axis of the histogram; `view`: the panel below it.
+        show, y: chosen stages and height axis of the histogram; `view`: the panel below it, with
+            its `OPTIONS`; `step`: of training, for groups; `spot`: place of a matrix.
     """
 
     vs: str = ""
@@ -101,6 +101,12 @@ class WeightsSelection(Selection):
     view: str = ""
     show: tuple[str, ...] = ()
     y: str = ""
+    side: str = ""
+    measure: str = ""
+    order: str = ""
+    cells: str = ""
+    step: str = ""
+    spot: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same selection, with valid values in place of unrecorded ones."""
@@ -116,8 +122,12 @@ class WeightsSelection(Selection):
             stage=self.stage if self.stage in weights.stages else result_stage(stat, weights),
             stat=stat,
             view=valid_or_first(self.view, VIEWS),
-            show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
-            or default_stages(weights, other is not None),
+            show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES],
+            **{
+                name: valid_or_first(getattr(self, name), choices)
+                for options in OPTIONS.values()
+                for name, (_, choices) in options.items()
+            },
         )
 
 
@@ -136,13 +146,6 @@ def result_stage(stat: str, weights: RunWeights) -> str:
     main = main_stages(weights.stages)
     having = [s for s in main if weights.of_stage(s)[stat].notna().any()]
     return (having or main)[-1]
-
-
-def default_stages(weights: RunWeights, two_runs: bool) -> tuple[str, ...]:
-    """The stages shown by default; in a comparison with another run, the kept stage."""
-    main = main_stages(weights.stages)
-    kept = kept_stage(weights, weights.stages)
-    return tuple(dict.fromkeys((main[0], kept)) if two_runs else main[:MAX_STAGES])
 
 
 @dataclass(frozen=True)
@@ -173,32 +176,6 @@ class WeightsView:
         kept = kept_stage(self.other, self.other.stages)
         return stage if kept == DENSE else kept
 
-    def series(self) -> list[Series]:
-        """The selected stages of the tensor, followed by their counterparts in the other run. A
-        dense tensor that both runs share is listed once."""
-        selection, named = self.selection, f", {self.weights.job.run}" if self.other else ""
-        own = _snapshots(self.weights, selection.tensor)
-        drawn = [
-            Series(own[s], f"{self.weights.labels[s]}{named}", stage_style(s))
-            for s in selection.show
-            if s in own
-        ]
-        if self.other is None:
-            return drawn
-        theirs = _snapshots(self.other, selection.tensor)
-        same = {DENSE} if self.other.model == self.weights.model else set[str]()
-        for stage in dict.fromkeys(map(self.counterpart, selection.show)):
-            if stage in theirs and stage not in same:
-                style, label = stage_style(stage), self.other.labels.get(stage, stage)
-                stroke = LineStyle(style.color, "dashdot" if style.dash == "dot" else "dash")
-                drawn.append(Series(theirs[stage], f"{label}, {self.other.job.run}", stroke))
-        return drawn
-
-
-def _snapshots(run: RunWeights, tensor: str) -> dict[str, TensorSnapshot]:
-    """A tensor by stage; of several training steps, the last one."""
-    return {s.stage: s for s in tensors.tensor_snapshots(run.job.id, tensor)}
-
 
 def map_chart(view: WeightsView) -> Chart:
     """A statistic of every matrix at the selected stage."""
@@ -227,29 +204,3 @@ def map_chart(view: WeightsView) -> Chart:
     headline = cells_headline(chart.frame, f"Change of {lower(label)}" if base else label)
     theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # explanation of the statistic
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
-
-
-def tensor_chart(view: WeightsView) -> Chart:
-    """The histograms of the tensor."""
-    series, asked = view.series(), view.selection.view
-    question, of_lines = TEXTS["overlay"]
-    if not series:
-        not_yet = "This tensor has not reached any of the chosen stages."
-        return Chart(not_yet, question=question)
-    figure = overlay(series, log_y=view.selection.y == "log")
-    drawn = f"The view {VIEWS[asked]} is drawn on the page Weights only"
-    elsewhere = "" if asked == "ridges" else f"{drawn}; this is the histogram of its tensor."
-    chart = overlay_chart(series, elsewhere, figure=figure)
-    against = f"-{view.other.job.run}" if view.other else ""
-    name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"
-    theory = of_lines if cutoffs(series) else ""
-    return replace(chart, question=question, name=name, theory=theory)
-
-
-def stages_chart(view: WeightsView) -> Chart:
-    """Perplexity by stage of the run."""
-    weights = view.weights
-    results = perplexities(queries.results([weights.job.id]), weights.labels)
-    if not results:
-        return Chart("Perplexity appears here as the stages are measured.")
-    return perplexity_chart(results, weights.labels)

@@ -115,7 +115,7 @@ class TensorGroups:
         """All arrays of the view."""
         steps = sorted(self.changes)
         order = np.argsort(self.changes[steps[-1]].mean(1), kind="stable")
-        cells = np.stack([_merged(self.changes[step][order]) for step in steps])
+        cells = np.stack([merged(self.changes[step][order]) for step in steps])
         positions = np.linspace(0, 100, QUANTILES)
         quantiles = np.stack([np.nanpercentile(self.changes[s], positions) for s in steps])
         arrays = {
@@ -186,7 +186,7 @@ class TensorGroups:
         ]
 
 
-def _merged(values: np.ndarray) -> np.ndarray:
+def merged(values: np.ndarray) -> np.ndarray:
     """Means of neighboring values, at most `MAX_CELLS` rows and columns."""
     rows, columns = ((np.arange(n) * min(n, MAX_CELLS) // n) for n in values.shape)
     sums = np.zeros((rows[-1] + 1, columns[-1] + 1))

@@ -2,13 +2,14 @@
 
 histograms     what the page's scripts (`assets/scripts/weights`) draw: all histograms of a run as
                one binary, and on demand the profiles of a tensor
-charts         what is looked at, as the address names it; map, histogram and perplexity as
-               stories show them
+charts         what is looked at, as the address names it, and the map
+story_charts   the other charts as stories show them
 
 Below them, statistics of a model without a run: one button queues them.
 """
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -29,9 +30,8 @@ from ui.pages.weights.charts import (
     WeightsSelection,
     WeightsView,
     map_chart,
-    stages_chart,
-    tensor_chart,
 )
+from ui.pages.weights.story_charts import histogram, shown_view
 from ui.runs.choices import models
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices, dropdown
@@ -41,13 +41,18 @@ from ui.widgets.panel import Panel, page_charts
 HTML = fragments("pages/weights/page.html")
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
 TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
-PERPLEXITY = Panel(
-    "perplexity",
-    "Perplexity by stage",
-    "How does perplexity change from stage to stage? Lower is better.",
-    280,
-)
-REPORTED = {LAYERS: map_chart, TENSOR: tensor_chart, PERPLEXITY: stages_chart}
+BELOW = {  # element of the page -> views that it shows
+    "ridges": ("ridges",),
+    "more": ("matrix", "joint", "channels", "spectrum"),
+    "groups": ("groups",),
+}
+REPORTED = {LAYERS: map_chart, TENSOR: histogram}
+REPORTED |= {
+    Panel(name, VIEWS[views[0]] if len(views) == 1 else "View of the tensor"): partial(
+        shown_view, views
+    )
+    for name, views in BELOW.items()
+}
 START = (
     "slimscope.module('weights/page').then("
     "(page) => page.start(element, () => trigger('inspected')))"

@@ -115,6 +115,6 @@ def test_a_tensor_or_a_run_without_groups_says_where_some_are(client: TestClient
 
 def test_large_layers_are_merged(client: TestClient) -> None:
     values = rng.standard_normal((1000, 513))
-    cells = groups._merged(values)
+    cells = groups.merged(values)
     assert cells.shape == (128, 128) and cells.mean() == pytest.approx(values.mean(), abs=1e-3)
     weights_of.clear()

@@ -1,6 +1,7 @@
 """The Weights page: what stories draw of it, older addresses, and models without a run."""
 
 import gradio as gr
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from sqlalchemy import update
@@ -13,8 +14,15 @@ from jobs.weight_statistics.kind import NAME
 from tests.ui.lab import GUEST, HOST, asked
 from ui.charts.chart import Chart
 from ui.pages.weights import page
-from ui.pages.weights.charts import WeightsSelection, WeightsView, main_stages, map_chart
-from ui.pages.weights.page import PAGE
+from ui.pages.weights.charts import (
+    VIEWS,
+    WeightsSelection,
+    WeightsView,
+    main_stages,
+    map_chart,
+)
+from ui.pages.weights.groups import NONE_RECORDED
+from ui.pages.weights.page import BELOW, PAGE
 from ui.runs.weights import weights_of
 
 TENSOR = "model.layers.2.mlp.up_proj.weight"
@@ -33,7 +41,7 @@ def settled(**query: str) -> WeightsSelection:
 def test_the_map_of_a_story_outlines_the_chosen_tensor(seeded: Settings) -> None:
     chart = drawn("heatmap", tensor=TENSOR, stat="std")
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    assert chart.figure.layout.meta["picked"] == ["2", "up_proj"]
+    assert chart.figure.layout.shapes[0].x0 == 1.5, "block 2"
     stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
     assert dict(zip(chart.frame["Tensor"], chart.frame["Std"], strict=True)) == stored.to_dict()
     assert chart.headline.startswith("Std is largest in block")
@@ -46,15 +54,41 @@ def test_the_map_of_a_story_outlines_the_chosen_tensor(seeded: Settings) -> None
     weights_of.clear()
 
 
-@pytest.mark.parametrize("view", ["overlay", "mirror", "story", "spectrum", "joint", "<img>"])
-def test_the_histogram_of_a_story_says_where_another_view_is(seeded: Settings, view: str) -> None:
-    chart = drawn("overlay", tensor=TENSOR, view=view, y="log")
+def test_the_histogram_of_a_story_has_the_lines_and_the_strip_of_the_page(seeded: Settings) -> None:
+    chart = drawn("overlay", tensor=TENSOR, y="log")
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    assert chart.figure.layout.yaxis.type == "log" and len(chart.figure.data) == 4
-    assert ("drawn on the page Weights only" in chart.note) is (view in ("spectrum", "joint"))
+    *lines, strip = chart.figure.data
+    assert [line.name.split(" ·")[0] for line in lines] == [
+        "Dense",
+        "First pruning",
+        "Second pruning (SDS)",
+    ]
+    assert chart.figure.layout.yaxis.type == "log" and strip.yaxis == "y2"
+    after, before = (np.array(line.customdata) for line in (lines[2], lines[1]))
+    assert np.allclose(strip.y, 100 * (after - before) / (192 * 64), atol=1e-6)
     assert "n = " in chart.note and chart.theory and chart.question.endswith("?")
-    assert "Perplexity appears here" in str(drawn("perplexity", run="sds-0002").figure)
-    assert "reaches perplexity 5.9" in drawn("perplexity").headline
+    chosen = drawn("overlay", tensor=TENSOR, show="redense", stage="dense").figure.data
+    assert [line.name.split(" ·")[0] for line in chosen[:-1]] == ["Re-dense", "Dense"]
+
+
+@pytest.mark.parametrize("view", [*VIEWS, "<img>"])
+def test_a_story_draws_the_view_that_the_page_shows_and_no_other(
+    seeded: Settings, view: str
+) -> None:
+    shown = {
+        name: drawn(name, tensor=TENSOR, view=view, cells="change", order="index", step="<b>")
+        for name in BELOW
+    }
+    figures = {name: chart for name, chart in shown.items() if isinstance(chart.figure, go.Figure)}
+    if view == "groups":
+        assert not figures and shown["groups"].figure == NONE_RECORDED
+        return
+    (name,) = figures
+    assert view in (*BELOW[name], "<img>") and figures[name].headline
+    traces = figures[name].figure.data
+    values = np.concatenate([np.ravel(t.z if t.type == "heatmap" else t.y) for t in traces])
+    assert np.isfinite(np.array(values, float)).any()
+    assert isinstance(drawn("more", view="matrix", spot="1,1").figure, str)
 
 
 def test_two_runs_of_a_story_are_compared_at_what_each_kept(seeded: Settings) -> None:
@@ -68,17 +102,17 @@ def test_two_runs_of_a_story_are_compared_at_what_each_kept(seeded: Settings) ->
         )
     weights_of.clear()
     chart = drawn("overlay", vs="dlqat-0002", tensor=TENSOR)
-    names = [trace.name.split(" ·")[0] for trace in chart.figure.data]
-    kept = ["Second pruning (SDS), sds-0001", "DL-QAT, dlqat-0002"]
+    names = [trace.name.split(" ·")[0] for trace in chart.figure.data[:-1]]
+    kept = ["DL-QAT, dlqat-0002", "Second pruning (SDS), sds-0001"]
     assert names == ["Dense, sds-0001", *kept]
-    assert chart.figure.data[2].line.dash == "dash"
+    assert chart.figure.data[1].line.dash == "dash"
     chart = drawn("heatmap", vs="dlqat-0002", stat="std")
     pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"
     assert chart.question.startswith(pair)
     with writing() as session:
         session.get_one(Job, 2).config = {"model": "another"}
     weights_of.clear()
-    assert len(drawn("overlay", vs="dlqat-0002", tensor=TENSOR).figure.data) == 4
+    assert len(drawn("overlay", vs="dlqat-0002", tensor=TENSOR).figure.data) == 5
     missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std")
     assert missing.figure == "dlqat-0002: std is not measured, so nothing can be compared."
     weights_of.clear()
@@ -89,11 +123,10 @@ def test_what_an_address_asks_for_and_is_not_there_is_replaced(seeded: Settings)
     assert settled().run == "sds-0002", "the newest"
     odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
     assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")
-    assert odd.show == ("dense", "first", "redense", "sds")
+    assert odd.show == () and (odd.cells, odd.side) == ("mean", "row")
     assert settled(run="sds-0001", vs="sds-0001").vs == ""
     assert settled(run="sds-0001", vs="control").vs == "control"
     assert settled(run="sds-0001", show="sds,dense,no").show == ("dense", "sds")
-    assert settled(run="sds-0001", vs="sds-0002").show == ("dense", "sds")
 
 
 def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:

@@ -112,6 +112,10 @@
     }
     drawAll();
     publish();
+    if (!data.story || data.follows || index < 0) return;
+    const here = new URL(location.href);
+    here.searchParams.set("at", String(index)); // a reload, or a copied link, shows the same
+    history.replaceState(null, "", here);
   }
 
   const step = (/** @type {number} */ by) =>
