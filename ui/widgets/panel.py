@@ -34,19 +34,14 @@ Data = TypeVar("Data")
 Updates = dict[str, Any]  # new values of outputs by name
 
 
-def nothing(sentence: str) -> dict[str, str]:
-    """Value of a chart that stays empty and small, with a sentence that says why."""
-    return {"nothing": sentence}
-
-
 class PlotlyView(gr.HTML):
     """A Plotly figure (`go.Figure` or its JSON), or a sentence that says why there is none.
 
-    The sentence is a text if data may still come, else the result of `nothing`. `height` pixels are
-    reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick":
-    "cell", "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
-    A selection raises the event `select` with the data `{"x", "y", "customdata"}`, which a `js`
-    step finds in `slimscope.picked` (Gradio drops the data of deferred events).
+    `height` pixels are reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of
+    height, or `{"pick": "cell", "picked": [x, y]}`: then clicks and arrow keys select a heatmap
+    cell, which is outlined. A selection raises the event `select` with the data `{"x", "y",
+    "customdata"}`, which a `js` step finds in `slimscope.picked` (Gradio drops the data of deferred
+    events).
     """
 
     def __init__(
