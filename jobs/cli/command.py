@@ -157,7 +157,7 @@ def command_for(operation: Operation) -> Any:
         as_json, wait = values.pop("as_json", False), operation.adds_runs and values.pop("wait")
         if "runs" in operation.parameters and values.pop("sweep", False):
             values["runs"] = [job.run for run in values["runs"] for job in sweep_of(run)]
-        if operation.question and not values.pop("yes"):
+        if operation.question and not values.pop("yes") and not values.get("undo"):
             jobs = [queries.job(run) for run in values.get("runs") or [values["run"]]]
             typer.confirm(operation.question(jobs), abort=True, err=True)
         carry_out(operation, values, as_json, wait)

@@ -238,7 +238,7 @@ def histograms(request: Request) -> Response:
     matrices, stages = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
     why = (
         f"The histograms of {matrices} matrices at {stages} stages are too large for a page: at "
-        f"most {MAX_BYTES // 1_000_000} MB are sent. slimscope tensors writes their statistics."
+        f"most {MAX_BYTES // 1_000_000} MB are sent. Statistics: slimscope results --of tensors."
     )
     return _nothing(Markup.escape(why), 413)
 
