@@ -415,12 +415,6 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in session.execute(query)]
 
 
-def newest_with_weights(limit: int) -> list[Job]:
-    """The newest runs with recorded weight statistics."""
-    has_weights = exists().where(TensorRow.job_id == Job.id)
-    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()).limit(limit))
-
-
 def tensor_names(run: str | int) -> list[tuple[str, int, str]]:
     """Tensor, block and module of each tensor with statistics, in the order of the model."""
     columns = (TensorRow.tensor, TensorRow.block, TensorRow.module)
@@ -429,10 +423,10 @@ def tensor_names(run: str | int) -> list[tuple[str, int, str]]:
         return [*session.execute(query.order_by(TensorRow.block, TensorRow.module)).tuples()]
 
 
-def runs_with_weights() -> list[Job]:
+def runs_with_weights(limit: int | None = None) -> list[Job]:
     """Runs with recorded weight statistics, newest first."""
     has_weights = exists().where(TensorRow.job_id == Job.id)
-    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()))
+    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()).limit(limit))
 
 
 def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:
