@@ -43,18 +43,14 @@ def _restrict(path: Path, mode: int) -> None:
         log.warning("Other users may be able to read %s: %s", path, error.strerror)
 
 
-def _names() -> list[str]:
-    declarations = OPERATIONS.declarations
-    return [
-        name for name, declaration in declarations.items() if declaration.facts.get("command", True)
-    ]
-
-
 class OperationGroup(TyperGroup):
     """Command group with one command per operation."""
 
     def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes | {"commands": Commands(_names, OPERATIONS.__getitem__)})
+        declared = OPERATIONS.declarations
+        names = [name for name, known in declared.items() if known.facts.get("command", True)]
+        commands = Commands(lambda: names, OPERATIONS.__getitem__)
+        super().__init__(**attributes | {"commands": commands})
 
 
 app = typer.Typer(
