@@ -174,12 +174,7 @@ def _environment(run: NewRun, parent: Job | None, cost: Cost | None) -> dict[str
     return environment
 
 
-def cancel(run: str | int, actor: Actor) -> State:
-    """Cancel one job; return its state after the request. See `cancel_all`."""
-    return cancel_all([run], actor)[0]
-
-
-def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
+def cancel(runs: Iterable[str | int], actor: Actor) -> list[State]:
     """Cancel jobs in one transaction; return their states after it.
 
     A queued job is cancelled immediately. A live job is asked to stop; a second request kills it. A
@@ -255,14 +250,9 @@ def _insert(queue: list[Job], place: int, moved: Job) -> None:
             return  # the jobs ahead are in order already
 
 
-def resume(run: str | int, actor: Actor) -> Job:
-    """Queue an ended job again; its next attempt continues from the last complete checkpoint."""
-    return resume_all([run], actor)[0]
-
-
-def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
+def resume(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     """Queue the failed, cancelled and lost jobs among these again, in one transaction; return
-    them.
+    them. Their next attempts continue from the last complete checkpoint.
 
     Raises:
         ConflictError: the only job is queued, live, or has succeeded.

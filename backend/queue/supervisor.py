@@ -248,7 +248,7 @@ class SupervisorLoop:
                 limits_s.append(GUEST_OVERTIME_FACTOR * settings().guest_seconds)
             if now - self._started_at[attempt.id] > min(limits_s, default=math.inf):
                 with contextlib.suppress(ConflictError):  # the run has ended meanwhile
-                    cancel(job.run, OVERTIME)
+                    cancel([job.run], OVERTIME)
         engine = self._engine_of(attempt)
         if job.desired == "run" or attempt.engine_ref is None or engine is None:
             return

@@ -116,7 +116,7 @@ def cancel_runs(
         job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE
     ]
     if cancelled or not jobs:
-        service.cancel_all(cancelled, actor)
+        service.cancel(cancelled, actor)
     return summaries([job.run for job in jobs])
 
 
@@ -153,7 +153,7 @@ def _resume_text(records: Records) -> str:
 )
 def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
     """Queue failed, cancelled or lost runs again. They resume from their last checkpoints."""
-    return [summary(job) for job in service.resume_all(runs, actor)]
+    return [summary(job) for job in service.resume(runs, actor)]
 
 
 def _free_question(jobs: Sequence[Job]) -> str:

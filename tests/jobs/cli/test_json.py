@@ -68,7 +68,7 @@ def test_every_command_but_the_servers_has_the_option() -> None:
 )
 def test_one_value_is_printed(queue: Path, tmp_path: Path, command: str) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
-    cancel(run, HOST)
+    cancel([run], HOST)
     (work_folder(run) / "step-0").mkdir(parents=True)
     (work_folder(run) / "step-0" / "done.txt").write_text("x")
     *before, words = [
