@@ -14,8 +14,7 @@ from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.cli.app import main
-from jobs.cli.command import command_for
+from jobs.cli.app import command_for, main
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
 from jobs.submit import command_line, validate_config
