@@ -75,7 +75,6 @@ class Panel:
         question: caption below the chart.
         height: pixels that are reserved before data arrives.
         element: end of the chart's id PAGE-ELEMENT; the name if empty.
-        theory: known fact about charts of this type, with its source.
     """
 
     name: str
@@ -83,7 +82,6 @@ class Panel:
     question: str = ""
     height: int = 340
     element: str = ""
-    theory: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -130,9 +128,7 @@ class Panel:
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
-        note = WIDGETS.chart_note(
-            chart.question or self.question, chart.note, chart.theory or self.theory
-        )
+        note = WIDGETS.chart_note(chart.question or self.question, chart.note, chart.theory)
         title = WIDGETS.card_title(chart.headline or self.title)
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 
