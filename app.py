@@ -18,8 +18,7 @@ from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings, unknown_variables
 from backend.store.migrate import other_version, upgrade
-from jobs.cli.app import restrict_access
-from jobs.cli.command import in_one_line
+from jobs.cli.app import in_one_line, restrict_access
 from jobs.imported import check_row
 from jobs.kind import load_work
 from ui import lean_gradio

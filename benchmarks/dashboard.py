@@ -185,7 +185,7 @@ def keep_busy(until_s: float) -> None:
         while time.monotonic() < until_s and queries.job(run).state not in TERMINAL:
             time.sleep(0.5)
     with suppress(ConflictError):  # it has ended
-        service.cancel_all([run, run], ME)
+        service.cancel([run, run], ME)
     while queries.job(run).state not in TERMINAL:
         time.sleep(0.5)
 

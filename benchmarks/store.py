@@ -259,7 +259,7 @@ def queue() -> Figures:
         "queue_status_ms": middle(scheduling.status)[0] * 1e3,
         "queue_positions_ms": positions * 1e3,
     }
-    service.cancel_all([job.id for job in status.queued], ME)
+    service.cancel([job.id for job in status.queued], ME)
     return found
 
 

@@ -149,14 +149,11 @@ def term_id(term: str) -> str:
     return "term-" + "".join(c if c.isalnum() else "-" for c in term.lower())
 
 
-def exactly(value: float) -> str:
-    return repr(value)
-
-
 FILTERS = {
+    "exactly": repr,
+} | {
     f.__name__: f
     for f in (
-        exactly,
         number,
         of_unit,
         count,

@@ -140,7 +140,6 @@ FILTERS = {
 }
 
 HTML = fragments("templates/help.html")
-Source = catalog.CatalogEntry | corpora.CorpusInfo
 
 
 def known_terms() -> dict[str, str]:
@@ -158,10 +157,6 @@ def explained(word: str, meaning: str = "") -> Markup:
 def help_drawer(_: Request) -> Response:
     """The content of the drawer; the browser asks for it when the drawer is first opened."""
     metrics = [m for m in METRICS.values() if m.definition]
-    return HTMLResponse(HTML.drawer(QUESTIONS, FILTERS, metrics, GLOSSARY, sources()))
-
-
-def sources() -> list[Source]:
-    models = [each for each in catalog.entries() if not Path(each.name).is_absolute()]
-    datasets = [each for each in corpora.corpora() if not each.name.startswith(PREFIX)]
-    return [*models, *datasets]
+    models = [entry for entry in catalog.entries() if not Path(entry.name).is_absolute()]
+    texts = [corpus for corpus in corpora.corpora() if not corpus.name.startswith(PREFIX)]
+    return HTMLResponse(HTML.drawer(QUESTIONS, FILTERS, metrics, GLOSSARY, [*models, *texts]))

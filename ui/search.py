@@ -39,7 +39,7 @@ def search_runs(text: str) -> list[Hit]:
 def search_tensors(text: str) -> list[Hit]:
     """Find tensors by block and layer, "up 20", in the newest run that has such tensors."""
     words = {*text.lower().split()}
-    for job in queries.newest_with_weights(MAX_SEARCHED) if words else ():
+    for job in queries.runs_with_weights(MAX_SEARCHED) if words else ():
         hits = [
             {
                 "title": f"Block {block}, {module.rpartition('.')[2]}",

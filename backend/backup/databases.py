@@ -123,8 +123,9 @@ def _empty_target(target: Engine) -> Iterator[Connection]:
             connection.begin(),
         ):
             dialect.lock(connection, NamedLock.MIGRATION)
-            for name in inspect(connection).get_table_names():
-                if not _is_empty(connection, name):
+            for name in {*inspect(connection).get_table_names()} - {"alembic_version"}:
+                table = Table.metadata.tables.get(name)
+                if table is None or connection.scalar(select(sa.func.count()).select_from(table)):
                     raise BackupError(
                         NOT_MOVED,
                         f"The table {name} of the new database holds rows.",
@@ -137,16 +138,6 @@ def _empty_target(target: Engine) -> Iterator[Connection]:
             for file in dialect.files(target.url):
                 file.unlink()
         raise
-
-
-def _is_empty(connection: Connection, name: str) -> bool:
-    """Return True if a table may be filled: an empty table of Slimscope, or alembic's version."""
-    if name == "alembic_version":
-        return True
-    table = Table.metadata.tables.get(name)
-    if table is None:
-        return False
-    return connection.scalar(select(sa.func.count()).select_from(table)) == 0
 
 
 def _move_table(

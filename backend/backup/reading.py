@@ -19,7 +19,7 @@ from sqlalchemy import inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from backend.backup.run_rows import MACHINE_FIELDS
+from backend.backup.run_rows import without_machine_fields
 from backend.backup.writing import (
     BACKUP_ENTRIES,
     CHUNK_BYTES,
@@ -231,13 +231,7 @@ def _prepare_database(database: Path, archive: ArchiveReader) -> None:
             # Variables of the original machine, such as plugins and folders, may be malicious or
             # wrong here. Runs get the variables of this machine instead.
             for job in session.scalars(select(Job)):
-                remaining = {
-                    name: value
-                    for name, value in job.environment.items()
-                    if name not in MACHINE_FIELDS
-                }
-                if remaining.keys() != job.environment.keys():
-                    job.environment = remaining
+                job.environment = without_machine_fields(job.environment)
             # The author of the archive may know a key that it contains.
             valid = ApiKey.revoked_at.is_(None)
             session.execute(update(ApiKey).where(valid).values(revoked_at=now_ms()))

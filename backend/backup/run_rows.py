@@ -109,7 +109,8 @@ class RunError(StrictModel):
     do: ShortText = ""
 
 
-def _without_machine_fields(value: Any) -> Any:
+def without_machine_fields(value: Any) -> Any:
+    """A run's environment without the fields of the machine that recorded it."""
     if not isinstance(value, dict):
         return value
     return {name: entry for name, entry in value.items() if name not in MACHINE_FIELDS}
@@ -124,7 +125,7 @@ class JobRow(StoredRow):
     name: Annotated[str, StringConstraints(max_length=RUN_NAME_LETTERS), AfterValidator(one_line)]
     config: Annotated[dict[Name, JsonValue], Field(max_length=500)]
     plan: JsonObject | None = None
-    environment: Annotated[Environment, BeforeValidator(_without_machine_fields)]
+    environment: Annotated[Environment, BeforeValidator(without_machine_fields)]
     state: Literal["succeeded", "failed", "cancelled", "lost"]
     attempts_made: Annotated[int, Field(ge=0, lt=100_000)]
     created_at: TimestampMs

@@ -61,12 +61,10 @@ class LiveModel:
     def origins(self) -> dict[str, Origin]:
         """Origin of each layer: dense, made instantly, or refined as in a run (with the inputs at
         that time)."""
-        return {name: self._origin(name) for name in self.formats}
-
-    def _origin(self, name: str) -> Origin:
-        if self.formats[name] == DENSE:
-            return "dense"
-        return "refined" if self._is_final(name) else "instant"
+        return {
+            name: "dense" if fmt == DENSE else "refined" if self._is_final(name) else "instant"
+            for name, fmt in self.formats.items()
+        }
 
     @property
     def running(self) -> RunningModel:

@@ -13,7 +13,7 @@ from backend.errors import ConfigError, ConflictError, ForbiddenError, NotFoundE
 from backend.queue.actor import Actor, network_of
 from backend.queue.gate import ADDRESS_FACTOR, in_room
 from backend.queue.permissions import ASK, require_host, require_voting
-from backend.store.session import now_ms, reading, writing
+from backend.store.session import fetched_value, now_ms, reading, writing
 from backend.store.tables import Conversation, MessageRow
 
 TIE, BAD = 0, -1  # votes for no side
@@ -97,8 +97,7 @@ def first_turn(owner: str) -> Turn | None:
         Conversation, Conversation.id == MessageRow.conversation_id
     )
     of_owner = prompts.where(Conversation.owner == owner, MessageRow.side.is_(None))
-    with reading() as session:
-        number = session.scalar(of_owner.order_by(MessageRow.id).limit(1))
+    number = fetched_value(of_owner.order_by(MessageRow.id).limit(1))
     return turn(number) if number else None
 
 

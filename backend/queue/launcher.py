@@ -84,9 +84,9 @@ class FolderProcess:
         # last process and its start time by data folder
         self._started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
-    def lock_path(self) -> Path:
-        """The lock file that the running process holds."""
-        return settings().root / ".slimscope" / f"{self.name}.lock"
+    def path(self, suffix: str) -> Path:
+        """A file of the process: .lock, which it holds while it runs, .pid, .log, …"""
+        return settings().root / ".slimscope" / f"{self.name}{suffix}"
 
     def is_alive(self) -> bool:
         """Return True if a process holds the lock of this data folder."""
@@ -100,8 +100,8 @@ class FolderProcess:
         """Acquire the lock without waiting; None if another process holds it.
 
         The kernel releases the lock when its holder dies."""
-        self.lock_path().parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.lock_path(), timeout=0, mode=0o600)
+        self.path(".lock").parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path(".lock"), timeout=0, mode=0o600)
         try:
             lock.acquire()
         except Timeout:
@@ -116,7 +116,7 @@ class FolderProcess:
             if (lock := self.try_lock()) is not None:
                 holder = {"pid": os.getpid(), "started": psutil.Process().create_time()}
                 with suppress(OSError):  # a full disk; only `restart` needs the file
-                    self._pid_path().write_text(json.dumps(holder), "utf-8")
+                    self.path(".pid").write_text(json.dumps(holder), "utf-8")
                 return lock
             time.sleep(0.1)
         return None
@@ -130,37 +130,31 @@ class FolderProcess:
         is_starting = child and child.poll() is None and now - start < START_S
         if is_starting or self.is_alive():
             return
-        self._started[root] = (start_module(self.module, self.lock_path().with_suffix(".log")), now)
+        self._started[root] = (start_module(self.module, self.path(".log")), now)
 
     def restart(self) -> None:
         """End a hanging process and start another one."""
         # the process has ended, or its file is missing or damaged
         with suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
-            holder = json.loads(self._pid_path().read_text("utf-8"))
+            holder = json.loads(self.path(".pid").read_text("utf-8"))
             process = psutil.Process(int(holder["pid"]))
             if process.create_time() == holder["started"]:
                 process.kill()
                 process.wait(EXIT_S)
         self.wake()
 
-    def _pid_path(self) -> Path:
-        return self.lock_path().with_suffix(".pid")
-
     def call(self) -> None:
         """Notify the process that a request is about to follow."""
-        self._call_path().parent.mkdir(parents=True, exist_ok=True)
-        self._call_path().touch(mode=0o600)
+        self.path(".called").parent.mkdir(parents=True, exist_ok=True)
+        self.path(".called").touch(mode=0o600)
 
     def is_called(self) -> bool:
         """Return True if `call` was called since the last check."""
         try:
-            self._call_path().unlink()
+            self.path(".called").unlink()
         except FileNotFoundError:
             return False
         return True
-
-    def _call_path(self) -> Path:
-        return self.lock_path().with_suffix(".called")
 
 
 def start_module(module: str, log: Path) -> subprocess.Popen[bytes]:

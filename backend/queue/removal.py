@@ -229,8 +229,7 @@ def forget(runs: Iterable[str | int], actor: Actor) -> None:
     require_host(actor, "restore examples")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
-        for job_id in ids:
-            session.execute(delete(Job).where(Job.id == job_id, Job.id < 0, Job.purged))
+        session.execute(delete(Job).where(Job.id.in_(ids), Job.id < 0, Job.purged))
 
 
 def purge_expired() -> None:

@@ -122,9 +122,7 @@ def enqueue_all(
             config=run.config,
             config_hash=config_hash(kind, run.config),
             plan=run.plan,
-            environment=_environment(run, parent)
-            | _estimate_values(run.cost or cost)
-            | dict(known or {}),
+            environment={**_environment(run, parent, run.cost or cost), **(known or {})},
             retries_left=RETRIES,
             parent=parent.id if parent else None,
             priority=priority,
@@ -160,31 +158,23 @@ def expect_run(actor: Actor) -> None:
         wake_supervisor()
 
 
-def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
-    """The environment of a new job: frozen settings, variables, and sizes of its files."""
+def _environment(run: NewRun, parent: Job | None, cost: Cost | None) -> dict[str, Any]:
+    """The environment of a new job: frozen settings, variables, sizes of its files, and the
+    estimate, which is stored for comparison with its real cost."""
     frozen = parent.environment.get("settings") if parent else None
     if not frozen:
         frozen = settings().for_jobs()
         # machines of a cluster check that they have the same models and texts
         if settings().engine != "local" and (inputs := inputs_of(run.config)):
             frozen = {**frozen, INPUTS: json.dumps(inputs)}
-    sizes = dict(zip(SIZES, run.sizes or (), strict=False))
-    return {"settings": frozen, VARIABLES: submission_variables(), **sizes}
+    environment = {"settings": frozen, VARIABLES: submission_variables()}
+    environment |= zip(SIZES, run.sizes or (), strict=False)
+    if cost is not None:
+        environment |= {ESTIMATED_SECONDS: round(cost.seconds, 1), ESTIMATED_BYTES: int(cost.bytes)}
+    return environment
 
 
-def _estimate_values(cost: Cost | None) -> dict[str, float]:
-    """The estimate of a job, which is stored for comparison with its real cost."""
-    if cost is None:
-        return {}
-    return {ESTIMATED_SECONDS: round(cost.seconds, 1), ESTIMATED_BYTES: int(cost.bytes)}
-
-
-def cancel(run: str | int, actor: Actor) -> State:
-    """Cancel one job; return its state after the request. See `cancel_all`."""
-    return cancel_all([run], actor)[0]
-
-
-def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
+def cancel(runs: Iterable[str | int], actor: Actor) -> list[State]:
     """Cancel jobs in one transaction; return their states after it.
 
     A queued job is cancelled immediately. A live job is asked to stop; a second request kills it. A
@@ -260,26 +250,13 @@ def _insert(queue: list[Job], place: int, moved: Job) -> None:
             return  # the jobs ahead are in order already
 
 
-def resume(run: str | int, actor: Actor) -> Job:
-    """Queue an ended job again; its next attempt continues from the last complete checkpoint.
+def resume(runs: Iterable[str | int], actor: Actor) -> list[Job]:
+    """Queue the failed, cancelled and lost jobs among these again, in one transaction; return
+    them. Their next attempts continue from the last complete checkpoint.
 
     Raises:
-        ConflictError: the job is queued, live, or has succeeded.
+        ConflictError: the only job is queued, live, or has succeeded.
     """
-    resumed = resume_all([run], actor)
-    if not resumed:
-        job = queries.job(run)
-        raise ConflictError(
-            f"{job.run} was not resumed.",
-            f"It is {job.state}.",
-            "Only a failed, cancelled or lost run can be resumed.",
-        )
-    return resumed[0]
-
-
-def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queue the failed, cancelled and lost jobs among these again, in one transaction; return
-    them."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     resumed = []
@@ -291,4 +268,10 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
             if is_resumable and move(session, job, State.QUEUED, **reset):
                 note(session, job.id, "resumed", actor.name)
                 resumed.append(job)
+    if len(ids) == 1 and not resumed:
+        raise ConflictError(
+            f"{job.run} was not resumed.",
+            f"It is {job.state}.",
+            "Only a failed, cancelled or lost run can be resumed.",
+        )
     return resumed

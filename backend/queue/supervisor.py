@@ -34,7 +34,16 @@ from backend.settings import settings
 from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import other_version, upgrade
-from backend.store.session import DatabaseLock, database_ms, engine_for, reading, writing
+from backend.store.session import (
+    DatabaseLock,
+    database_ms,
+    engine_for,
+    fetched,
+    fetched_rows,
+    fetched_value,
+    reading,
+    writing,
+)
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
@@ -111,9 +120,8 @@ class SupervisorLoop:
 
     def busy(self) -> bool:
         """Return True while a job is queued or running."""
-        with reading() as session:
-            active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
-            return session.scalar(active) is not None
+        active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
+        return fetched_value(active) is not None
 
     def prepare(self) -> bool:
         """Start, keep or end the spare process; return True if a user is about to add a run.
@@ -138,9 +146,8 @@ class SupervisorLoop:
 
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
-        with reading() as session:
-            rows = session.execute(live.where(Attempt.ended_at.is_(None)))
-            return [(attempt, job) for attempt, job in rows]
+        rows = fetched_rows(live.where(Attempt.ended_at.is_(None)))
+        return [(attempt, job) for attempt, job in rows]
 
     def _engine_of(self, attempt: Attempt) -> Engine | None:
         """The engine of an attempt; None for another cluster than that of the settings."""
@@ -221,15 +228,11 @@ class SupervisorLoop:
     def clear(self) -> None:
         """Clean up after a killed supervisor: delete leftover checkpoints of the newest succeeded
         jobs, and fail queued jobs whose lane is damaged."""
-        with reading() as session:
-            query = select(Job.id).where(Job.state == State.QUEUED, Job.lane.not_in([*Lane]))
-            without_lane = session.scalars(query).all()
-        for job_id in without_lane:
+        queued = Job.state == State.QUEUED
+        for job_id in fetched(select(Job.id).where(queued, Job.lane.not_in([*Lane]))):
             lifecycle.fail_job(job_id, ValueError("its lane does not exist"))
-        with reading() as session:
-            succeeded = select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED)
-            newest = session.execute(succeeded.order_by(Job.finished_at.desc()).limit(1000)).all()
-        for kind, number in newest:
+        succeeded = select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED)
+        for kind, number in fetched_rows(succeeded.order_by(Job.finished_at.desc()).limit(1000)):
             delete_folder(work_folder(run_name(kind, number)))
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
@@ -245,7 +248,7 @@ class SupervisorLoop:
                 limits_s.append(GUEST_OVERTIME_FACTOR * settings().guest_seconds)
             if now - self._started_at[attempt.id] > min(limits_s, default=math.inf):
                 with contextlib.suppress(ConflictError):  # the run has ended meanwhile
-                    cancel(job.run, OVERTIME)
+                    cancel([job.run], OVERTIME)
         engine = self._engine_of(attempt)
         if job.desired == "run" or attempt.engine_ref is None or engine is None:
             return

@@ -160,18 +160,14 @@ class BudgetSolver:
         if kind == "loss":
             return self._mix(kind, cheapest(choices, log(1 + budget.value)))
         self._require_within(budget, choices)
-        return self._mix(kind, best_quality(choices, self._limit(budget)))
-
-    def _limit(self, budget: Budget) -> float:
-        """Limit of the sum of costs, for any kind of budget except loss."""
-        limits = {
+        limits = {  # of the sum of costs
             "size": budget.value - self.fixed,
             "bits": budget.value * self._block_weights / 8,
             "sparsity": -budget.value * self._block_weights,
             "ms": budget.value,
         }
-        tolerance = 1e-9 * (1 if budget.kind == "ms" else self._block_weights)
-        return limits[budget.kind] + tolerance
+        tolerance = 1e-9 * (1 if kind == "ms" else self._block_weights)
+        return self._mix(kind, best_quality(choices, limits[kind] + tolerance))
 
     def _require_within(self, budget: Budget, choices: Choices) -> None:
         """Refuse a budget outside the range of the front."""

@@ -29,6 +29,7 @@ of its layers.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -210,10 +211,8 @@ class SensitivityMeter:
     def __init__(self, dense: DenseTrace, windows: int, batch: int) -> None:
         self._dense, self._windows = dense, min(windows, len(dense.ids))
         self._batch = batch if _broadcasts(dense) else 1
-        self._reference = [self._logits(w, hidden) for w, hidden in self._outputs()]
-
-    def _outputs(self) -> list[tuple[int, Tensor]]:
-        return [(w, hidden) for w, hidden in enumerate(self._dense.inputs[-1]) if w < self._windows]
+        outputs = islice(enumerate(dense.inputs[-1]), self._windows)
+        self._reference = [self._logits(window, hidden) for window, hidden in outputs]
 
     def _logits(self, window: int, hidden: Tensor) -> Tensor:
         """Logits [candidates, L, V] for outputs of the last block [candidates, L, d]."""
@@ -240,9 +239,7 @@ class SensitivityMeter:
             candidates: module name -> weights [out, in], per candidate.
         """
         sums = torch.zeros(len(candidates), 2, dtype=torch.float64)
-        for window, states in enumerate(self._dense.inputs[block]):
-            if window == self._windows:
-                break
+        for window, states in islice(enumerate(self._dense.inputs[block]), self._windows):
             for start in range(0, len(candidates), self._batch):
                 part = slice(start, start + self._batch)
                 hidden = self._run_candidates(block, window, states, candidates[part])

@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store import queries
 from backend.store.queries import POINT_COLUMNS, rows_among
-from backend.store.session import reading
+from backend.store.session import fetched_rows, reading
 from backend.store.tables import MetricPoint
 
 REDUCED = "reduced"
@@ -36,9 +36,8 @@ def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
     key = [getattr(MetricPoint, name) for name in KEY_COLUMNS]
     columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
     query = select(*key, *columns).where(MetricPoint.job_id == job_id)
-    with reading() as session:
-        rows = session.execute(query.group_by(*key).order_by(*key))
-        return {MetricKey(*row[: len(key)]): CurveSpan(*row[len(key) :]) for row in rows}
+    rows = fetched_rows(query.group_by(*key).order_by(*key))
+    return {MetricKey(*row[: len(key)]): CurveSpan(*row[len(key) :]) for row in rows}
 
 
 def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[Row[Any]]:
@@ -84,8 +83,7 @@ def samples(job_id: int, key: MetricKey, span: CurveSpan, points: int) -> list[t
         is_sampled | (MetricPoint.step == span.last),
         MetricPoint.value.between(-LARGEST, LARGEST),
     )
-    with reading() as session:
-        return [*session.execute(query.order_by(MetricPoint.step)).tuples()]
+    return [row._tuple() for row in fetched_rows(query.order_by(MetricPoint.step))]
 
 
 def _of_curve(

@@ -14,7 +14,7 @@ from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects import dialect_of
 from backend.store.json_column import DamagedJson, read_object
-from backend.store.session import fetched, reading
+from backend.store.session import fetched, fetched_rows, fetched_value, reading
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import (
     EXAMPLE,
@@ -65,8 +65,7 @@ def job_id(run: str | int) -> int:
     """
     kind, number = _parse_run(run)
     if kind:
-        with reading() as session:
-            actual_kind = session.scalar(select(Job.kind).where(Job.id == number))
+        actual_kind = fetched_value(select(Job.kind).where(Job.id == number))
         _check_kind(run, kind, actual_kind, number)
     return number
 
@@ -92,8 +91,7 @@ def plan(run: str | int) -> dict[str, Any] | None:
     Raises:
         NotFoundError: there is no such run.
     """
-    with reading() as session:
-        return session.scalar(select(Job.plan).where(Job.id == job_id(run)))
+    return fetched_value(select(Job.plan).where(Job.id == job_id(run)))
 
 
 def plans(ids: Iterable[int]) -> dict[int, dict[str, Any]]:
@@ -295,9 +293,7 @@ def examples() -> set[int]:
 
 def example_count() -> int:
     """Number of examples that were not removed."""
-    with reading() as session:
-        query = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
-        return session.scalar(query) or 0
+    return fetched_value(select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))) or 0
 
 
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
@@ -336,8 +332,7 @@ def runs_from(run: str, limit: int) -> list[Job]:
 
 def all_run_names() -> set[str]:
     """The names of all runs."""
-    with reading() as session:
-        return {run_name(*row) for row in session.execute(select(Job.kind, Job.id))}
+    return {run_name(*row) for row in fetched_rows(select(Job.kind, Job.id))}
 
 
 def unmeasured_runs(limit: int) -> list[Job]:
@@ -366,8 +361,7 @@ def largest(limit: int) -> list[Job]:
 
 def newest_event_at() -> int:
     """Time of the newest event, UTC milliseconds since 1970; 0 without events."""
-    with reading() as session:
-        return session.scalar(select(Event.at).order_by(Event.id.desc()).limit(1)) or 0
+    return fetched_value(select(Event.at).order_by(Event.id.desc()).limit(1)) or 0
 
 
 def views() -> list[SavedView]:
@@ -383,8 +377,7 @@ def artifacts(run: str | int) -> list[Artifact]:
 def curve_points(run: str | int) -> list[Row[Any]]:
     """All curve points of a run, with the columns `POINT_COLUMNS`."""
     query = select(*POINT_COLUMNS).where(MetricPoint.job_id == job_id(run))
-    with reading() as session:
-        return [*session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
+    return [*fetched_rows(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
 
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:
@@ -398,8 +391,7 @@ def tensor_rows(run: str | int) -> list[dict[str, Any]]:
         .where(TensorRow.job_id == job_id(run))
         .order_by(TensorRow.block, TensorRow.module, TensorRow.stage, TensorRow.step)
     )
-    with reading() as session:
-        rows = [dict(row._mapping) for row in session.execute(query)]
+    rows = [dict(row._mapping) for row in fetched_rows(query)]
     rows = [row for row in rows if row["n"] and not isinstance(row["stats"], DamagedJson)]
     names = dict.fromkeys(name for row in rows for name in row["stats"])
     for row in rows:
@@ -418,28 +410,21 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
             ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step, ProfileRow.stage
         )
     )
-    with reading() as session:
-        return [dict(row._mapping) for row in session.execute(query)]
-
-
-def newest_with_weights(limit: int) -> list[Job]:
-    """The newest runs with recorded weight statistics."""
-    has_weights = exists().where(TensorRow.job_id == Job.id)
-    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()).limit(limit))
+    return [dict(row._mapping) for row in fetched_rows(query)]
 
 
 def tensor_names(run: str | int) -> list[tuple[str, int, str]]:
     """Tensor, block and module of each tensor with statistics, in the order of the model."""
     columns = (TensorRow.tensor, TensorRow.block, TensorRow.module)
     query = select(*columns).where(TensorRow.job_id == job_id(run)).distinct()
-    with reading() as session:
-        return [*session.execute(query.order_by(TensorRow.block, TensorRow.module)).tuples()]
+    rows = fetched_rows(query.order_by(TensorRow.block, TensorRow.module))
+    return [row._tuple() for row in rows]
 
 
-def runs_with_weights() -> list[Job]:
+def runs_with_weights(limit: int | None = None) -> list[Job]:
     """Runs with recorded weight statistics, newest first."""
     has_weights = exists().where(TensorRow.job_id == Job.id)
-    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()))
+    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()).limit(limit))
 
 
 def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:

@@ -4,16 +4,17 @@ A write transaction of SQLite holds the write lock from its start; a transaction
 the rows it decides about (see `dialects`)."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from sqlalchemy import (
     Connection,
     CursorResult,
     Engine,
+    Row,
     Select,
     Update,
     create_engine,
@@ -32,6 +33,7 @@ from backend.store.tables import Attempt, Job, Story
 
 Numbered = TypeVar("Numbered", Job, Attempt, Story)
 Fetched = TypeVar("Fetched")
+Columns = TypeVarTuple("Columns")
 # the session that nested transactions join; see `one_transaction`, `single_snapshot`
 _current_session = ContextVar[Session | None]("current_session", default=None)
 DATABASE_TIME = "database_time"  # key in the `info` of a session
@@ -110,6 +112,18 @@ def fetched(query: Select[Fetched]) -> list[Fetched]:
     """The first column of every row of a query, read in one transaction."""
     with reading() as session:
         return list(session.scalars(query))
+
+
+def fetched_value(query: Select[Fetched]) -> Fetched | None:
+    """The first column of the first row of a query, read in one transaction; None without a row."""
+    with reading() as session:
+        return session.scalar(query)
+
+
+def fetched_rows(query: Select[*Columns]) -> Sequence[Row[*Columns]]:
+    """The rows of a query, read in one transaction."""
+    with reading() as session:
+        return session.execute(query).all()
 
 
 @contextmanager

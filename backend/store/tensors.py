@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from backend.statistics.tensors import BASE_STATISTICS, QUANTILES, TensorProfile, TensorSnapshot
 from backend.store.queries import job_id
-from backend.store.session import reading
+from backend.store.session import fetched_value, reading
 from backend.store.tables import ProfileRow, TensorRow
 
 R = TypeVar("R")
@@ -31,8 +31,7 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
 def first_snapshots(run: str | int) -> list[TensorSnapshot]:
     """Statistics and histogram of a run's first tensor at all stages, by step."""
     first = select(TensorRow.tensor).where(TensorRow.job_id == job_id(run))
-    with reading() as session:
-        tensor = session.scalar(first.order_by(TensorRow.tensor).limit(1))
+    tensor = fetched_value(first.order_by(TensorRow.tensor).limit(1))
     return tensor_snapshots(run, tensor) if tensor else []
 
 

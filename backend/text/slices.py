@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,10 +40,12 @@ from backend.reporter import Reporter, stop_if_asked
 from backend.text.corpora import SPLIT_CORPORA, Role, documents, preprocessing
 
 BATCH = 16  # windows per sampling batch
-SHUFFLE_BUFFER = 10_000  # size of the shuffle buffer, in documents
+SHUFFLE_BUFFER = 10_000  # size of the shuffle buffer, in documents or conversations
 _PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
 POOL_FACTOR = 8
 PASSAGE_TOKENS = 64  # consecutive tokens that calibration and evaluation may not share
+
+Item = TypeVar("Item")
 
 
 def first_tokens(tokenizer: TextTokenizer, count: int, generator: torch.Generator) -> Tensor:
@@ -151,10 +154,10 @@ def cut_windows(
             yield begin + row[start : start + length]
 
 
-def shuffled(texts: Iterable[str], random: Random) -> Iterator[str]:
-    """Shuffle documents in buffers of `SHUFFLE_BUFFER`, which works for streams."""
-    texts = iter(texts)
-    while buffer := list(islice(texts, SHUFFLE_BUFFER)):
+def shuffled(items: Iterable[Item], random: Random) -> Iterator[Item]:
+    """Shuffle items in buffers of `SHUFFLE_BUFFER`, which works for streams."""
+    items = iter(items)
+    while buffer := list(islice(items, SHUFFLE_BUFFER)):
         random.shuffle(buffer)
         yield from buffer
 

@@ -18,11 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import DatasetError, ModelError
 from backend.text import files
-from backend.text.chat_template import render_chat
+from backend.text.chat_template import chat_ids
 from backend.text.corpora import documents
 from backend.text.files import Message, conversation, json_lines, split_answer
 from backend.text.slices import (
-    SHUFFLE_BUFFER,
     TextSlice,
     bos_prefix,
     cut_windows,
@@ -123,25 +122,22 @@ def _examples(
     path: Path, tokenizer: PreTrainedTokenizerBase, length: int, random: Random
 ) -> Iterator[Example]:
     """Yield the examples of the file in random order, truncated to `length` tokens."""
-    lines = _conversations(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    while buffer := list(islice(lines, SHUFFLE_BUFFER)):
-        random.shuffle(buffer)
-        for line in buffer:
-            if not (turns := split_answer(line)):
-                continue
-            prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
-            answer = plain_ids(turns[1], tokenizer) + end
-            ids = (prompt + answer)[:length]
-            labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
-            if len(prompt) < len(ids):  # otherwise the answer is truncated completely
-                yield ids, labels
+    for messages in shuffled(_conversations(path), random):
+        if not (turns := split_answer(messages)):
+            continue
+        prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
+        answer = plain_ids(turns[1], tokenizer) + end
+        ids = (prompt + answer)[:length]
+        labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
+        if len(prompt) < len(ids):  # otherwise the answer is truncated completely
+            yield ids, labels
 
 
 def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template:
         try:
-            text = render_chat(messages, tokenizer)
+            return chat_ids(messages, tokenizer)
         except ModelError as error:
             raise DatasetError(
                 "The instructions do not fit the model's chat template.",
@@ -149,7 +145,6 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
                 "Use the roles of the template, or fields such as instruction and output.",
                 FIELD,
             ) from error
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     instruction = "\n\n".join(message["content"] for message in messages)
     text = f"### Instruction:\n{instruction}\n\n### Response:\n"
     return bos_prefix(tokenizer) + plain_ids(text, tokenizer)

@@ -18,7 +18,7 @@ from backend.queue.artifacts import full_log, read_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
-from jobs.cli.command import DIFFERENT, POLL_S, current_actor, escaped, exit_of, follow, write
+from jobs.cli.app import DIFFERENT, POLL_S, current_actor, escaped, exit_of, follow, write
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY

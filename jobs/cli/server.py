@@ -21,7 +21,7 @@ from backend.models.sources.catalog import materialize
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
 from backend.text.wikipedia import main as set_up_text
-from jobs.cli.command import EXPECTED, FAILED, in_words
+from jobs.cli.app import EXPECTED, FAILED, in_words
 from jobs.cli.doctor import cluster, machine
 from jobs.cli.doctor.machine import HealthCheck
 from jobs.fields.types import DEFAULT_MODEL

@@ -116,7 +116,7 @@ def cancel_runs(
         job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE
     ]
     if cancelled or not jobs:
-        service.cancel_all(cancelled, actor)
+        service.cancel(cancelled, actor)
     return summaries([job.run for job in jobs])
 
 
@@ -153,9 +153,7 @@ def _resume_text(records: Records) -> str:
 )
 def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
     """Queue failed, cancelled or lost runs again. They resume from their last checkpoints."""
-    if len(runs) == 1:
-        return [summary(service.resume(runs[0], actor))]
-    return [summary(job) for job in service.resume_all(runs, actor)]
+    return [summary(job) for job in service.resume(runs, actor)]
 
 
 def _free_question(jobs: Sequence[Job]) -> str:
@@ -299,13 +297,14 @@ def _delete_question(jobs: Sequence[Job]) -> str:
 
 
 def _delete_text(records: Records) -> str:
+    jobs = [queries.job(run["id"]) for run in records]
+    if not any(job.removed_at for job in jobs):
+        return f"Restored: {record_names(records)}." if jobs else "No deleted run is among them."
+    names = " ".join(job.run for job in jobs)
     size = readable_bytes(sum(run["disk_bytes"] for run in records))
-    run_names = " ".join(run["id"] for run in records)
-    if all(queries.job(run["id"]).purged for run in records):
-        return f"Deleted: {run_names}. {size} freed."
-    return (
-        f"Deleted: {run_names}. {size} will be freed in a day. Undo: slimscope undelete {run_names}"
-    )
+    if all(job.purged for job in jobs):
+        return f"Deleted: {names}. {size} freed."
+    return f"Deleted: {names}. {size} will be freed in a day. Undo: slimscope delete --undo {names}"
 
 
 @operation(
@@ -326,35 +325,26 @@ def _delete_text(records: Records) -> str:
             lambda jobs: f"Delete files and figures of {_names(jobs)} now? This cannot be undone.",
             values={"now": True},
         ),
+        Button(
+            "restore",
+            "Undo delete",
+            lambda job: bool(job.removed_at) and not job.purged,
+            values={"undo": True},
+        ),
     ),
 )
 def delete_runs(
     runs: Runs,
     actor: Actor,
     now: Annotated[bool, Field(description="Delete permanently, without a day to undo.")] = False,
+    undo: Annotated[bool, Field(description="Restore runs deleted less than a day ago.")] = False,
 ) -> list[Record]:
     """Delete finished runs. They can be restored for a day; then files and figures are purged."""
+    if undo:
+        return [summary(job) for job in removal.restore(runs, actor)]
     removal.remove(runs, actor)
     jobs = [queries.job(run) for run in runs]
     records = [summary(job) | {"disk_bytes": sum(disk_use(job.run).values())} for job in jobs]
     if now:
         removal.purge(runs, actor)
     return records
-
-
-@operation(
-    "undelete",
-    writes=True,
-    action="restore a run",
-    path="/runs/{run}/restore",
-    tool="",
-    as_text=lambda runs: (
-        f"Restored: {record_names(runs)}." if runs else "No deleted run is among them."
-    ),
-    buttons=(
-        Button("restore", "Undo delete", lambda job: bool(job.removed_at) and not job.purged),
-    ),
-)
-def restore_runs(runs: Runs, actor: Actor) -> list[Record]:
-    """Restore runs that were deleted less than a day ago."""
-    return [summary(job) for job in removal.restore(runs, actor)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,21 +61,18 @@ def list_runs(
 
 
 @operation("results")
-def run_results(run: Run) -> list[Record]:
-    """Return the results of a run: stage, metric, value, standard error."""
-    return results(queries.job(run).id)
-
-
-@operation("curves", tool="")
-def run_curves(run: Run) -> list[Record]:
-    """Return the points of the run's curves: name, step, value, time."""
-    return [dict(point._mapping) for point in queries.curve_points(queries.job(run).id)]
-
-
-@operation("tensors", tool="")
-def run_tensors(run: Run) -> list[Record]:
-    """Return the statistics of every tensor at every stage."""
-    return tensors(queries.job(run).id)
+def run_results(
+    run: Run,
+    of: Annotated[
+        Literal["stages", "curves", "tensors"],
+        Field(description="Final metrics, points of curves, or statistics of weight tensors."),
+    ] = "stages",
+) -> list[Record]:
+    """Return what a run has measured: metrics of every stage, curves, or tensors."""
+    job_id = queries.job(run).id
+    if of == "curves":
+        return [dict(point._mapping) for point in queries.curve_points(job_id)]
+    return tensors(job_id) if of == "tensors" else results(job_id)
 
 
 @operation("log", command=False)

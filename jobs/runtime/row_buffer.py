@@ -97,7 +97,7 @@ class RowSpool:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._end is None:
             self._end = sum(map(len, self._lines()))
-        lines = (json.dumps([t.__tablename__, v], default=_packed) + "\n" for t, v in rows)
+        lines = (json.dumps([t.__tablename__, v], default=_encoded) + "\n" for t, v in rows)
         added = "".join(lines).encode()
         with self._path.open("ab") as file:
             file.truncate(self._end)
@@ -116,7 +116,7 @@ class RowSpool:
 
     def read(self) -> list[Row]:
         """Return the rows in the order they were written; none without a file."""
-        records = (json.loads(line, object_hook=_unpacked) for line in self._lines())
+        records = (json.loads(line, object_hook=_decoded) for line in self._lines())
         return [(TABLES_OF_A_RUN[name], values) for name, values in records]
 
     def clear(self) -> None:
@@ -125,15 +125,13 @@ class RowSpool:
         self._end = 0
 
 
-def _packed(value: object) -> object:
-    """Encode bytes for JSON."""
-    if isinstance(value, bytes):
-        return {BASE64_KEY: b64encode(value).decode()}
-    raise TypeError(value)
+def _encoded(value: bytes) -> dict[str, str]:
+    """Encode bytes for JSON; raise `TypeError` for other values."""
+    return {BASE64_KEY: b64encode(value).decode()}
 
 
-def _unpacked(packed: dict[str, Any]) -> Any:
-    return b64decode(packed[BASE64_KEY]) if packed.keys() == {BASE64_KEY} else packed
+def _decoded(value: dict[str, Any]) -> Any:
+    return b64decode(value[BASE64_KEY]) if value.keys() == {BASE64_KEY} else value
 
 
 class LeaseLostError(Exception):

@@ -43,12 +43,12 @@ T = TypeVar("T")
 
 def socket_path() -> Path:
     """Path of the Unix socket."""
-    return SERVING.lock_path().with_suffix(".sock")
+    return SERVING.path(".sock")
 
 
 def address_path() -> Path:
     """Path of the file with port and token, for platforms without a Unix socket."""
-    return SERVING.lock_path().with_suffix(".json")
+    return SERVING.path(".json")
 
 
 def listen() -> tuple[socket.socket, str]:
@@ -210,7 +210,7 @@ async def _open_response(
             await anyio.sleep(RETRY_S)
         except httpx.TransportError as error:
             raise answer_interrupted() from error
-    log = SERVING.lock_path().with_suffix(".log")
+    log = SERVING.path(".log")
     raise SlimscopeError(UNREACHABLE, "The serving process did not start.", f"See its log: {log}.")
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from backend.errors import ConfigError, ConflictError, NotFoundError
 from backend.queue.actor import Actor
 from backend.queue.permissions import require_host
-from backend.store.session import change, fetched, now_ms, reading, writing
+from backend.store.session import change, fetched, fetched_value, now_ms, writing
 from backend.store.tables import ApiKey
 
 PREFIX = "slim-"
@@ -58,8 +58,7 @@ def key_name(key: str) -> str:
     if not key.startswith(PREFIX):
         return ""
     query = select(ApiKey.name).where(ApiKey.sha256 == _hash(key), ApiKey.revoked_at.is_(None))
-    with reading() as session:
-        return session.scalar(query) or ""
+    return fetched_value(query) or ""
 
 
 def _hash(key: str) -> str:

@@ -1,7 +1,10 @@
 """Response to one request, as a stream of chunks or as one JSON object."""
 
+import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, SlimscopeError
@@ -9,8 +12,8 @@ from jobs.serving.answering import AnswerEvent, AnswerStarted, WaitNotice
 from jobs.serving.openai_format import (
     DONE,
     Body,
+    ChatBody,
     JsonObject,
-    ResponseFormat,
     comment,
     error_body,
     event,
@@ -56,14 +59,22 @@ class ResponseBuilder:
     """Builds the response to a request from the events of its answer."""
 
     def __init__(self, body: Body, events: Events) -> None:
-        self.body, self.events, self.format = body, events, ResponseFormat(body)
+        self.body, self.events, self.chat = body, events, isinstance(body, ChatBody)
         self.choices = [Choice() for _ in range(len(body.prompts) * body.n)]
+        name = "chat.completion" if self.chat else "text_completion"
+        self._header = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": name,
+            "created": int(time.time()),
+            "model": body.model,
+        }
+        self._chunk_header = self._header | ({"object": f"{name}.chunk"} if self.chat else {})
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the chunks as server-sent events; an error ends the stream. Wait notices are sent
         as comments."""
-        for index in range(len(self.choices)) if self.format.chat else ():
-            yield event(self.format.first_chunk(index))
+        for index in range(len(self.choices)) if self.chat else ():
+            yield event(self._choice_chunk(index, {"role": "assistant", "content": ""}, None, None))
         async for index, answer_event in self.events:
             if isinstance(answer_event, WaitNotice | Waiting | AnswerStarted):
                 yield comment(self._notice(answer_event))
@@ -75,7 +86,7 @@ class ResponseBuilder:
                 return
             yield event(chunk)
         if self.body.stream_options and self.body.stream_options.include_usage:
-            yield event(self.format.usage_chunk(self._usage()))
+            yield event(self._chunk_header | {"choices": [], "usage": self._usage()})
         yield DONE
 
     async def response(self) -> JsonObject:
@@ -87,11 +98,19 @@ class ResponseBuilder:
         choices = []
         for index, choice in enumerate(self.choices):
             assert choice.finished is not None
-            reason = FINISH_REASONS[choice.finished.reason]
-            logprobs = self._logprobs(choice.pieces, choice.token_texts, 0)
-            details = {"transcript": choice.rows} if self.body.details else None
-            choices.append(self.format.choice(index, choice.text, logprobs, reason, details))
-        return self.format.response(choices, self._usage())
+            message = {"role": "assistant", "content": choice.text, "refusal": None}
+            content: JsonObject = {"message": message} if self.chat else {"text": choice.text}
+            details = {"slimscope": {"transcript": choice.rows}} if self.body.details else {}
+            choices.append(
+                {
+                    "index": index,
+                    **content,
+                    "logprobs": self._logprobs(choice.pieces, choice.token_texts, 0),
+                    "finish_reason": FINISH_REASONS[choice.finished.reason],
+                    **details,
+                }
+            )
+        return self._header | {"choices": choices, "usage": self._usage()}
 
     def _notice(self, answer_event: WaitNotice | Waiting | AnswerStarted) -> JsonObject:
         if isinstance(answer_event, AnswerStarted):
@@ -126,14 +145,23 @@ class ResponseBuilder:
         row = transcript_row(answer_event)
         if self.body.details:
             choice.rows.append(row)
-        return self.format.chunk(index, text, logprobs, reason, row if self.body.details else None)
+        content: Any = ({"content": text} if text else {}) if self.chat else text
+        chunk = self._choice_chunk(index, content, logprobs, reason)
+        return chunk | ({"slimscope": row} if self.body.details else {})
+
+    def _choice_chunk(
+        self, index: int, content: Any, logprobs: JsonObject | None, reason: str | None
+    ) -> JsonObject:
+        part = {"delta" if self.chat else "text": content}
+        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
+        return self._chunk_header | {"choices": [choice]}
 
     def _logprobs(
         self, pieces: Sequence[Piece], token_texts: Mapping[int, str], offset: int
     ) -> JsonObject | None:
         if self.body.logprob_count is None:
             return None
-        if self.format.chat:
+        if self.chat:
             return chat_logprobs(pieces, token_texts)
         return completion_logprobs(pieces, token_texts, offset)
 

@@ -1,9 +1,7 @@
-"""Requests, responses and errors in the format of the OpenAI API, with additional parameters of
+"""Requests, errors and events in the format of the OpenAI API, with additional parameters of
 Slimscope. Unsupported parameters are rejected unless their value has no effect."""
 
 import json
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -278,64 +276,3 @@ def model_list(names: Sequence[str]) -> JsonObject:
         {"id": name, "object": "model", "created": 0, "owned_by": "slimscope"} for name in names
     ]
     return {"object": "list", "data": models}
-
-
-class ResponseFormat:
-    """Builds the JSON objects of the response to one request."""
-
-    def __init__(self, body: Body) -> None:
-        self.chat = isinstance(body, ChatBody)
-        name = "chat.completion" if self.chat else "text_completion"
-        self._header = {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "object": name,
-            "created": int(time.time()),
-            "model": body.model,
-        }
-        self._chunk_header = self._header | ({"object": f"{name}.chunk"} if self.chat else {})
-
-    def first_chunk(self, index: int) -> JsonObject:
-        """First chunk of a choice of a chat."""
-        return self._choice_chunk(index, {"role": "assistant", "content": ""}, None, None)
-
-    def chunk(
-        self,
-        index: int,
-        text: str,
-        logprobs: JsonObject | None,
-        reason: str | None,
-        details: JsonObject | None,
-    ) -> JsonObject:
-        """Chunk with the next text of a choice."""
-        content: Any = ({"content": text} if text else {}) if self.chat else text
-        chunk = self._choice_chunk(index, content, logprobs, reason)
-        return chunk | ({"slimscope": details} if details else {})
-
-    def _choice_chunk(
-        self, index: int, content: Any, logprobs: JsonObject | None, reason: str | None
-    ) -> JsonObject:
-        part = {"delta" if self.chat else "text": content}
-        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
-        return self._chunk_header | {"choices": [choice]}
-
-    def usage_chunk(self, usage: JsonObject) -> JsonObject:
-        """Last chunk, with token counts."""
-        return self._chunk_header | {"choices": [], "usage": usage}
-
-    def response(self, choices: Sequence[JsonObject], usage: JsonObject) -> JsonObject:
-        """Non-streamed response."""
-        return self._header | {"choices": [*choices], "usage": usage}
-
-    def choice(
-        self,
-        index: int,
-        text: str,
-        logprobs: JsonObject | None,
-        reason: str,
-        details: JsonObject | None,
-    ) -> JsonObject:
-        """One choice of a non-streamed response."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        part: JsonObject = {"message": message} if self.chat else {"text": text}
-        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
-        return choice | ({"slimscope": details} if details else {})

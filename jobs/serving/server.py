@@ -26,7 +26,7 @@ from backend.errors import SlimscopeError
 from backend.models.memory import memory_available, memory_total
 from backend.settings import available_threads, settings
 from backend.store.migrate import other_version
-from backend.store.session import reading
+from backend.store.session import fetched_value
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from jobs.serving.answering import AnswerEvent, AnswerStarted, AnswerWorker
@@ -207,8 +207,7 @@ def limit_memory() -> None:
 
 def _runs_and_version() -> tuple[bool, bool]:
     """Return two flags: a run is active; a process of another version must replace this one."""
-    with reading() as session:
-        live = session.scalar(select(Job.id).where(Job.state.in_([*LIVE])).limit(1))
+    live = fetched_value(select(Job.id).where(Job.state.in_([*LIVE])).limit(1))
     return live is not None, bool(other_version())
 
 

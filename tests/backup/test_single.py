@@ -308,7 +308,7 @@ def test_what_a_process_was_given_elsewhere_is_not_taken_over(ended: Job, tmp_pa
     assert job.environment == {"cpu": "a processor"}
     again = reproduce(job.id, HOST)
     assert again.environment["settings"] == settings().for_jobs()
-    service.resume(job.id, HOST)
+    service.resume([job.id], HOST)
     with writing() as session:
         attempt = Attempt(job_id=job.id, n=2, token="t", engine="local", launched_at=1)
         session.add(attempt)

@@ -201,7 +201,7 @@ def end_runs() -> None:
     for job in queries.jobs(ACTIVE):
         with suppress(ConflictError):  # it has ended
             for _ in range(2):  # asked twice it is killed, and not tried again
-                service.cancel(job.run, HOST)
+                service.cancel([job.run], HOST)
         for attempt in queries.attempts(job.id):
             if attempt.engine_ref:
                 LocalEngine(1).kill(attempt.engine_ref)

@@ -131,4 +131,4 @@ def test_a_message_stays_until_something_is_changed(visitor: Page, lab: Dashboar
     job = queries.jobs()[0]
     assert job.config["pattern"] == "4:8"
     if scheduling.queued():
-        service.cancel(job.run, HOST)
+        service.cancel([job.run], HOST)

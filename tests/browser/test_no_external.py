@@ -94,7 +94,7 @@ def hostile(workshop: Dashboard) -> Iterator[tuple[str, str]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://localhost:{server.server_port}", run
         server.shutdown()
-    service.cancel(run, HOST)
+    service.cancel([run], HOST)
 
 
 def test_hostile_text_and_hostile_sites_get_nothing(

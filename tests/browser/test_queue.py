@@ -27,7 +27,7 @@ def queue(workshop: Dashboard) -> Iterator[Dashboard]:
     yield workshop
     for job in queries.jobs(ACTIVE):
         with suppress(ConflictError):  # it has ended
-            service.cancel(job.run, HOST)
+            service.cancel([job.run], HOST)
         until(job.run, *TERMINAL)
 
 

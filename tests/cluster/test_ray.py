@@ -184,7 +184,7 @@ def test_a_head_that_comes_back_empty_is_given_its_runs_again(
 def test_cancelling_twice_ends_a_deaf_run_at_once(until: Until, cluster: RayCluster) -> None:
     run = submit("count", {"steps": 500, "pause": 0.3, "deaf": True}, HOST).id
     until(has_done(run, 2))
-    service.cancel(run, HOST)
-    service.cancel(run, HOST)
+    service.cancel([run], HOST)
+    service.cancel([run], HOST)
     took = until(is_in(run, State.CANCELLED), 30)
     print(f"cancelled after {took:.1f} s")

@@ -99,7 +99,7 @@ def test_a_batch_job_is_cancelled_once_gently_and_twice_at_once(until: Until) ->
     deaf = submit("count", {"steps": 500, "deaf": True}, HOST).id
     until(lambda: has_done(gentle, 2)() and has_done(deaf, 2)())
     for run in (gentle, deaf, deaf):
-        service.cancel(run, HOST)
+        service.cancel([run], HOST)
     took = until(lambda: all(is_in(run, State.CANCELLED)() for run in (gentle, deaf)), 30)
     print(f"cancelled after {took:.1f} s")
     assert queries.attempts(gentle)[0].outcome == "stopped"

@@ -100,10 +100,10 @@ def turn(loop: SupervisorLoop, engine: ScriptedEngine) -> None:
 def change(deed: str, job: Job) -> None:
     """What a person asks for; a resumed job is the only one that leaves its end."""
     if deed == "resume" and job.state in RESUMABLE:
-        service.resume(job.id, HOST)
+        service.resume([job.id], HOST)
     elif deed == "cancel":
         with suppress(ConflictError):  # of a job that has ended
-            service.cancel(job.id, HOST)
+            service.cancel([job.id], HOST)
 
 
 def claim_late(which: int) -> None:

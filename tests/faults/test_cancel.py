@@ -20,17 +20,17 @@ def test_cancel_waiting_running_and_ended(wait: Wait) -> None:
     job = submit("count", {"steps": 1000}, HOST)
     waiting = submit("count", {}, HOST)
     wait(job.id, when=running(job.id))
-    assert service.cancel(waiting.run, HOST) == State.CANCELLED
+    assert service.cancel([waiting.run], HOST) == [State.CANCELLED]
     began = time.monotonic()
-    service.cancel(job.run, HOST)
+    service.cancel([job.run], HOST)
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert time.monotonic() - began < 10
     assert queries.attempts(job.id)[0].exit_code == 75
     with pytest.raises(ConflictError, match="It is cancelled already"):
-        service.cancel(job.run, HOST)
-    service.resume(job.run, HOST)
+        service.cancel([job.run], HOST)
+    service.resume([job.run], HOST)
     wait(job.id, when=lambda: beats(job.id, 2))
-    service.cancel(job.run, HOST)
+    service.cancel([job.run], HOST)
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
 
 
@@ -42,7 +42,7 @@ def test_a_deaf_job_is_killed_after_the_grace(
     job = submit("count", {"steps": 1000, "deaf": True}, HOST)
     wait(job.id, when=running(job.id))
     process = process_of(job.id)
-    service.cancel(job.run, HOST)
+    service.cancel([job.run], HOST)
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert "last checkpoint" in queries.events(job.id)[-1].text
@@ -51,8 +51,8 @@ def test_a_deaf_job_is_killed_after_the_grace(
 def test_cancelling_twice_kills_at_once(wait: Wait) -> None:
     job = submit("count", {"steps": 1000, "deaf": True}, HOST)
     wait(job.id, when=running(job.id))
-    service.cancel(job.run, HOST)
-    service.cancel(job.run, HOST)
+    service.cancel([job.run], HOST)
+    service.cancel([job.run], HOST)
     assert queries.job(job.id).desired == "kill"
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
 
@@ -64,5 +64,5 @@ def test_a_job_that_finishes_as_it_is_cancelled_has_succeeded(
     loop.turn()
     until_dead(job.id)
     assert queries.attempts(job.id)[0].outcome == "succeeded"
-    assert service.cancel(job.run, HOST) == State.STARTING
+    assert service.cancel([job.run], HOST) == [State.STARTING]
     assert wait(job.id, State.SUCCEEDED, State.CANCELLED) == State.SUCCEEDED

@@ -53,7 +53,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
         patch.setattr("builtins.print", full)
         context.start()
         time.sleep(0.3)
-    service.cancel(context.run, HOST)
+    service.cancel([context.run], HOST)
     until(context.should_stop)  # it beats again, and hears
     context.finish("stopped")
     assert frames.curves(context.job_id)["value"].tolist() == [2.0]
@@ -160,7 +160,7 @@ def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) 
     job = submit("count", {"steps": 3, "fails_at": 2, "pause": 0}, HOST)
     assert wait(job.id, State.FAILED) == State.FAILED
     remove_files(job.id)
-    service.resume(job.run, HOST)
+    service.resume([job.run], HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "Starting from the beginning" in read_log(job.run, 2)[0]
     assert curve(job.id, "attempt") == [2, 2, 2]

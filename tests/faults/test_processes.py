@@ -62,7 +62,7 @@ def test_an_error_fails_without_retry_and_can_be_resumed(wait: Wait) -> None:
     assert failed.attempts_made == 1
     assert "Traceback" in read_log(job.run, 1)[0]
     assert free_slots() == 1
-    service.resume(job.run, HOST)
+    service.resume([job.run], HOST)
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
     assert queries.job(job.id).error is None
 

@@ -102,7 +102,7 @@ def test_a_supervisor_that_is_cut_off_starts_nothing_until_it_leads_again(
         if len(turns) == 3:
             other.release()
         if len(turns) == 6:
-            service.cancel(job.id, HOST)
+            service.cancel([job.id], HOST)
             engine.end(engine.launched[0], "stopped", 75)
 
     monkeypatch.setattr(supervisor.time, "sleep", wake)
@@ -172,7 +172,7 @@ def test_of_two_requests_to_cancel_the_second_kills_wherever_it_comes_from(queue
     for _ in range(5):
         job = service.enqueue("count", {}, HOST)
         loop.turn()
-        at_once(*[lambda job=job: service.cancel(job.id, HOST)] * 2)
+        at_once(*[lambda job=job: service.cancel([job.id], HOST)] * 2)
         assert queries.job(job.id).desired == "kill"
         loop.turn()
         loop.turn()
@@ -203,7 +203,7 @@ def test_rows_are_locked_in_one_order_so_that_nobody_waits_for_ever(queue: Path)
         with writing() as session:
             assert [job.id for job in locked(session, Job, order)] == order
     results = at_once(
-        *[lambda order=order: service.cancel_all(order, HOST) for order in (ids, ids[::-1]) * 3]
+        *[lambda order=order: service.cancel(order, HOST) for order in (ids, ids[::-1]) * 3]
     )
     states = [result for result in results if isinstance(result, list)]
     assert {*states[0]} == {State.CANCELLED} and len(states) >= 1

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from backend.models.families.experts import split_experts
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
-from backend.models.sources.toy.train import encode
+from benchmarks.toy import encode
 from tests.models.tiny_models import FAMILIES
 
 TRAIN_SEED, BATCH, RATE = 3, 8, 3e-3

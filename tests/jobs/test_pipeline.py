@@ -69,7 +69,7 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
         session.merge(Slot(host="here", number=0))
         session.flush()
         assert start_attempt(session, "here", "local", 1) is None
-    service.resume(sds.run, HOST)
+    service.resume([sds.run], HOST)
     ended(sds, State.SUCCEEDED)
     assert startable() == [dlqat.id]
     ended(dlqat, State.SUCCEEDED)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import service
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
@@ -105,13 +105,14 @@ def test_a_whole_sweep_is_cancelled_and_resumed(queue: Path, wait: Wait) -> None
     first, second, third = sweep.queue("count", {"pause": 0.3}, {"steps": ["1", "40", "41"]}, HOST)
     assert wait(first.id, State.SUCCEEDED) == State.SUCCEEDED
     wait(second.id, State.RUNNING)
-    states = service.cancel_all([first.id, second.id, third.id], HOST)
+    states = service.cancel([first.id, second.id, third.id], HOST)
     assert states == [State.SUCCEEDED, State.RUNNING, State.CANCELLED]
     assert queries.job(second.id).desired == "stop"
     assert wait(second.id, State.CANCELLED) == State.CANCELLED
-    assert [j.id for j in service.resume_all([1, 2, 3], HOST)] == [second.id, third.id]
+    assert [j.id for j in service.resume([1, 2, 3], HOST)] == [second.id, third.id]
     assert {j.state for j in queries.sweep(1)} == {State.SUCCEEDED, State.QUEUED}
-    assert service.resume_all([first.id], HOST) == []
+    with pytest.raises(ConflictError, match="It is succeeded"):
+        service.resume([first.id], HOST)
 
 
 # the table ----------------------------------------------------------------------------------------

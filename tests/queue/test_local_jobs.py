@@ -71,8 +71,8 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
     for deed in (
         lambda: submit("count", {}, guest),
         lambda: reproduce(job.run, guest),
-        lambda: service.cancel(job.run, guest),
-        lambda: service.resume(job.run, guest),
+        lambda: service.cancel([job.run], guest),
+        lambda: service.resume([job.run], guest),
     ):
         with pytest.raises(ForbiddenError):
             deed()
@@ -82,10 +82,10 @@ def test_guests_may_look_but_not_touch(queue: Path) -> None:
 def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
     job = submit("count", {"steps": 1}, HOST)
     with pytest.raises(ConflictError, match="queued"):
-        service.resume(job.run, HOST)
+        service.resume([job.run], HOST)
     wait(job.id, State.SUCCEEDED)
     with pytest.raises(ConflictError, match="succeeded"):
-        service.resume(job.run, HOST)
+        service.resume([job.run], HOST)
     copy = reproduce(job.run, HOST)
     assert copy.id != job.id and copy.config == job.config and copy.parent == job.id
 
@@ -115,8 +115,8 @@ def test_every_change_wakes_the_supervisor(queue: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(service, "wake_supervisor", lambda: woken.append(queries.jobs()[0].state))
     job = submit("count", {"steps": 1}, HOST)
     service.run_next(job.run, HOST)
-    service.cancel(job.run, HOST)
-    service.resume(job.run, HOST)
+    service.cancel([job.run], HOST)
+    service.resume([job.run], HOST)
     assert woken == ["queued", "queued", "cancelled", "queued"]  # once the change is committed
 
 

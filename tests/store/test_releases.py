@@ -75,7 +75,7 @@ def test_what_a_release_has_left_goes_on(left: None) -> None:
     pruned, drafter, failed, at_work, waiting = ids = [*range(1, len(RUNS) + 1)]
     said = {run: [r.value for r in queries.results([run])] for run in ids}
     assert [job.kind for job in queries.jobs()][::-1] == [kind for kind, _ in RUNS]
-    service.resume(failed, HOST)
+    service.resume([failed], HOST)
     loop = SupervisorLoop(ForkEngine(1))
     until(lambda: loop.turn() is False, 60)
     assert {queries.job(run).state for run in ids} == {State.SUCCEEDED}

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
 from backend.text.corpora import documents, preprocessing, select_split
 from backend.text.files import detokenize
+from benchmarks.toy import TRAIN_SEED
 
 
 @given(st.integers(2, 60))

@@ -45,8 +45,8 @@ def test_a_run_is_told_whole(visit: Visit) -> None:
     told = client.get(f"{API}/runs/sds-0001").json()
     assert told == json.loads(json.dumps(record("sds-0001")))
     assert client.get(f"{API}/runs/sds-0001/results").json() == told["results"] != []
-    assert client.get(f"{API}/runs/sds-0001/tensors").json() == tensors("sds-0001") != []
-    points = client.get(f"{API}/runs/sds-0002/curves").json()
+    assert client.get(f"{API}/runs/sds-0001/results?of=tensors").json() == tensors("sds-0001") != []
+    points = client.get(f"{API}/runs/sds-0002/results?of=curves").json()
     stored = frames.curves("sds-0002")
     assert [(p["family"], p["stage"], p["axis"]) for p in points] == [
         *zip(stored["family"], stored["stage"], stored["axis"], strict=True)
@@ -95,7 +95,7 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
     [
         ("GET", "runs/sds-0099", None, 404, {"what": "There is no run sds-0099."}),
         ("GET", "runs/<script>", None, 404, {"do": "Run ids look like sds-0042."}),
-        ("GET", "runs/sds-0099/tensors", None, 404, {}),
+        ("GET", "runs/sds-0099/results", None, 404, {}),
         ("POST", "runs/sds-0003/resume", None, 409, {"why": "It is queued."}),
         ("POST", "runs/sds-0099/cancel", None, 404, {}),
         ("POST", "runs/sds-0001/next", None, 409, {"what": "sds-0001 is not queued."}),

@@ -72,7 +72,7 @@ def test_an_ended_run_is_measured_once(queue: Path) -> None:
     checkpoints = 300  # which the supervisor deletes where the run succeeded
     assert sizes == {live.id: None, failed.id: 2326, done.id: 2326 - checkpoints}
     assert [each[0] for each in history(failed)] == ["measured"]
-    assert resume(failed.id, HOST).disk_bytes is None
+    assert resume([failed.id], HOST)[0].disk_bytes is None
     assert [job.id for job in queries.largest(5)] == [done.id]
 
 
@@ -95,7 +95,7 @@ def test_a_host_frees_the_checkpoints_of_an_ended_run(queue: Path) -> None:
 
 def test_a_run_that_is_queued_or_live_keeps_its_checkpoints(queue: Path) -> None:
     job = ended()
-    resume(job.run, HOST)
+    resume([job.run], HOST)
     with pytest.raises(ConflictError, match="It is queued"):
         free_space(job.run, HOST)
     assert has_checkpoints(job.run)

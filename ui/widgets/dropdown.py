@@ -1,4 +1,4 @@
-"""Dropdowns and radios whose choices change."""
+"""Dropdowns whose choices change."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,20 +17,6 @@ def dropdown(label: str, elem_id: str, **options: Any) -> "FreeDropdown":
     """A dropdown that is not rendered yet; a handler sets its choices."""
     arguments: dict[str, Any] = {"choices": [], "render": False} | options
     return FreeDropdown(label=label, elem_id=elem_id, **arguments)
-
-
-def segmented(label: str, elem_id: str) -> "FreeRadio":
-    """A segmented control that is not rendered yet; a handler sets its choices."""
-    return FreeRadio([], label=label, elem_id=elem_id, elem_classes="segmented", render=False)
-
-
-class FreeRadio(gr.Radio):
-    """A radio without validation, like `FreeDropdown`."""
-
-    is_template = True  # drawn by Gradio's own radio
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
 
 
 class FreeDropdown(gr.Dropdown):

@@ -34,16 +34,11 @@ Data = TypeVar("Data")
 Updates = dict[str, Any]  # new values of outputs by name
 
 
-def nothing(sentence: str) -> dict[str, str]:
-    """Value of a chart that stays empty and small, with a sentence that says why."""
-    return {"nothing": sentence}
-
-
 class PlotlyView(gr.HTML):
     """A Plotly figure (`go.Figure` or its JSON), or a sentence that says why there is none.
 
-    The sentence is a text if data may still come, else the result of `nothing`. `height` pixels are
-    reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height.
+    `height` pixels are reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of
+    height.
     """
 
     def __init__(
@@ -77,7 +72,6 @@ class Panel:
         question: caption below the chart.
         height: pixels that are reserved before data arrives.
         element: end of the chart's id PAGE-ELEMENT; the name if empty.
-        theory: known fact about charts of this type, with its source.
     """
 
     name: str
@@ -85,7 +79,6 @@ class Panel:
     question: str = ""
     height: int = 340
     element: str = ""
-    theory: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -132,9 +125,7 @@ class Panel:
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
-        note = WIDGETS.chart_note(
-            chart.question or self.question, chart.note, chart.theory or self.theory
-        )
+        note = WIDGETS.chart_note(chart.question or self.question, chart.note, chart.theory)
         title = WIDGETS.card_title(chart.headline or self.title)
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 

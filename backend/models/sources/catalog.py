@@ -69,7 +69,7 @@ TOY_ENTRY = CatalogEntry(
     TOY,
     "Toy stories (built in)",
     "a toy: 0.2 million weights, trained on generated stories",
-    "trained with backend/models/sources/toy/train.py",
+    "trained with benchmarks/toy.py",
     "same as Slimscope",
     True,
 )

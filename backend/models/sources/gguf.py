@@ -42,7 +42,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     }
     metadata = header["about"]
     link = re.fullmatch(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", metadata["base_model"])
-    methods = rounding_methods(path.stem, *metadata.values())
+    texts = " ".join((path.stem, *metadata.values())).lower()
+    methods = " and ".join(method for method in METHODS if method.lower() in texts)
     note = dequantized_note(header["kinds"], methods)
     origin = CacheOrigin(
         path.stem,
@@ -70,7 +71,7 @@ def dequantized_note(types: Mapping[str, Sequence[int]], methods: str = "") -> s
 
     Args:
         types: tensor type, such as Q4_K -> (number of tensors, number of weights).
-        methods: see `rounding_methods`.
+        methods: quantization methods that name or metadata mention, as "AWQ and GPTQ".
     """
     quantized = {type_: weights for type_, (_, weights) in types.items() if type_ not in DTYPES}
     methods_note = f"Its name or metadata mention {methods}." if methods else ""
@@ -87,13 +88,6 @@ def dequantized_note(types: Mapping[str, Sequence[int]], methods: str = "") -> s
         f"dequantized from {main_type}: {100 * share:.0f} % of its weights are already rounded, "
         f"most to {grid} ({mix}). {methods_note}"
     ).strip()
-
-
-def rounding_methods(*texts: str) -> str:
-    """Return the quantization methods that names or metadata mention, as "AWQ and GPTQ"."""
-    return " and ".join(
-        method for method in METHODS if any(method.lower() in text.lower() for text in texts)
-    )
 
 
 @exclusive_construction

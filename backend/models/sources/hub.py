@@ -150,14 +150,14 @@ def cached_headers(hub_id: str) -> Headers:
 def _lookup(hub_id: str) -> Future[Headers]:
     """Return the pending or recent lookup of a model, or start a new one."""
     with _lock:
-        stale = [key for key, (start, lookup) in _lookups.items() if _is_stale(start, lookup)]
+        now = time.monotonic()
+        stale = [
+            key
+            for key, (start, lookup) in _lookups.items()
+            if lookup.done() and now - start > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)
+        ]
         for key in [*stale, *list(_lookups)[: len(_lookups) - MAX_ANSWERS]]:
             _lookups.pop(key, None)
         if hub_id not in _lookups:
-            _lookups[hub_id] = time.monotonic(), _pool.submit(fetch_headers, hub_id)
+            _lookups[hub_id] = now, _pool.submit(fetch_headers, hub_id)
         return _lookups[hub_id][1]
-
-
-def _is_stale(start: float, lookup: Future[Headers]) -> bool:
-    age_s = time.monotonic() - start
-    return lookup.done() and age_s > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)

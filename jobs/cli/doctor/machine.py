@@ -251,7 +251,7 @@ def supervisor() -> HealthCheck:
     alive, status = SUPERVISOR.is_alive(), scheduling.status()
     waiting = len(status.live) + len(status.queued)
     if alive and not status.supervisor_alive:
-        fix = f"Kill it; a new one starts automatically: fuser -k '{SUPERVISOR.lock_path()}'"
+        fix = f"Kill it; a new one starts automatically: fuser -k '{SUPERVISOR.path('.lock')}'"
         return HealthCheck("supervisor", False, "hangs: holds its lock, but does not work", fix)
     if waiting and not alive and not status.supervisor_alive:
         text = f"asleep; waiting runs: {waiting}"

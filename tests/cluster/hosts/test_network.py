@@ -111,7 +111,7 @@ def test_a_network_that_is_slow_and_lossy_only_takes_time(lab: Lab) -> None:
     assert len(queries.attempts(run)) == 1 and counted(run) == [*range(12)]
     other = count(steps=600, pause=0.2)
     until(lambda: steps(other) > 1)
-    service.cancel(other, HOST)
+    service.cancel([other], HOST)
     gone = took(lambda: has_ended(other), 60)
     print(f"begun after {begun:.0f} s, {each:.1f} s a step, cancelled after {gone:.0f} s")
 

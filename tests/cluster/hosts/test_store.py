@@ -103,7 +103,7 @@ def test_a_run_that_waits_for_a_store_it_is_cut_off_from_is_cancelled_in_time(
     until(lambda: is_stored(store, run, 1))
     cut_off(lab, store, "")
     until(lambda: steps(lab.a, run) == 10)
-    service.cancel(run, HOST)
+    service.cancel([run], HOST)
     seconds = took(lambda: has_ended(run), 45)
     print(f"cancelled after {seconds:.0f} s")
     assert queries.job(run).state == State.CANCELLED

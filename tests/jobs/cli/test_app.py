@@ -14,8 +14,7 @@ from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.cli.app import main
-from jobs.cli.command import command_for
+from jobs.cli.app import command_for, main
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
 from jobs.submit import command_line, validate_config
@@ -178,7 +177,7 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
 @pytest.mark.sqlite("its backups")
 def test_backup_disk_and_free(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
-    cancel(run, HOST)
+    cancel([run], HOST)
     checkpoint = work_folder(run) / "step-0"
     checkpoint.mkdir(parents=True)
     (checkpoint / "done.txt").write_text("x" * 2000)
@@ -255,7 +254,7 @@ def test_a_pipeline_is_followed_until_a_step_does_not_succeed(
 
     def follow(run: str) -> Job:
         followed.append(run)
-        cancel(run, HOST)
+        cancel([run], HOST)
         return queries.job(run)
 
     monkeypatch.setattr("jobs.cli.runs.follow", follow)

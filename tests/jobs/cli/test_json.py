@@ -26,8 +26,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "next": [["resume", RUN], [RUN]],
     "cancel": [["resume", RUN], [RUN]],
     "free": [[RUN, "--yes"]],
-    "delete": [[RUN, "--yes"]],
-    "undelete": [["delete", RUN, "--yes"], [RUN]],
+    "delete": [["delete", RUN, "--yes"], [RUN, "--undo"]],
     "archive": [[RUN]],
     "edit": [["edit", RUN, "--tag", "a b"], [RUN, "--name", "another name", "--untag", "a"]],
     "import": [["export", RUN, FILE], [FILE]],
@@ -37,9 +36,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "logs": [[RUN]],
     "kinds": [[]],
     "texts": [[]],
-    "curves": [[RUN]],
     "results": [[RUN]],
-    "tensors": [[RUN]],
     "pipeline": [["--preset", "prune, quantize", "--model", "toy"]],
     "submit": [["count", "--steps", "1"]],
 }
@@ -52,7 +49,7 @@ ELSEWHERE = {
     "chat",
     "token",
 }  # need more than a run that was cancelled
-EMPTY = {"curves", "results", "tensors"}  # of a run that did nothing
+EMPTY = {"results"}  # of a run that did nothing
 FILE_ONLY = pytest.mark.sqlite("backups are of a file")
 CODES = {"doctor": (0, 1), "wait": (3,)}
 
@@ -71,7 +68,7 @@ def test_every_command_but_the_servers_has_the_option() -> None:
 )
 def test_one_value_is_printed(queue: Path, tmp_path: Path, command: str) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
-    cancel(run, HOST)
+    cancel([run], HOST)
     (work_folder(run) / "step-0").mkdir(parents=True)
     (work_folder(run) / "step-0" / "done.txt").write_text("x")
     *before, words = [

@@ -63,7 +63,7 @@ def resumed_without(wait: Wait, run: int, metric: MetricKey) -> Rows:
     with writing() as session:
         session.delete(session.get_one(Result, (run, MODEL, metric.family, metric.series)))
         session.get_one(Job, run).state = State.FAILED
-    service.resume(run, HOST)
+    service.resume([run], HOST)
     assert wait(run, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     return figures(run)
 

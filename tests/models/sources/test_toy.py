@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backend.models.sources.toy import train
 from backend.models.sources.toy.stories import stories
+from benchmarks import toy as train
 
 
 @given(st.integers(0, 2**32), st.integers(0, 30))

@@ -17,7 +17,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs import pipeline, sweep
-from jobs.cli.command import command_for
+from jobs.cli.app import command_for
 from jobs.cli.runs import _operation
 from jobs.kind import Kind, kinds
 from jobs.operations.registry import OPERATIONS

@@ -383,8 +383,8 @@ def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.M
     assert codes == [200, 200, 200, 429, 429]
     assert client.get("/slimscope/api/runs").status_code == 200  # looking is free
     with pytest.raises(RateLimitError, match="Try again in"):
-        service.cancel("sds-0002", Actor("local", "host", "127.0.0.1"))
-    service.cancel("sds-0002", Actor("mira", "host"))  # the command line is not limited
+        service.cancel(["sds-0002"], Actor("local", "host", "127.0.0.1"))
+    service.cancel(["sds-0002"], Actor("mira", "host"))  # the command line is not limited
 
 
 def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

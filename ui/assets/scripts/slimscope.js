@@ -12,7 +12,6 @@ window.slimscope = (() => {
   const RETRY_MS = 3000;
   const WRITE_MS = 250;
   const SAME_STEP_MS = 1000; // changes of the address within it are one step of Back
-  const EMPTY_CHART_PX = 96;
   const PREFERS_DARK = "(prefers-color-scheme: dark)";
 
   /* --- elements ---------------------------------------------------------------------------- */
@@ -251,7 +250,7 @@ window.slimscope = (() => {
    * @param {ChartValue | undefined} value
    * @returns {value is PlotlyFigure}
    */
-  const isFigure = (value) => typeof value === "object" && value !== null && !("nothing" in value);
+  const isFigure = (value) => typeof value === "object" && value !== null;
 
   /** A Plotly chart in an HTML component (`ui/widgets/panel.py`). */
   class Chart {
@@ -276,9 +275,6 @@ window.slimscope = (() => {
     }
 
     get height_px() {
-      const { value } = this.props;
-      if (value && typeof value === "object" && "nothing" in value)
-        return Math.min(this.reserved_px, EMPTY_CHART_PX);
       const height = this.reserved_px + (this.meta.more ?? 0);
       if (!document.documentElement.classList.contains("presenting")) return height;
       return Math.max(height, Math.min(height * typeScale(), 0.42 * window.innerHeight));
@@ -292,7 +288,7 @@ window.slimscope = (() => {
       this.box.classList.toggle("loading", value === "");
       this.box.style.minHeight = `${this.height_px}px`;
       if (!drawn) {
-        this.empty.textContent = typeof value === "object" ? (value?.nothing ?? "") : value;
+        this.empty.textContent = value ?? "";
         return;
       }
       const figure = shade(value);

@@ -35,7 +35,7 @@ interface PlotlyLibrary {
 }
 
 /** The value of a `PlotlyView`: a figure, a sentence while data may come, or one where none will. */
-type ChartValue = PlotlyFigure | { nothing: string } | string | null;
+type ChartValue = PlotlyFigure | string | null;
 
 /* --- Gradio's HTML component --------------------------------------------------------------- */
 

@@ -114,12 +114,11 @@ def drawn(view: StoryView, name: str, charts: Mapping[str, PageChart]) -> Part:
         return Part(title, question, chart.note, figure)
     if isinstance(chart.figure, str):
         return Part(title, question, sentence=chart.figure)
-    sentence = (chart.figure or {}).get("nothing", "")
-    if not sentence and chart.frame is not None and not chart.frame.empty:
+    if chart.frame is not None and not chart.frame.empty:
         values = chart.frame.head(MAX_ROWS).itertuples(index=False, name=None)
         rows = [[*map(str, chart.frame.columns)], *([*map(_text, row)] for row in values)]
         return Part(title, question, chart.note, rows=rows)
-    return Part(title, question, sentence=sentence or "There is nothing to show.")
+    return Part(title, question, sentence="There is nothing to show.")
 
 
 def _chart(view: StoryView, source: PageChart) -> Chart:

@@ -148,6 +148,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         }
         for s in weights.stages
     ]
+    effect = effect_stages(weights)
     statistics = [
         {
             "name": name,
@@ -163,7 +164,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         "kept": kept_stage(weights, weights.stages),
         "runs": [[label, run, models.get(run, "")] for label, run in run_choices(jobs, job.run)],
         "stages": stages,
-        "effect": effect_stages(weights, perplexity),
+        "effect": effect | {"note": disagreement(weights, perplexity, effect)},
         "modules": in_order([*{module: None for _, module in weights.places.values()}]),
         "tensors": [
             [name, label, *weights.places[name]] for name, label in weights.tensors.items()
@@ -174,32 +175,35 @@ def _header(weights: RunWeights) -> dict[str, Any]:
     }
 
 
-def effect_stages(weights: RunWeights, perplexity: Mapping[str, float]) -> dict[str, str]:
-    """Stages that say what the method did: `before`, `after`, and a `rival` that does less; and in
-    `note` a sentence where output error and perplexity rank the last two differently."""
+def effect_stages(weights: RunWeights) -> dict[str, str]:
+    """Stages that show the effect of the method: `before`, `after`, and a `rival` that does less.
+    Empty if there is none."""
     errors = weights.table.get(RELATIVE_ERROR)
     known = {*weights.table["stage"][errors.notna()]} if errors is not None else set[str]()
     measured = [s for s in weights.stages if s in known and s != DENSE]
     main = [s for s in measured if declared(s).main] or measured
     if not main:
-        return {"before": "", "after": "", "rival": "", "note": ""}
+        return {"before": "", "after": "", "rival": ""}
     kept = str(weights.job.kept_stage)
     after = kept if kept in weights.stages and kept != DENSE else main[-1]
     befores = [s for s in main if s != after]
     before = befores[0 if after in measured else -1] if befores else ""
     others = (s for s in measured if declared(s).rival and s not in (before, after))
-    rival = next(others, "")
-    note = disagreement(weights, perplexity, after, rival) if rival and after in measured else ""
-    return {"before": before, "after": after, "rival": rival, "note": note}
+    return {"before": before, "after": after, "rival": next(others, "")}
 
 
 def disagreement(
-    weights: RunWeights, perplexity: Mapping[str, float], stage: str, rival: str
+    weights: RunWeights, perplexity: Mapping[str, float], effect: Mapping[str, str]
 ) -> str:
-    """The sentence where a stage has the lower output error in most layers and the higher
-    perplexity, or the reverse; else empty."""
+    """A sentence if the method has the lower output error in most layers and the higher perplexity
+    than its rival, or the reverse; else empty."""
+    stage, rival = effect["after"], effect["rival"]
+    if not rival:
+        return ""
     own, theirs = (perplexity.get(name, np.nan) for name in (stage, rival))
     errors = weights.table.pivot(index="tensor", columns="stage", values=RELATIVE_ERROR)
+    if stage not in errors:
+        return ""
     pairs = errors[[stage, rival]].dropna()
     more = float((pairs[stage] > pairs[rival]).mean()) if len(pairs) else np.nan
     if not ((own < theirs and more > MOST) or (own > theirs and more < 1 - MOST)):
@@ -262,7 +266,7 @@ def histograms(request: Request) -> Response:
     matrices, stages = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
     why = (
         f"The histograms of {matrices} matrices at {stages} stages are too large for a page: at "
-        f"most {MAX_BYTES // 1_000_000} MB are sent. slimscope tensors writes their statistics."
+        f"most {MAX_BYTES // 1_000_000} MB are sent. Statistics: slimscope results --of tensors."
     )
     return _nothing(Markup.escape(why), 413)
 

@@ -83,8 +83,7 @@ def _slots(rng: Random) -> dict[str, str]:
     she, her, him, girl = kind
     slots = {"name": rng.choice(NAMES[kind]), "she": she, "her": her, "him": him, "girl": girl}
     slots |= {"She": she.capitalize(), "Her": her.capitalize()}
-    for slot, words in WORDS.items():
-        slots[slot] = rng.choice(words)
+    slots |= {slot: rng.choice(words) for slot, words in WORDS.items()}
     second = {"mood2": "mood", "colour2": "colour"}
     return slots | {slot: rng.choice(WORDS[source]) for slot, source in second.items()}
 

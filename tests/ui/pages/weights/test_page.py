@@ -1,5 +1,7 @@
 """The Weights page: what stories draw of it, older addresses, and models without a run."""
 
+from dataclasses import fields
+
 import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
@@ -121,7 +123,8 @@ def test_two_runs_of_a_story_are_compared_at_what_each_kept(seeded: Settings) ->
 def test_what_an_address_asks_for_and_is_not_there_is_replaced(seeded: Settings) -> None:
     assert settled(run="sds-0001", view="joint", stage="redense").stage == "redense"
     assert settled().run == "sds-0002", "the newest"
-    odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
+    names = [field.name for field in fields(WeightsSelection)]
+    odd = settled(**dict.fromkeys(names, "<img>") | {"run": "sds-0001"})
     assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")
     assert odd.show == () and (odd.cells, odd.side) == ("mean", "row")
     assert settled(run="sds-0001", vs="sds-0001").vs == ""

@@ -1,6 +1,6 @@
-"""Train the built-in toy model, in about two minutes.
+"""Train the built-in toy model anew, in about two minutes.
 
-    python -m backend.models.sources.toy.train [FOLDER]
+    make bench-toy ARGS=FOLDER
 
 A LLaMA with grouped-query attention, small enough that pruning half of its weights has a visible
 effect. Uses a fixed seed and one thread, so the weights are reproducible on the same machine."""
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from backend.models.sources.spec import TOY_FOLDER
 from backend.models.sources.toy.stories import stories
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 999
@@ -119,4 +120,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TOY_FOLDER)
