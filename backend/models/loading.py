@@ -26,10 +26,11 @@ from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import is_streamed, iterate_parameters, stream_from
 from backend.models.blocks import all_finite
+from backend.models.devices import device_memory
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
-from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
+from backend.models.memory import is_out_of_memory, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalog import file_state, inspect, materialize
 from backend.models.sources.headers import OPTIONS, exclusive_construction
@@ -92,9 +93,8 @@ def load(
             "Choose a model that fits into memory.",
         )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
-    if device == "cpu":
-        needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
-        check_memory(needed, memory_available(), facts.title)
+    needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
+    device_memory(device).require(needed, facts.title)
     folder = materialize(spec, say)
     facts = inspect(spec)  # repeated, since the prepared folder has more precise facts
     if (
@@ -213,10 +213,12 @@ def _load_full(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
+    # tensors go from the files straight to the device, not through the memory of the host
+    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     model, report = auto.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement, **OPTIONS
     )
-    return model.to(device), report["missing_keys"]
+    return model, report["missing_keys"]
 
 
 def _load_streamed(

@@ -57,7 +57,7 @@ from jobs.kind import (
     Values,
     rival_figure,
 )
-from jobs.limits import require_context
+from jobs.limits import require_context, run_memory
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix, replaced_fields
 from jobs.wording import StageComparison, distinguishable, fixed
@@ -131,7 +131,8 @@ def requirements(config: DLQATJob) -> Requirements:
         export_needs = export_requirements(config, group, plan, facts)
         check_format(plan.format, with_embedding(export_needs, plan, group))
     memory_parts = memory_bytes(config, plan, facts)
-    require_training_memory(memory_parts, facts)
+    device = run_memory(config.device)
+    require_training_memory(memory_parts, facts, device)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
@@ -146,6 +147,7 @@ def requirements(config: DLQATJob) -> Requirements:
         plan=plan,
         work=work(config, plan, facts),
         memory=memory_parts,
+        device=device,
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
@@ -373,13 +375,14 @@ def training_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) 
     return int(memory.ADAM_BYTES * trained + activations + logits)
 
 
-def require_training_memory(memory_parts: dict[str, int], facts: ModelFacts) -> None:
+def require_training_memory(
+    memory_parts: dict[str, int], facts: ModelFacts, device: memory.DeviceMemory
+) -> None:
     """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
     if the training does not fit in the remaining memory."""
     model = {purpose: size for purpose, size in memory_parts.items() if purpose != "training"}
-    available = memory.memory_available()
-    memory.check_memory(model, available, facts.title)
-    available_for_training = available - sum(model.values())
+    device.require(model, facts.title)
+    available_for_training = device.free - sum(model.values())
     if memory_parts["training"] > available_for_training:
         raise ConfigError(
             "The training does not fit into memory.",

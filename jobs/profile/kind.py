@@ -26,6 +26,7 @@ from jobs.fields.text import (
 )
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
+from jobs.limits import run_memory
 
 NAME, DENSE = "profile", "dense"
 FORMATS = (
@@ -101,7 +102,8 @@ def requirements(config: ProfileJob) -> Requirements:
             field="holdout",
         )
     check_formats(config, facts)
-    streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
+    device = run_memory(config.device)
+    streamed, memory_parts = memory_bytes(config, facts, device.free)
     warnings = few_tokens(config, facts)
     if streamed:
         warnings += (
@@ -112,6 +114,7 @@ def requirements(config: ProfileJob) -> Requirements:
         title=facts.title,
         work=work(config, facts),
         memory=memory_parts,
+        device=device,
         warnings=warnings,
     )
 

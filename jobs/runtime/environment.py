@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import torch
 
-from backend.models.devices import accelerators, device_name, use_device
+from backend.models.devices import accelerators, device_name, unusable_reason, use_device
 from backend.settings import available_threads, settings
 from jobs.estimates import processor
 from jobs.kind import JobConfig
@@ -26,7 +26,7 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     if (device := config.device) == "auto":
         device = next(iter(accelerators()), "cpu")
     else:
-        require_device(device, len(accelerators()))
+        require_device(device, len(accelerators()), unusable_reason())
     use_device(device)  # synchronization calls then wait for this device
     context.environment(
         host=platform.node(),
