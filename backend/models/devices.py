@@ -44,6 +44,13 @@ def free_memory(device: str | torch.device) -> int:
     return device_memory(device).free
 
 
+def peak_memory() -> int:
+    """Return the largest number of bytes that this process has held on the accelerator; 0 if it
+    uses none."""
+    module = accelerator_module()
+    return int(module.max_memory_reserved()) if module and module.is_initialized() else 0
+
+
 def unusable_reason() -> str:
     """Return the reason of torch for finding no GPU, such as a driver that is too old; empty if it
     finds one."""

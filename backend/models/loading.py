@@ -239,11 +239,15 @@ def load_error(facts: ModelFacts, why: str, do: str) -> ModelError:
 
 
 @torch.no_grad()
-def weights_hash(model: PreTrainedModel) -> str:
+def weights_hash(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:
     """Return the hex sha256 over the names, dtypes, shapes and bytes of all parameters, in the
-    model's order. Raises ModelError: a parameter has non-finite values."""
+    model's order.
+
+    With `dtype`, values are converted first: in float32, a model has the same hash whether its
+    weights are loaded in 16 or 32 bits. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in iterate_parameters(model):
+        parameter = parameter.to(dtype or parameter.dtype)
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         flat = parameter.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -217,7 +217,7 @@ class SimModule(backend_registration._DummyBackendModule):
 
     def reset_peak_memory_stats(self, *_: Any) -> None: ...
 
-    def max_memory_allocated(self, *_: Any) -> int:
+    def max_memory_reserved(self, *_: Any) -> int:
         return 0
 
     def get_device_name(self, *_: Any) -> str:

@@ -99,9 +99,8 @@ class DLQAT:
         linears = _planned_linears(model, plan)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, plan, str(model.device))
-        identity = (
-            f"{config.model_dump_json()} {plan.model_dump_json()} {seed} {weights_hash(model)}"
-        )
+        identity = f"{config.model_dump_json()} {plan.model_dump_json()} {seed} "
+        identity += weights_hash(model, torch.float32)  # the same on any device
         digest = hashlib.sha256(identity.encode())
         for ids in (calibration, heldout, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 from backend.metric_key import MetricKey
-from backend.models.devices import accelerator_module
+from backend.models.devices import accelerator_module, peak_memory
 from backend.printable import readable_bytes
 from backend.queue.actor import Actor
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref
@@ -29,6 +29,7 @@ from jobs.submit import submit
 
 COMPARED = (PERPLEXITY, HELDOUT_LOSS, ACCEPTED_LENGTH, ZERO_SHARE)
 MAX_DEVIATION = 0.1  # of a figure from that of the CPU; lower precision explains less
+Figures = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> value
 TEXT = {"segments": 4, "context": 64, "windows": 4}
 TRAINING = {"steps": 4, "batch": 2}
 
@@ -109,12 +110,13 @@ def run_methods() -> Iterator[HealthCheck]:
     loop, runs = SupervisorLoop(InProcessEngine(1)), dict[tuple[str, str], Job]()
     for method in METHODS:
         started = time.perf_counter()
-        reset_peak()
+        if module := accelerator_module():
+            module.reset_peak_memory_stats()
         try:
             for device in ("auto", "cpu"):
                 runs[method.kind, device] = run_method(loop, method, device, runs)
                 if device == "auto":
-                    seconds, peak = time.perf_counter() - started, peak_bytes()
+                    seconds, peak = time.perf_counter() - started, readable_bytes(peak_memory())
         except Exception as error:  # a refusal, or an error of the queue: other methods may work
             yield HealthCheck(method.title, False, str(error))
             continue
@@ -140,37 +142,24 @@ def verdict(title: str, on_gpu: Job, on_cpu: Job, costs: str) -> HealthCheck:
         if job.state != State.SUCCEEDED:
             error = job.error or {}
             return HealthCheck(title, False, f"failed on {device}: {error.get('why', 'no reason')}")
-    deviation = largest_deviation(_figures(on_gpu), _figures(on_cpu))
+    deviation = largest_deviation(figures(on_gpu), figures(on_cpu))
     text = f"{costs}  deviates by {deviation:.2%} from the CPU".replace("%", " %")
     return HealthCheck(title, deviation <= MAX_DEVIATION, text)
 
 
-def largest_deviation(
-    figures: Mapping[tuple[str, MetricKey], float], expected: Mapping[tuple[str, MetricKey], float]
-) -> float:
+def largest_deviation(measured: Figures, expected: Figures) -> float:
     """Return the largest relative deviation; 1 for a figure that is missing."""
     deviations = [
-        abs(figures[key] / value - 1) if key in figures and value else float(key not in figures)
+        abs(measured[key] / value - 1) if key in measured and value else float(key not in measured)
         for key, value in expected.items()
     ]
     return max(deviations, default=0.0)
 
 
-def _figures(job: Job) -> dict[tuple[str, MetricKey], float]:
+def figures(job: Job) -> dict[tuple[str, MetricKey], float]:
+    """Return the figures of a run that are compared."""
     rows = queries.results([job.id])
     return {(r.stage, r.metric): r.value for r in rows if r.metric in COMPARED}
-
-
-def reset_peak() -> None:
-    """Start a new measurement of the peak memory of the GPU."""
-    if module := accelerator_module():
-        module.reset_peak_memory_stats()
-
-
-def peak_bytes() -> str:
-    """Format the peak memory of the GPU since `reset_peak`."""
-    module = accelerator_module()
-    return readable_bytes(module.max_memory_allocated()) if module else ""
 
 
 if __name__ == "__main__":
