@@ -49,6 +49,7 @@ from jobs.fields.text import (
 )
 from jobs.fields.types import CorpusName, ModelConfig
 from jobs.kind import (
+    DiskSpace,
     JobConfig,
     KeyFigure,
     Kind,
@@ -71,6 +72,7 @@ AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
 ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
+CHECKPOINT_BYTES = 12  # per trained parameter: its value and two moments
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 HELPED = {
@@ -130,8 +132,9 @@ def requirements(config: DLQATJob) -> Requirements:
     for group in plan.groups:
         export_needs = export_requirements(config, group, plan, facts)
         check_format(plan.format, with_embedding(export_needs, plan, group))
-    memory_parts = memory_bytes(config, plan, facts)
     device = run_memory(config.device)
+    dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
+    memory_parts = memory_bytes(config, plan, facts, dtype)
     require_training_memory(memory_parts, facts, device)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
@@ -148,6 +151,7 @@ def requirements(config: DLQATJob) -> Requirements:
         work=work(config, plan, facts),
         memory=memory_parts,
         device=device,
+        disk=disk_space(config, plan, facts),
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
@@ -340,19 +344,21 @@ def trainable_parameters(
     return trainable(sizes, config.rank * low_rank, magnitude)
 
 
-def memory_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
-    """Return the peak memory in bytes by purpose."""
+def memory_bytes(
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str = "float32"
+) -> dict[str, int]:
+    """Return the peak memory in bytes by purpose. `dtype`: dtype of the loaded weights."""
     trains_blocks = DLQATStage.BLOCKS in config.stages
     parts = memory.memory_parts(
         facts,
+        dtype=dtype,
         segments=config.segments,
         context=context_length(config, facts),
         batch=CALIBRATION_BATCH,
         streams=2 if trains_blocks else 1,
         stages=4,
     )
-    # weights of a stage or a training start, in addition to the dense weights
-    parts["held"] = 4 * sum(x.weights for x in planned_layers(plan, facts))
+    parts["held"] = held_bytes(config, dtype) * sum(x.weights for x in planned_layers(plan, facts))
     if plan.embedding:  # codes and dequantized values
         parts["held"] += 5 * sum(x.weights for x in facts.embeddings)
     parts["training"] = training_bytes(config, plan, facts)
@@ -360,6 +366,41 @@ def memory_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) ->
         trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
         parts["block training"] = max(0, trained - parts["training"])
     return parts
+
+
+def held_bytes(config: DLQATJob, dtype: str) -> int:
+    """Return the bytes per weight held in addition to the dense weights: those of a stage, or,
+    where a trained stage is measured, its start, codes and weights."""
+    value_bytes = memory.WEIGHT_BYTES[dtype]
+    if not any(stage in TRAINED for stage in config.stages):
+        return value_bytes
+    start_bytes = value_bytes * (config.start != "rounded")
+    return max(value_bytes, start_bytes + 1 + (4 if config.precision == "float32" else 2))
+
+
+def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
+    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage,
+    two checkpoints of the training, and the saved model."""
+    weights = sum(x.weights for x in planned_layers(plan, facts))
+    groups = sum(
+        x.rows * x.columns // (settings.group_size or x.columns)
+        for x in facts.linears
+        if (settings := plan.layers.get(x.name))
+    )
+    passes = {DLQATStage.GPTQ} if config.needs_gptq else set[str]()
+    passes |= {stage for stage in config.quantizers if quantizer_passes(stage)}
+    passes |= {DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ}.intersection(config.stages)
+    trained = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
+    parameters = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    return DiskSpace(
+        len(passes) * (4 * weights + 8 * groups)
+        + len(config.stages) * (weights + 8 * groups)
+        + trained * 2 * CHECKPOINT_BYTES * parameters
+        + quantized_bytes(facts, plan, config.format, config.stored),
+        "The passes over its blocks, its stages and the saved model",
+        "Choose fewer stages, or free some space.",
+        "stages",
+    )
 
 
 def training_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> int:

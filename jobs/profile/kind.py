@@ -104,6 +104,8 @@ def requirements(config: ProfileJob) -> Requirements:
     check_formats(config, facts)
     device = run_memory(config.device)
     streamed, memory_parts = memory_bytes(config, facts, device.free)
+    if not device.is_host:  # formats are timed on a CPU only
+        memory_parts.pop("native decoder", None)
     warnings = few_tokens(config, facts)
     if streamed:
         warnings += (

@@ -249,10 +249,11 @@ class DLQAT:
             stop_if_asked(reporter)
             reporter.progress(0, 1, f"Range search, layer {number} of {len(run.linears)}")
             start, grid = self._start(linear, pass_name)
+            # float16 moves fewer starts to another code than bfloat16
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
-                None if config.start == "rounded" else start,
+                None if config.start == "rounded" else run.halved(start, torch.float16),
                 rank=config.rank,
                 alpha=ALPHA,
                 trains=config.trains(stage),
@@ -285,7 +286,8 @@ class DLQAT:
         """Temporarily give the model the weights of a finished stage, after applying `change` to
         each."""
         linears = self.run.linears.items()
-        weights = {name: change(self.run.weight(stage, x)) for name, x in linears}
+        run = self.run
+        weights = {n: run.halved(change(run.weight(stage, x)), run.model.dtype) for n, x in linears}
         with self.run.with_weights(weights), self.run.with_embeddings(stage):
             yield
 

@@ -171,8 +171,8 @@ class DLQATRun:
 
     def save_rounded(self, stage: str) -> None:
         """Round the weights that the pass of `stage` has stored, and store the stage."""
-        starts = {name: self.store.start(stage, x) for name, x in self.linears.items()}
-        self.store.save_stage(stage, {name: self.quantize(name, x) for name, x in starts.items()})
+        starts = ((name, self.store.start(stage, x)) for name, x in self.linears.items())
+        self.store.save_stage(stage, {name: self.quantize(name, start) for name, start in starts})
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """Return the weight [out, in] of `linear` at a finished stage, float32."""
@@ -211,3 +211,7 @@ class DLQATRun:
         """Return `W` rounded to bfloat16 if the forward pass does so anyway. This halves the
         memory."""
         return W.to(torch.bfloat16) if self.dtype == torch.bfloat16 else W
+
+    def halved(self, W: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `W` in a 16-bit dtype if the model was loaded in 16 bits."""
+        return W if self.model.dtype == torch.float32 else W.to(dtype)

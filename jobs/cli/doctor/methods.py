@@ -148,12 +148,10 @@ def verdict(title: str, on_gpu: Job, on_cpu: Job, costs: str) -> HealthCheck:
 
 
 def largest_deviation(measured: Figures, expected: Figures) -> float:
-    """Return the largest relative deviation; 1 for a figure that is missing."""
-    deviations = [
-        abs(measured[key] / value - 1) if key in measured and value else float(key not in measured)
-        for key, value in expected.items()
-    ]
-    return max(deviations, default=0.0)
+    """Return the largest relative deviation of the figures that both have: a stage may have the
+    name of a run."""
+    common = (key for key in expected.keys() & measured.keys() if expected[key])
+    return max((abs(measured[key] / expected[key] - 1) for key in common), default=0.0)
 
 
 def figures(job: Job) -> dict[tuple[str, MetricKey], float]:
