@@ -113,7 +113,10 @@ def write_headers(model: PreTrainedModel, folder: Path) -> None:
 def expected(model: str, card_gb: int, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The estimate of a run on a GPU of this size, or the reason for its refusal."""
     card = Card(device="cuda:0", name="", uuid="", total_bytes=int(FREE * card_gb * 1e9))
-    with patch.object(cards, "report", lambda: CardReport(cards=(card,))):
+    with (
+        patch.object(cards, "report", lambda: CardReport(cards=(card,))),
+        patch("jobs.submit.require_disk"),
+    ):
         try:
             _, cost = check_and_estimate(kind, {**values, "model": model, "device": "cuda"})
         except SlimscopeError as error:

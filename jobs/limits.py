@@ -52,13 +52,13 @@ def require_device(device: str, count: int, reason: str = "") -> None:
     """
     number = int(device.partition(":")[2] or 0)
     if device.startswith("cuda") and number >= count:
-        why, do = f"torch sees {count} GPUs, numbered from 0.", "Choose auto or cpu."
-        if count:
-            do = f"Choose auto, cpu or a number below {count}."
-        elif reason:
-            why = f"torch sees 0 GPUs: {reason}."
-            do = "Choose auto or cpu, or correct the installation: slimscope doctor."
-        raise ConfigError(f"There is no device {device}.", why, do, "device")
+        do = "Choose auto or cpu, or correct the installation: slimscope doctor."
+        raise ConfigError(
+            f"There is no device {device}.",
+            f"torch sees {count} GPUs{f': {reason}' if reason else ', numbered from 0'}.",
+            f"Choose auto, cpu or a number below {count}." if count else do,
+            "device",
+        )
 
 
 def run_memory(device: str) -> DeviceMemory:
@@ -68,14 +68,14 @@ def run_memory(device: str) -> DeviceMemory:
     cluster are unknown, so the memory of this host counts. Raises `ConfigError` for a GPU that
     torch cannot use.
     """
-    is_remote = settings().engine in CLUSTERS
-    if device == "cpu" or is_remote or (device == "auto" and not installed_gpus()):
+    is_here = settings().engine not in CLUSTERS and (device != "auto" or installed_gpus())
+    if device == "cpu" or not is_here:
         return host_memory()
     found = cards.report()
     require_device(device, len(found.cards), found.reason)
     if not found.cards:
         return host_memory()
-    number, is_distributed = device.partition(":")[2], settings().slots > 1
-    candidates = found.cards if is_distributed else found.cards[:1]
-    card = found.cards[int(number)] if number else min(candidates, key=lambda x: x.total_bytes)
-    return cards.card_memory(card)
+    number = device.partition(":")[2]
+    if number or settings().slots == 1:
+        return cards.card_memory(found.cards[int(number or 0)])
+    return cards.card_memory(min(found.cards, key=lambda card: card.total_bytes))

@@ -53,10 +53,8 @@ def report() -> CardReport:
             timeout=PROBE_TIMEOUT_S,
         )
         return CardReport.model_validate_json(process.stdout.strip().rpartition("\n")[2])
-    except subprocess.TimeoutExpired:
-        return CardReport(reason=f"torch does not answer within {PROBE_TIMEOUT_S:.0f} s")
-    except ValidationError:
-        return CardReport(reason=f"torch ended with exit code {process.returncode}")
+    except (subprocess.TimeoutExpired, ValidationError) as error:
+        return CardReport(reason=f"torch does not answer ({type(error).__name__})")
 
 
 def card_memory(card: Card) -> DeviceMemory:

@@ -66,13 +66,15 @@ def card_report() -> CardReport:
     cards, module = list[Card](), accelerator_module()
     for device in accelerators():
         properties = module.get_device_properties(device)
-        card = Card(
-            device=device,
-            name=properties.name,
-            uuid=str(getattr(properties, "uuid", "")),
-            total_bytes=properties.total_memory,
+        uuid = str(getattr(properties, "uuid", ""))
+        cards.append(
+            Card(
+                device=device,
+                name=properties.name,
+                uuid=uuid,
+                total_bytes=properties.total_memory,
+            )
         )
-        cards.append(card)
     return CardReport(cards=tuple(cards), reason="" if cards else unusable_reason())
 
 

@@ -181,10 +181,10 @@ class DeviceMemory:
         check_memory(needed, self.total, what, f"the memory of {self.device}")
         total = sum(needed.values())
         if total > self.free:
-            free, own = readable_bytes(self.free), readable_bytes(self.total)
             raise ModelError(
                 f"{self.device} has too little free memory.",
-                f"{what} needs about {readable_bytes(total)}; {free} of {own} are free.",
+                f"{what} needs about {readable_bytes(total)}; {readable_bytes(self.free)} of "
+                f"{readable_bytes(self.total)} are free.",
                 "End other programs on this GPU, or choose another device.",
                 field="device",
             )

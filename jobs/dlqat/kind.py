@@ -72,7 +72,8 @@ AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
 ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
-CHECKPOINT_BYTES = 12  # per trained parameter: its value and two moments
+CHECKPOINT_BYTES = 24  # per trained parameter: its value and two moments, twice
+GRID_FACTOR = 1.1  # disk space of codes or starts with their scales and zero-points
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 HELPED = {
@@ -372,30 +373,24 @@ def held_bytes(config: DLQATJob, dtype: str) -> int:
     """Return the bytes per weight held in addition to the dense weights: those of a stage, or,
     where a trained stage is measured, its start, codes and weights."""
     value_bytes = memory.WEIGHT_BYTES[dtype]
-    if not any(stage in TRAINED for stage in config.stages):
-        return value_bytes
     start_bytes = value_bytes * (config.start != "rounded")
-    return max(value_bytes, start_bytes + 1 + (4 if config.precision == "float32" else 2))
+    has_trained = any(stage in TRAINED for stage in config.stages)
+    measured_bytes = 4 if config.precision == "float32" else 2
+    return max(value_bytes, has_trained * (start_bytes + 1 + measured_bytes))
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
     """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage,
-    two checkpoints of the training, and the saved model."""
+    two checkpoints of each training, and the saved model."""
     weights = sum(x.weights for x in planned_layers(plan, facts))
-    groups = sum(
-        x.rows * x.columns // (settings.group_size or x.columns)
-        for x in facts.linears
-        if (settings := plan.layers.get(x.name))
-    )
     passes = {DLQATStage.GPTQ} if config.needs_gptq else set[str]()
     passes |= {stage for stage in config.quantizers if quantizer_passes(stage)}
     passes |= {DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ}.intersection(config.stages)
-    trained = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
-    parameters = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    trainings = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
+    trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
     return DiskSpace(
-        len(passes) * (4 * weights + 8 * groups)
-        + len(config.stages) * (weights + 8 * groups)
-        + trained * 2 * CHECKPOINT_BYTES * parameters
+        GRID_FACTOR * (4 * len(passes) + len(config.stages)) * weights
+        + trainings * CHECKPOINT_BYTES * trained
         + quantized_bytes(facts, plan, config.format, config.stored),
         "The passes over its blocks, its stages and the saved model",
         "Choose fewer stages, or free some space.",

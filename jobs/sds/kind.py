@@ -162,13 +162,11 @@ def memory_bytes(
     is_tight = (
         memory.memory_needed(facts, **sizes) + trained > memory.STREAMING_THRESHOLD * available
     )
-    may_stream = config.weights == "auto" and config.calibration_text != "self"
-    may_stream = may_stream and not facts.support.stream
+    may_sample = config.calibration_text == "self"
+    may_stream = config.weights == "auto" and not may_sample and not facts.support.stream
     streamed = config.weights == "streamed" or (may_stream and is_tight)
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
-    if trained:
-        parts["reconstruction"] = trained
-    return streamed, parts
+    return streamed, parts | {"reconstruction": trained}
 
 
 def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
@@ -185,8 +183,7 @@ def disk_space(
 
     Stages are stored in the dtype of the model's files, the re-dense stage in float32.
     """
-    pruned = facts.linear_weights
-    dtype = facts.saved_dtype
+    pruned, dtype = facts.linear_weights, facts.saved_dtype
     value_bytes = memory.WEIGHT_BYTES[dtype]
     stages = sum(
         pruned * (4 if stage == SDSStage.REDENSE else value_bytes) for stage in plan.stages

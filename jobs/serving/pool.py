@@ -235,7 +235,9 @@ class ModelPool:
             with model.opening:
                 if not model.is_open:
                     started = time.monotonic()
-                    model.open(load, self._cache_bytes(model), self.threads)
+                    on_cpu = model.device == "cpu"
+                    free = self.budget if on_cpu else free_memory(model.device) - model.weights
+                    model.open(load, int(CACHE_SHARE * max(0, free)), self.threads)
                     read_s = max(0.1, time.monotonic() - started - LOAD_S)
                     self._load_bytes_per_s = model.weights / read_s
             yield model
@@ -288,13 +290,6 @@ class ModelPool:
                 model.drafter_budget = self.budget - self._other_models_bytes(key) - model.weights
                 model.reserve_drafter(drafter)
             return model
-
-    def _cache_bytes(self, model: WarmModel) -> int:
-        """Bytes for the KV caches of a model that is about to be loaded."""
-        budget = self.budget
-        if model.device != "cpu":
-            budget = max(0, free_memory(model.device) - model.weights)
-        return int(CACHE_SHARE * budget)
 
     def _other_models_bytes(self, key: ModelKey) -> int:
         """Bytes that other models hold on the CPU."""

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 
 from backend.models import cards
 from backend.queue.launcher import CODE
@@ -33,10 +34,6 @@ def trial() -> list[HealthCheck]:
         )
     checks = [HealthCheck(**json.loads(line)) for line in process.stdout.splitlines()]
     if process.returncode:
-        text = f"the trial ended with exit code {process.returncode}"
-        checks.append(HealthCheck("process", False, text))
+        checks.append(HealthCheck("process", False, f"exit code {process.returncode}"))
     advice = f"Report it with {log}: docs/gpu.md."
-    return [
-        check if check.ok else HealthCheck(check.name, False, check.text, advice)
-        for check in checks
-    ]
+    return [replace(check, fix="" if check.ok else advice) for check in checks]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
+from backend.errors import ComputeError
 from backend.metric_key import MetricKey
 from backend.models.devices import accelerator_module, peak_memory
 from backend.printable import readable_bytes
@@ -29,7 +30,6 @@ from jobs.submit import submit
 
 COMPARED = (PERPLEXITY, HELDOUT_LOSS, ACCEPTED_LENGTH, ZERO_SHARE)
 MAX_DEVIATION = 0.1  # of a figure from that of the CPU; lower precision explains less
-Figures = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> value
 TEXT = {"segments": 4, "context": 64, "windows": 4}
 TRAINING = {"steps": 4, "batch": 2}
 
@@ -109,45 +109,43 @@ def run_methods() -> Iterator[HealthCheck]:
     upgrade()
     loop, runs = SupervisorLoop(InProcessEngine(1)), dict[tuple[str, str], Job]()
     for method in METHODS:
-        started = time.perf_counter()
-        if module := accelerator_module():
-            module.reset_peak_memory_stats()
         try:
-            for device in ("auto", "cpu"):
-                runs[method.kind, device] = run_method(loop, method, device, runs)
-                if device == "auto":
-                    seconds, peak = time.perf_counter() - started, readable_bytes(peak_memory())
-        except Exception as error:  # a refusal, or an error of the queue: other methods may work
+            yield compare_devices(loop, method, runs)
+        except Exception as error:  # other methods may work
             yield HealthCheck(method.title, False, str(error))
-            continue
-        on_gpu, on_cpu = (runs[method.kind, device] for device in ("auto", "cpu"))
-        yield verdict(method.title, on_gpu, on_cpu, f"{seconds:5.1f} s  {peak:>8}")
+
+
+def compare_devices(
+    loop: SupervisorLoop, method: Method, runs: dict[tuple[str, str], Job]
+) -> HealthCheck:
+    """Run a method on the GPU, then on the CPU, and compare their figures. `runs` receives both."""
+    started = time.perf_counter()
+    if module := accelerator_module():
+        module.reset_peak_memory_stats()
+    on_gpu = runs[method.kind, "auto"] = run_method(loop, method, "auto", runs)
+    text = f"{time.perf_counter() - started:5.1f} s  {readable_bytes(peak_memory()):>8}"
+    on_cpu = runs[method.kind, "cpu"] = run_method(loop, method, "cpu", runs)
+    deviation = largest_deviation(figures(on_gpu), figures(on_cpu))
+    text += f"  deviates by {deviation:.2%} from the CPU".replace("%", " %")
+    return HealthCheck(method.title, deviation <= MAX_DEVIATION, text)
 
 
 def run_method(
     loop: SupervisorLoop, method: Method, device: str, runs: Mapping[tuple[str, str], Job]
 ) -> Job:
-    """Run a method on a device and return its job."""
+    """Run a method on a device and return its job. Raises ComputeError: the run failed."""
     used = {field: runs[kind, device].run for field, kind in method.runs.items()}
     values = {"model": "toy", "threads": 1, **method.values, **used, "device": device}
     job = submit(method.kind, values, Actor("doctor", "host"))
-    while queries.job(job.id).state not in (State.SUCCEEDED, State.FAILED):
+    while job.state not in (State.SUCCEEDED, State.FAILED):
         loop.turn()
-    return queries.job(job.id)
+        job = queries.job(job.id)
+    if job.error:
+        raise ComputeError(f"Failed on {job.environment.get('device')}.", job.error["why"], "")
+    return job
 
 
-def verdict(title: str, on_gpu: Job, on_cpu: Job, costs: str) -> HealthCheck:
-    """Compare the run on the GPU with the run on the CPU."""
-    for job, device in ((on_gpu, on_gpu.environment.get("device")), (on_cpu, "CPU")):
-        if job.state != State.SUCCEEDED:
-            error = job.error or {}
-            return HealthCheck(title, False, f"failed on {device}: {error.get('why', 'no reason')}")
-    deviation = largest_deviation(figures(on_gpu), figures(on_cpu))
-    text = f"{costs}  deviates by {deviation:.2%} from the CPU".replace("%", " %")
-    return HealthCheck(title, deviation <= MAX_DEVIATION, text)
-
-
-def largest_deviation(measured: Figures, expected: Figures) -> float:
+def largest_deviation(measured: Mapping[Any, float], expected: Mapping[Any, float]) -> float:
     """Return the largest relative deviation of the figures that both have: a stage may have the
     name of a run."""
     common = (key for key in expected.keys() & measured.keys() if expected[key])
