@@ -54,7 +54,13 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "Amphista": ("amphista", {}),
     "profile": ("profile", {}),
 }
-TEXT = {"segments": 8, "context": 256, "windows": 4, "evaluation_precision": "float32"}
+TEXT = {
+    "segments": 8,
+    "context": 256,
+    "windows": 4,
+    "precision": "float32",
+    "evaluation_precision": "float32",
+}
 MEASURED_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "SDS": ("sds", {**TEXT, "base": "wanda", "adjust_steps": 1, "redense_steps": 1}),
     "GPTQ": ("dlqat", {**TEXT, "stages": "gptq", "sample_tokens": 0, "packed": False}),

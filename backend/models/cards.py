@@ -42,10 +42,9 @@ class CardReport(BaseModel):
 @lru_cache
 def report() -> CardReport:
     """Return the GPUs that torch can use. Takes seconds once."""
-    command = [sys.executable, "-m", "backend.models.devices"]
     try:
         process = subprocess.run(
-            command,
+            [sys.executable, "-m", "backend.models.devices"],
             cwd=CODE_FOLDER,
             capture_output=True,
             text=True,

@@ -247,8 +247,7 @@ def weights_hash(model: PreTrainedModel, dtype: torch.dtype | None = None) -> st
     weights are loaded in 16 or 32 bits. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in iterate_parameters(model):
-        parameter = parameter.to(dtype or parameter.dtype)
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        flat = parameter.cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {dtype or parameter.dtype} {list(parameter.shape)}\n".encode())
+        flat = parameter.to(dtype or parameter.dtype).cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -136,7 +136,6 @@ def requirements(config: DLQATJob) -> Requirements:
     device = run_memory(config.device)
     dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
     memory_parts = memory_bytes(config, plan, facts, dtype)
-    require_training_memory(memory_parts, facts, device)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
@@ -348,35 +347,35 @@ def trainable_parameters(
 def memory_bytes(
     config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str = "float32"
 ) -> dict[str, int]:
-    """Return the peak memory in bytes by purpose. `dtype`: dtype of the loaded weights."""
-    trains_blocks = DLQATStage.BLOCKS in config.stages
-    parts = memory.memory_parts(
+    """Return the peak memory in bytes by purpose: the weights in `dtype`, and the largest of the
+    parts that are never in memory at the same time."""
+    weights = sum(x.weights for x in planned_layers(plan, facts))
+    calibration = memory.memory_parts(
         facts,
         dtype=dtype,
         segments=config.segments,
         context=context_length(config, facts),
         batch=CALIBRATION_BATCH,
-        streams=2 if trains_blocks else 1,
+        streams=2 if DLQATStage.BLOCKS in config.stages else 1,
         stages=4,
     )
-    parts["held"] = held_bytes(config, dtype) * sum(x.weights for x in planned_layers(plan, facts))
+    resident = {name: calibration.pop(name) for name in ("runtime", "weights")}
     if plan.embedding:  # codes and dequantized values
-        parts["held"] += 5 * sum(x.weights for x in facts.embeddings)
-    parts["training"] = training_bytes(config, plan, facts)
-    if trains_blocks:  # never at the same time as other training
+        resident["embeddings"] = 5 * sum(x.weights for x in facts.embeddings)
+    logits, value_bytes = calibration.pop("logits"), memory.WEIGHT_BYTES[dtype]
+    parts = [calibration, {"held": value_bytes * weights, "logits": logits}]  # and the final stages
+    if DLQATStage.BLOCKS in config.stages:
         trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
-        parts["block training"] = max(0, trained - parts["training"])
-    return parts
-
-
-def held_bytes(config: DLQATJob, dtype: str) -> int:
-    """Return the bytes per weight held in addition to the dense weights: those of a stage, or,
-    where a trained stage is measured, its start, codes and weights."""
-    value_bytes = memory.WEIGHT_BYTES[dtype]
-    start_bytes = value_bytes * (config.start != "rounded")
-    has_trained = any(stage in TRAINED for stage in config.stages)
-    measured_bytes = 4 if config.precision == "float32" else 2
-    return max(value_bytes, has_trained * (start_bytes + 1 + measured_bytes))
+        activations = calibration["activations"]
+        parts.append({"activations": activations, "block training": trained})
+    if any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
+        start = value_bytes * weights * (config.start != "rounded")
+        # with the weights of the stage whose training is measured
+        measured = start + (4 if config.precision == "float32" else 2) * weights
+        optimizer = memory.ADAM_BYTES * trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+        parts.append({"held": start, "training": optimizer + training_bytes(config, facts)})
+        parts.append({"held": measured, "optimizer": optimizer, "logits": logits})
+    return resident | max(parts, key=lambda sizes: sum(sizes.values()))
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
@@ -398,35 +397,14 @@ def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> D
     )
 
 
-def training_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> int:
-    """Return the bytes of training alone: trained parameters, activations, logits."""
-    if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
-        return 0
-    trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
+    """Return the bytes of activations and logits in a training step."""
     tokens, value_bytes = config.batch * config.length, 4 if config.precision == "float32" else 2
     stored_blocks = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATION_COPIES * stored_blocks * value_bytes
     # logits, their gradient, and the logits of a teacher
     logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * value_bytes * tokens * facts.vocabulary
-    return int(memory.ADAM_BYTES * trained + activations + logits)
-
-
-def require_training_memory(
-    memory_parts: dict[str, int], facts: ModelFacts, device: memory.DeviceMemory
-) -> None:
-    """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
-    if the training does not fit in the remaining memory."""
-    model = {purpose: size for purpose, size in memory_parts.items() if purpose != "training"}
-    device.require(model, facts.title)
-    available_for_training = device.free - sum(model.values())
-    if memory_parts["training"] > available_for_training:
-        raise ConfigError(
-            "The training does not fit into memory.",
-            f"It needs about {readable_bytes(memory_parts['training'])} besides the model; "
-            f"{readable_bytes(available_for_training)} are left for it.",
-            "Lower the batch size or the sequence length, or enable gradient checkpointing.",
-            field="batch",
-        )
+    return int(activations + logits)
 
 
 def require_exportable_stage(config: DLQATJob) -> None:

@@ -209,12 +209,9 @@ class DLQAT:
             if parameter.requires_grad
         }
         snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
-        converted = dict[str, QuantizedWeight]()
 
         def judge() -> list[float]:
-            for name, layer in layers.items():
-                converted[name] = layer.convert(run.stored, run.plan.settings(name).grid)
-            return self._heldout_losses_of(stage, layers, converted, reporter)
+            return self._heldout_losses_of(stage, layers, reporter)
 
         # before training the layers equal the stage they start from
         source = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
@@ -223,19 +220,19 @@ class DLQAT:
             distills = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
             train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
-        run.store.save_stage(stage, converted)
+        run.store.save_stage(stage, {name: run.converted(name, x) for name, x in layers.items()})
 
     def _heldout_losses_of(
         self,
         stage: str,
         layers: Mapping[str, DLQATLinear],
-        converted: Mapping[str, QuantizedWeight],
         reporter: Reporter,
     ) -> list[float]:
-        """Return the held-out losses of a stage in training, with the weights of the `converted`
-        layers. The model may contain the trained `layers`."""
+        """Return the held-out losses of a stage in training, with the weights of the converted
+        `layers`. The model may contain these. Their codes are not kept, which saves memory."""
         run, bases = self.run, {name: layer.base for name, layer in layers.items()}
-        weights = {n: run.in_pass_precision(run.saved(layer)) for n, layer in converted.items()}
+        converted = ((name, run.converted(name, layer)) for name, layer in layers.items())
+        weights = {name: run.in_pass_precision(run.saved(layer)) for name, layer in converted}
         with swap_modules(run.model, bases), run.with_weights(weights), run.with_embeddings(stage):
             self._losses[stage] = run.heldout_losses(reporter)
         return self._losses[stage]

@@ -23,7 +23,7 @@ from backend.checkpoints import Checkpoints
 from backend.models.blocks import LinearWeight, decoder_blocks, swap_data, swap_weights
 from backend.quantization.bases import Basis, basis_from
 from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.linear import update_factor
+from backend.quantization.dlqat.linear import DLQATLinear, update_factor
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.quantization.range_search import quantize_embedding
@@ -183,6 +183,10 @@ class DLQATRun:
         low_rank, W = self.store.tensors(stage_name(stage), f"{linear.name}."), linear.read()
         factor = update_factor(W, ALPHA, self.config.rank)
         return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
+
+    def converted(self, name: str, layer: DLQATLinear) -> QuantizedWeight:
+        """Return the codes of the trained layer `name`, with the grid in the stored precision."""
+        return layer.convert(self.stored, self.plan.settings(name).grid)
 
     def saved(self, layer: QuantizedWeight) -> Tensor:
         """Return the weight [out, in] of a quantized layer in the saved model, float32."""
