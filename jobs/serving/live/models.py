@@ -195,8 +195,9 @@ class LivePool:
     @property
     def budget(self) -> int:
         """Bytes that models and states may take."""
-        free = device_memory(choose_device("auto")).free
-        return self._budget or int(MODEL_SHARE * (free + self.nbytes))
+        return self._budget or int(
+            MODEL_SHARE * (device_memory(choose_device("auto")).free + self.nbytes)
+        )
 
     @contextmanager
     def using(self, model: str, report_wait: ReportWait) -> Iterator[OpenedModel]:
