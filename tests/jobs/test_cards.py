@@ -204,6 +204,6 @@ def test_the_plan_tells_host_and_card_apart(queue: Path, smi: Smi) -> None:
             {"steps": [{"kind": "sds", "values": {name: str(x) for name, x in SMOL.items()}}]}
         )
     )
-    texts = {bar.label: bar.text for bar in bars(steps)}
-    assert "of 21 GB" in texts["Memory of cuda:0"] and "629 MB" in texts["Memory"]
+    texts = {bar.label: bar.text.replace("\xa0", " ") for bar in bars(steps)}
+    assert "of 21.0 GB" in texts["Memory of cuda:0"] and "629 MB" in texts["Memory"]
     assert "free" in texts["Disk"]
