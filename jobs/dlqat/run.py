@@ -38,9 +38,11 @@ def run(config: DLQATJob, context: JobContext) -> None:
     evaluation = loading.load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
+    precision = context.checkpoints.settled()  # by an attempt on another device
+    precision = precision or resolve_dtype(config.precision, torch.device(device))
     # a GPU holds the weights as stored if the passes round them to 16 bits anyway
-    is_half = resolve_dtype(config.precision, torch.device(device)) == "bfloat16"
-    dtype = device_memory(device).dtype(base.facts.dtype if is_half else "float32")
+    stored = base.facts.dtype if precision == "bfloat16" else "float32"
+    dtype = device_memory(device).dtype(stored)
     loaded = loading.load_whole(base, device, getattr(torch, dtype), context)
     plan = QuantizationPlan.model_validate(context.plan)
     config = config.model_copy(update={"format": plan.format})
