@@ -66,12 +66,11 @@ def card_report() -> CardReport:
     cards, module = list[Card](), accelerator_module()
     for device in accelerators():
         properties = module.get_device_properties(device)
-        uuid = str(getattr(properties, "uuid", ""))
         cards.append(
             Card(
                 device=device,
                 name=properties.name,
-                uuid=uuid,
+                uuid=str(getattr(properties, "uuid", "")),
                 total_bytes=properties.total_memory,
             )
         )

@@ -145,8 +145,9 @@ def requirements(config: EvaluationJob) -> Requirements:
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
     device = run_memory(config.device)
-    dtype = device.dtype(next(iter(facts.values())).dtype)
-    streamed, memory_parts = memory_bytes(config, model, len(facts), device.free, dtype)
+    streamed, memory_parts = memory_bytes(
+        config, model, len(facts), device.free, device.dtype(next(iter(facts.values())).dtype)
+    )
     if streamed:
         warnings += ("The model does not fit into memory. No samples are generated.",)
     return Requirements(

@@ -225,8 +225,12 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
 
 
 def _memory_bar(label: str, needed: int, available: int) -> Bar:
-    text = f"about {size(needed)} of {size(available)}"
-    return Bar(label, text, 0.0, min(1.0, needed / max(available, 1)))
+    return Bar(
+        label,
+        f"about {size(needed)} of {size(available)}",
+        0.0,
+        min(1.0, needed / max(available, 1)),
+    )
 
 
 def _size_bars(costs: Sequence[Estimate]) -> list[Bar]:
