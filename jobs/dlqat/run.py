@@ -41,8 +41,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     precision = context.checkpoints.settled()  # by an attempt on another device
     precision = precision or resolve_dtype(config.precision, torch.device(device))
     # a GPU holds the weights as stored if the passes round them to 16 bits anyway
-    stored = base.facts.dtype if precision == "bfloat16" else "float32"
-    dtype = device_memory(device).dtype(stored)
+    dtype = device_memory(device).dtype(base.facts.dtype if precision == "bfloat16" else "float32")
     loaded = loading.load_whole(base, device, getattr(torch, dtype), context)
     plan = QuantizationPlan.model_validate(context.plan)
     config = config.model_copy(update={"format": plan.format})
