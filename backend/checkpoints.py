@@ -216,6 +216,11 @@ class Checkpoints:
             self._verified[name] = states
         return folder
 
+    def settled(self) -> str:
+        """Return the settled value of the first call of `claim`; empty if there was none."""
+        folder = self.find(OWNER)
+        return str(json.loads((folder / "run.json").read_text())["settled"]) if folder else ""
+
     def claim(self, identity: str, settled: str) -> str:
         """Bind all checkpoints to `identity` and return the `settled` value of the first call.
 

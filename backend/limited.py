@@ -199,13 +199,14 @@ def _root() -> _Root:
 # files --------------------------------------------------------------------------------------------
 
 
-def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
+def read(parser: str, path: Path, stamp: Hashable = None, mapped_bytes: int = 0) -> Any:
     """Parse a file in a limited child; the result is cached until the file changes.
 
     Args:
         parser: "module:function", called with the path.
         path: file to parse.
         stamp: state of other files that the result depends on.
+        mapped_bytes: size of the largest of the other files that the parser maps.
 
     Raises:
         LimitedChildError: the parser failed or exceeded a limit.
@@ -213,7 +214,7 @@ def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
     if not path.is_file():
         raise LimitedChildError("It is not a regular file.")
     state = path.stat()
-    result = _read(parser, path, state.st_size, (state.st_mtime_ns, stamp))
+    result = _read(parser, path, state.st_size + mapped_bytes, (state.st_mtime_ns, stamp))
     if isinstance(result, LimitedChildError):
         raise type(result)(str(result))  # each raise of one object lengthens its traceback
     return result

@@ -9,7 +9,7 @@ from backend.decoding.limits import MIN_PENALTY, Temperature
 from backend.errors import ConfigError, ConflictError, ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.models.memory import RUNTIME_BYTES, check_memory, memory_available, weight_memory
+from backend.models.memory import RUNTIME_BYTES, weight_memory
 from backend.options import option
 from backend.queue import conversations, gate
 from backend.queue.actor import Actor
@@ -20,7 +20,7 @@ from jobs.fields.drafters import GenerationSide, parse_sides
 from jobs.fields.models import decodable_model, load_saved_config
 from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig
-from jobs.limits import require_context
+from jobs.limits import require_context, run_memory
 from jobs.serving.openai_format import ChatBody
 from jobs.submit import parse_config
 
@@ -86,8 +86,10 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     shortest = min(models, key=lambda facts: facts.context)
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
-    needed = {"runtime": RUNTIME_BYTES, "model": int(MODEL_MARGIN * weight_memory(largest))}
-    check_memory(needed, memory_available(), largest.title)
+    device = run_memory(config.device).when_idle  # answers wait for the memory of other models
+    weights = weight_memory(largest, device.dtype("bfloat16"))
+    needed = {"runtime": RUNTIME_BYTES, "model": int(MODEL_MARGIN * weights)}
+    device.require(needed, largest.title)
     sides = [*read_names(config.sides)]
     turns = conversations.turns_to(after) if after else []
     if turns and (turns[0].names != sides or turns[0].conversation.blind != blind):

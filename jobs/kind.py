@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
+from backend.models.memory import DeviceMemory, host_memory
 from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
@@ -78,6 +79,7 @@ class Requirements:
         title: title of the model.
         work: work of each phase, in order.
         memory: peak memory in bytes by purpose.
+        device: memory of the device that the run computes on.
         plan: operations on each layer, for kinds with plans; stored with the run.
         disk: peak disk space.
         warnings: risks that do not prevent the run.
@@ -90,6 +92,7 @@ class Requirements:
     title: str
     work: Sequence[PhaseWork]
     memory: Mapping[str, int]
+    device: DeviceMemory = field(default_factory=host_memory)
     plan: Plan | None = None
     disk: DiskSpace | None = None
     warnings: tuple[str, ...] = ()
@@ -102,9 +105,14 @@ class Requirements:
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Requirements, Duration):
     """Resources and expected duration of a run, shown before it is queued. `bytes` is the expected
-    peak memory."""
+    peak memory on its device."""
 
     bytes: int
+
+    @property
+    def host_bytes(self) -> int:
+        """Expected peak memory of the host."""
+        return self.device.host_bytes(self.bytes)
 
     @property
     def size_before_bytes(self) -> int | None:

@@ -1,13 +1,14 @@
 """Limits checked before a run is queued: context length, disk space, GPUs."""
 
 import shutil
-import subprocess
-import sys
-from functools import lru_cache
 
 from backend.errors import ConfigError
+from backend.models import cards
 from backend.models.facts import ModelFacts
+from backend.models.memory import DeviceMemory, host_memory
 from backend.printable import readable_bytes
+from backend.queue.engines import CLUSTERS
+from backend.queue.engines.local import installed_gpus
 from backend.settings import settings
 from jobs.kind import DiskSpace
 
@@ -41,25 +42,40 @@ def require_disk(space: DiskSpace) -> None:
         )
 
 
-def require_device(device: str, gpus: int) -> None:
-    """Raise `ConfigError` for a GPU that torch does not see."""
+def require_device(device: str, count: int, reason: str = "") -> None:
+    """Raise `ConfigError` for a GPU that torch cannot use.
+
+    Args:
+        device: requested device, such as "cuda:1".
+        count: number of GPUs that torch sees.
+        reason: reason of torch for seeing none.
+    """
     number = int(device.partition(":")[2] or 0)
-    if device.startswith("cuda") and number >= gpus:
+    if device.startswith("cuda") and number >= count:
+        do = "Choose auto or cpu, or correct the installation: slimscope doctor."
         raise ConfigError(
             f"There is no device {device}.",
-            f"torch sees {gpus} GPUs, numbered from 0.",
-            f"Choose auto, cpu or a number below {gpus}." if gpus else "Choose auto or cpu.",
+            f"torch sees {count} GPUs{f': {reason}' if reason else ', numbered from 0'}.",
+            f"Choose auto, cpu or a number below {count}." if count else do,
             "device",
         )
 
 
-@lru_cache
-def gpu_count() -> int:
-    """Return the number of GPUs that torch sees. Runs in another process, because this one does not
-    load torch. Takes seconds once, only if a config names a GPU."""
-    code = "import torch; print(torch.cuda.device_count())"
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    lines = process.stdout.split()
-    return int(lines[-1]) if process.returncode == 0 and lines else 0
+def run_memory(device: str) -> DeviceMemory:
+    """Return the memory that a run with this device in its config computes in.
+
+    Of several GPUs whose runs are distributed by slot, the smallest counts. The machines of a
+    cluster are unknown, so the memory of this host counts. Raises `ConfigError` for a GPU that
+    torch cannot use.
+    """
+    is_here = settings().engine not in CLUSTERS and (device != "auto" or installed_gpus())
+    if device == "cpu" or not is_here:
+        return host_memory()
+    found = cards.report()
+    require_device(device, len(found.cards), found.reason)
+    if not found.cards:
+        return host_memory()
+    number = device.partition(":")[2]
+    if number or settings().slots == 1:
+        return cards.card_memory(found.cards[int(number or 0)])
+    return cards.card_memory(min(found.cards, key=lambda card: card.total_bytes))

@@ -11,14 +11,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.models import memory
 from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
+from backend.store import queries
+from backend.store.states import LIVE
 from backend.store.tables import Job
 from jobs import estimates
 from jobs.fields.models import needed_runs
 from jobs.kind import Estimate, JobConfig, Kind, get_kind
-from jobs.limits import gpu_count, require_device, require_disk
+from jobs.limits import require_disk, run_memory
 
 MODEL = "model"  # field that most others are validated against
 MESSAGES = {  # type of a pydantic error -> message
@@ -45,10 +46,12 @@ EMPTY: Mapping[str, Sequence[str]] = MappingProxyType({})
 def estimate(kind: Kind, config: JobConfig) -> Estimate:
     """Check a config and estimate its run. Raises `SlimscopeError` if the config is invalid or
     needs more memory or disk space than available."""
-    if config.device.startswith("cuda"):
-        require_device(config.device, gpu_count())
+    run_memory(config.device)
     requirements = kind.requirements(config)
-    memory.check_memory(requirements.memory, memory.memory_available(), requirements.title)
+    device = requirements.device
+    if not device.is_host and queries.jobs([*LIVE]):
+        device = device.when_idle
+    device.require(requirements.memory, requirements.title)
     if requirements.disk:
         require_disk(requirements.disk)
     duration = estimates.estimate(kind.name, config.model_dump(), requirements.work)

@@ -19,7 +19,6 @@ from backend.queue.engines.local import LocalEngine, reference
 from backend.store.session import reading
 from backend.store.tables import Attempt
 from jobs.runtime.main import main
-from tests.accelerator.device import install
 from tests.fork_server import FORKS, begin_anew
 
 
@@ -39,11 +38,9 @@ class ForkEngine(LocalEngine):
 
     Attributes:
         again: whether later attempts than the first are forked, too.
-        accelerated: whether attempts find the stand-in accelerator.
     """
 
     again = True
-    accelerated = False
 
     def prepare(self, *_: object) -> None:
         """Forks have imported everything."""
@@ -54,7 +51,7 @@ class ForkEngine(LocalEngine):
         if attempt.n > 1 and not self.again:
             return super().launch(launch)
         Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
-        process = FORKS.Process(target=run_attempt, args=(launch, self.accelerated))
+        process = FORKS.Process(target=run_attempt, args=(launch,))
         process.start()
         assert process.pid is not None
         while os.getpgid(process.pid) != process.pid:  # until then a kill would miss it
@@ -63,10 +60,8 @@ class ForkEngine(LocalEngine):
         return reference(process.pid)
 
 
-def run_attempt(launch: LaunchRequest, accelerated: bool) -> None:
+def run_attempt(launch: LaunchRequest) -> None:
     """The life of a forked job process."""
-    if accelerated:
-        install()
     os.setsid()
     os.chdir(launch.folder)
     begin_anew(launch.environment, Path(launch.log), Path(launch.log))

@@ -14,6 +14,7 @@ from backend.models.facts import ModelFacts
 from backend.queue import gate
 from backend.queue.actor import Actor
 from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
+from jobs.limits import run_memory
 from jobs.serving.client import answer_interrupted
 from jobs.serving.live.requests import (
     PREFIX,
@@ -49,7 +50,7 @@ def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
     parts = {"why": "", "do": "", "bytes": sum(live_memory(facts).values())}
     try:
         _require_opened(actor, model)
-        require_live(facts)
+        require_live(facts, run_memory("auto").when_idle)
     except SlimscopeError as error:
         parts |= {"why": f"{error.what} {error.why}".strip(), "do": error.do}
     return parts

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from backend.models.memory import memory_available
+from backend.models.cards import MAX_REASON, Card, CardReport
+from backend.models.memory import DeviceMemory, host_memory
 
 
 def accelerator_module() -> Any:
@@ -29,13 +30,51 @@ def wait_for_accelerator() -> None:
         module.synchronize()
 
 
-def free_memory(device: str | torch.device) -> int:
-    """Return the bytes that can still be allocated on a device."""
+def device_memory(device: str | torch.device) -> DeviceMemory:
+    """Return the memory of a device as this process sees it."""
     device = torch.device(device)
     if device.type == "cpu":
-        return memory_available()
-    free_bytes: int = torch.get_device_module(device).mem_get_info(device)[0]
-    return free_bytes
+        return host_memory()
+    free, total = torch.get_device_module(device).mem_get_info(device)
+    return DeviceMemory(str(device), total, free)
+
+
+def free_memory(device: str | torch.device) -> int:
+    """Return the bytes that can still be allocated on a device."""
+    return device_memory(device).free
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes that this process has held on the accelerator; 0 if it
+    uses none."""
+    module = accelerator_module()
+    return int(module.max_memory_reserved()) if module and module.is_initialized() else 0
+
+
+def unusable_reason() -> str:
+    """Return the reason of torch for finding no GPU, such as a driver that is too old; empty if it
+    finds one."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().split("\n")[0].rstrip(".")[:MAX_REASON]
+    return ""
+
+
+def card_report() -> CardReport:
+    """Describe the accelerators of this machine."""
+    cards, module = list[Card](), accelerator_module()
+    for device in accelerators():
+        properties = module.get_device_properties(device)
+        cards.append(
+            Card(
+                device=device,
+                name=properties.name,
+                uuid=str(getattr(properties, "uuid", "")),
+                total_bytes=properties.total_memory,
+            )
+        )
+    return CardReport(cards=tuple(cards), reason="" if cards else unusable_reason())
 
 
 def synchronize(device: torch.device) -> None:
@@ -55,3 +94,7 @@ def device_name(device: str) -> str:
     if device == "cpu":
         return device
     return str(torch.get_device_module(device).get_device_name(device))
+
+
+if __name__ == "__main__":
+    print(card_report().model_dump_json())

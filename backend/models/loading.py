@@ -26,10 +26,11 @@ from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import is_streamed, iterate_parameters, stream_from
 from backend.models.blocks import all_finite
+from backend.models.devices import device_memory
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
-from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
+from backend.models.memory import is_out_of_memory, memory_parts
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalog import file_state, inspect, materialize
 from backend.models.sources.headers import OPTIONS, exclusive_construction
@@ -92,9 +93,8 @@ def load(
             "Choose a model that fits into memory.",
         )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
-    if device == "cpu":
-        needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
-        check_memory(needed, memory_available(), facts.title)
+    needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
+    device_memory(device).require(needed, facts.title)
     folder = materialize(spec, say)
     facts = inspect(spec)  # repeated, since the prepared folder has more precise facts
     if (
@@ -213,10 +213,12 @@ def _load_full(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
+    # tensors go from the files straight to the device, not through the memory of the host
+    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     model, report = auto.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement, **OPTIONS
     )
-    return model.to(device), report["missing_keys"]
+    return model, report["missing_keys"]
 
 
 def _load_streamed(
@@ -237,12 +239,15 @@ def load_error(facts: ModelFacts, why: str, do: str) -> ModelError:
 
 
 @torch.no_grad()
-def weights_hash(model: PreTrainedModel) -> str:
+def weights_hash(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:
     """Return the hex sha256 over the names, dtypes, shapes and bytes of all parameters, in the
-    model's order. Raises ModelError: a parameter has non-finite values."""
+    model's order.
+
+    With `dtype`, values are converted first: in float32, a model has the same hash whether its
+    weights are loaded in 16 or 32 bits. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in iterate_parameters(model):
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        flat = parameter.cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {dtype or parameter.dtype} {list(parameter.shape)}\n".encode())
+        flat = parameter.to(dtype or parameter.dtype).cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,61 @@ def memory_total() -> int:
     return total
 
 
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of the device of a run, in bytes.
+
+    Attributes:
+        device: torch device, such as "cpu" or "cuda:0".
+        total: memory of the device.
+        free: part of it that no process uses.
+    """
+
+    device: str
+    total: int
+    free: int
+
+    @property
+    def is_host(self) -> bool:
+        """True for the memory of the CPU."""
+        return self.device == "cpu"
+
+    @property
+    def when_idle(self) -> "DeviceMemory":
+        """The memory once our other processes have released a GPU."""
+        return self if self.is_host else replace(self, free=self.total)
+
+    def dtype(self, stored: str) -> str:
+        """Return the dtype in which weights are loaded: `stored`, but float32 on the CPU."""
+        return "float32" if self.is_host else stored
+
+    def host_bytes(self, needed: int) -> int:
+        """Return the memory of the host for a run that needs `needed` bytes on this device."""
+        return needed if self.is_host else RUNTIME_BYTES
+
+    def require(self, needed: Mapping[str, int], what: str) -> None:
+        """Raise `ModelError` if a run does not fit. The arguments are those of `check_memory`."""
+        if self.is_host:
+            check_memory(needed, self.free, what)
+            return
+        check_memory(needed, self.total, what, f"the memory of {self.device}")
+        total = sum(needed.values())
+        if total > self.free:
+            raise ModelError(
+                f"{self.device} has too little free memory.",
+                f"{what} needs about {readable_bytes(total)}; {readable_bytes(self.free)} of "
+                f"{readable_bytes(self.total)} are free.",
+                "End other programs on this GPU, or choose another device.",
+                field="device",
+            )
+        check_memory(self.host_bytes(total), memory_available(), what)
+
+
+def host_memory() -> DeviceMemory:
+    """Return the memory of the CPU."""
+    return DeviceMemory("cpu", memory_total(), memory_available())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if `error` is an out-of-memory error of the host or a GPU."""
     message = str(error).lower()
@@ -184,7 +240,9 @@ REMEDIES = {  # part of the memory -> (its description, remedy, config field)
 }
 
 
-def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> None:
+def check_memory(
+    needed: int | Mapping[str, int], available: int, what: str, where: str = "memory"
+) -> None:
     """Raise `ModelError` if a job does not fit into memory.
 
     Args:
@@ -192,6 +250,7 @@ def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> 
             largest one and its remedy.
         available: bytes that can be allocated.
         what: subject of the error message, such as the title of the model.
+        where: name of the memory in the error message.
     """
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
@@ -203,4 +262,4 @@ def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> 
         largest = max(reducible, key=reducible.__getitem__)
         description, do, field = REMEDIES[largest]
         why += f" Most of it, {readable_bytes(reducible[largest])}, is for {description}."
-    raise ModelError(f"{what} does not fit into memory.", why, do, field=field)
+    raise ModelError(f"{what} does not fit into {where}.", why, do, field=field)

@@ -299,7 +299,8 @@ def _claim_dtype(
 ) -> torch.dtype:
     """Bind the checkpoints to this model, text, config and plan, and return the dtype of the
     forward passes. The first call decides it, so that a run keeps it on another machine."""
-    identity = f"{config.model_dump_json()} {plan.model_dump_json()} {weights_hash(model)}"
+    identity = f"{config.model_dump_json()} {plan.model_dump_json()} "
+    identity += weights_hash(model, torch.float32)
     identity += "" if stored_dtype == torch.float32 else f" {stored_dtype}"
     digest = hashlib.sha256(identity.encode())
     digest.update(texts.cpu().contiguous().numpy().data)

@@ -29,7 +29,7 @@ from jobs.fields.models import decodable_model
 from jobs.fields.text import PromptConfig, prompt_set, require_text
 from jobs.fields.types import CorpusName, ModelConfig, PromptSet
 from jobs.kind import DiskSpace, JobConfig, KeyFigure, Kind, Requirements, Values
-from jobs.limits import require_context
+from jobs.limits import require_context, run_memory
 from jobs.metrics import ACCEPTED_LENGTH, DRAFT_COST, PREDICTED_SPEED_UP
 from jobs.wording import fixed, times
 
@@ -76,7 +76,8 @@ class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobCon
 
 def requirements(config: AmphistaJob) -> Requirements:
     """See `Kind.requirements`."""
-    facts = decodable_model(config.model, config.precision).facts
+    model = decodable_model(config.model, config.precision)
+    facts, device = model.facts, run_memory("cpu" if model.packed else config.device)
     require_consistent(config, facts)
     if config.data == "text":
         require_text(corpus_name(config, facts), "evaluation_text", "training_text")
@@ -87,7 +88,10 @@ def requirements(config: AmphistaJob) -> Requirements:
     return Requirements(
         title=facts.title,
         work=work(config, facts),
-        memory=memory_bytes(config, facts),
+        memory=memory_bytes(
+            config, facts, device.dtype(config.precision.replace("auto", "bfloat16"))
+        ),
+        device=device,
         disk=DiskSpace(
             DISK_MARGIN * cache_bytes(config, facts),
             "The hidden states",
@@ -179,7 +183,7 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     return config.adaptation_layers * block + (2 + inputs) * d**2
 
 
-def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
+def memory_bytes(config: AmphistaJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
     """Return the peak memory in bytes by purpose: an upper estimate, except for prompts from a
     file. Answers are generated before training, so only the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
@@ -197,7 +201,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     largest = max(parts, key=parts.__getitem__)
-    sizes = {"runtime": RUNTIME_BYTES, "weights": weight_memory(facts)}
+    sizes = {"runtime": RUNTIME_BYTES, "weights": weight_memory(facts, dtype)}
     return sizes | {largest: parts[largest]}
 
 

@@ -16,7 +16,7 @@ from jobs.fields.models import decodable_model
 from jobs.fields.text import PromptConfig, prompt_set
 from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
-from jobs.limits import require_context
+from jobs.limits import require_context, run_memory
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import distinguishable, times
 
@@ -59,7 +59,7 @@ class BenchmarkJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
 def requirements(config: BenchmarkJob) -> Requirements:
     """See `Kind.requirements`."""
     model = decodable_model(config.model, config.precision)
-    facts = model.facts
+    facts, device = model.facts, run_memory("cpu" if model.packed else config.device)
     drafters = parse_drafters(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     for job in drafters:
@@ -87,10 +87,13 @@ def requirements(config: BenchmarkJob) -> Requirements:
         work=work(config, facts, len(drafters)),
         memory={
             "runtime": RUNTIME_BYTES,
-            "models": weight_memory(facts),
+            "models": weight_memory(
+                facts, device.dtype(config.precision.replace("auto", "bfloat16"))
+            ),
             "drafters": sum(map(drafter_bytes, drafters)),
             "llama.cpp": len(types) * weight_memory(facts),
         },
+        device=device,
         warnings=() if compared else (VANILLA_ALONE,),
     )
 

@@ -23,6 +23,7 @@ from backend.queue.launcher import CODE
 from backend.text.wikipedia import main as set_up_text
 from jobs.cli.app import EXPECTED, FAILED, in_words
 from jobs.cli.doctor import cluster, machine
+from jobs.cli.doctor.gpu import trial
 from jobs.cli.doctor.machine import HealthCheck
 from jobs.fields.types import DEFAULT_MODEL
 from jobs.operations.registry import OPERATIONS, Operation, Record, operation
@@ -146,9 +147,12 @@ def setup(model: Annotated[str, typer.Argument(help="Name of a catalog model.")]
 
 def _checks_text(checks: Sequence[Record]) -> str:
     lines = []
+    width = max(14, *(len(check["name"]) for check in checks))
     for check in checks:
-        lines.append(f"{'ok  ' if check['ok'] else 'LOOK'} {check['name']:<14} {check['text']}")
-        lines += [f"     {'':<14} -> {check['fix']}"] if check["fix"] else []
+        lines.append(
+            f"{'ok  ' if check['ok'] else 'LOOK'} {check['name']:<{width}} {check['text']}"
+        )
+        lines += [f"     {'':<{width}} -> {check['fix']}"] if check["fix"] else []
     return "\n".join(lines)
 
 
@@ -163,6 +167,9 @@ def doctor(
     probe: Annotated[
         bool, Field(description="Start a test job on the cluster: versions and artifact store.")
     ] = False,
+    gpu: Annotated[
+        bool, Field(description="Run every method on the GPU instead, in about a minute.")
+    ] = False,
 ) -> list[Record]:
     """Check this machine and the data folder, and suggest fixes."""
-    return [vars(check) for check in examine(probe)]
+    return [vars(check) for check in (trial() if gpu else examine(probe))]

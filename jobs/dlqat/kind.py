@@ -49,6 +49,7 @@ from jobs.fields.text import (
 )
 from jobs.fields.types import CorpusName, ModelConfig
 from jobs.kind import (
+    DiskSpace,
     JobConfig,
     KeyFigure,
     Kind,
@@ -57,7 +58,7 @@ from jobs.kind import (
     Values,
     rival_figure,
 )
-from jobs.limits import require_context
+from jobs.limits import require_context, run_memory
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix, replaced_fields
 from jobs.wording import StageComparison, distinguishable, fixed
@@ -71,6 +72,8 @@ AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
 ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
+CHECKPOINT_BYTES = 24  # per trained parameter: its value and two moments, twice
+GRID_FACTOR = 1.1  # disk space of codes or starts with their scales and zero-points
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 HELPED = {
@@ -130,8 +133,9 @@ def requirements(config: DLQATJob) -> Requirements:
     for group in plan.groups:
         export_needs = export_requirements(config, group, plan, facts)
         check_format(plan.format, with_embedding(export_needs, plan, group))
-    memory_parts = memory_bytes(config, plan, facts)
-    require_training_memory(memory_parts, facts)
+    device = run_memory(config.device)
+    dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
+    memory_parts = memory_bytes(config, plan, facts, dtype)
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.saved_precision)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
@@ -146,6 +150,8 @@ def requirements(config: DLQATJob) -> Requirements:
         plan=plan,
         work=work(config, plan, facts),
         memory=memory_parts,
+        device=device,
+        disk=disk_space(config, plan, facts),
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
@@ -342,56 +348,67 @@ def trainable_parameters(
     return trainable(sizes, config.rank * low_rank, magnitude)
 
 
-def memory_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
-    """Return the peak memory in bytes by purpose."""
-    trains_blocks = DLQATStage.BLOCKS in config.stages
-    parts = memory.memory_parts(
+def memory_bytes(
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str = "float32"
+) -> dict[str, int]:
+    """Return the peak memory in bytes by purpose: the weights in `dtype`, and the largest of the
+    parts that are never in memory at the same time."""
+    weights = sum(x.weights for x in planned_layers(plan, facts))
+    calibration = memory.memory_parts(
         facts,
+        dtype=dtype,
         segments=config.segments,
         context=context_length(config, facts),
         batch=CALIBRATION_BATCH,
-        streams=2 if trains_blocks else 1,
+        streams=2 if DLQATStage.BLOCKS in config.stages else 1,
         stages=4,
     )
-    # weights of a stage or a training start, in addition to the dense weights
-    parts["held"] = 4 * sum(x.weights for x in planned_layers(plan, facts))
+    resident = {name: calibration.pop(name) for name in ("runtime", "weights")}
     if plan.embedding:  # codes and dequantized values
-        parts["held"] += 5 * sum(x.weights for x in facts.embeddings)
-    parts["training"] = training_bytes(config, plan, facts)
-    if trains_blocks:  # never at the same time as other training
+        resident["embeddings"] = 5 * sum(x.weights for x in facts.embeddings)
+    logits, value_bytes = calibration.pop("logits"), memory.WEIGHT_BYTES[dtype]
+    parts = [calibration, {"held": value_bytes * weights, "logits": logits}]  # and the final stages
+    if DLQATStage.BLOCKS in config.stages:
         trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
-        parts["block training"] = max(0, trained - parts["training"])
-    return parts
+        activations = calibration["activations"]
+        parts.append({"activations": activations, "block training": trained})
+    if any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
+        start = value_bytes * weights * (config.start != "rounded")
+        # with the weights of the stage whose training is measured
+        measured = start + (4 if config.precision == "float32" else 2) * weights
+        optimizer = memory.ADAM_BYTES * trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+        parts.append({"held": start, "training": optimizer + training_bytes(config, facts)})
+        parts.append({"held": measured, "optimizer": optimizer, "logits": logits})
+    return resident | max(parts, key=lambda sizes: sum(sizes.values()))
 
 
-def training_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> int:
-    """Return the bytes of training alone: trained parameters, activations, logits."""
-    if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
-        return 0
+def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
+    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage,
+    two checkpoints of each training, and the saved model."""
+    weights = sum(x.weights for x in planned_layers(plan, facts))
+    passes = {DLQATStage.GPTQ} if config.needs_gptq else set[str]()
+    passes |= {stage for stage in config.quantizers if quantizer_passes(stage)}
+    passes |= {DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ}.intersection(config.stages)
+    trainings = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
     trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    return DiskSpace(
+        GRID_FACTOR * (4 * len(passes) + len(config.stages)) * weights
+        + trainings * CHECKPOINT_BYTES * trained
+        + quantized_bytes(facts, plan, config.format, config.saved_precision),
+        "The passes over its blocks, its stages and the saved model",
+        "Choose fewer stages, or free some space.",
+        "stages",
+    )
+
+
+def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
+    """Return the bytes of activations and logits in a training step."""
     tokens, value_bytes = config.batch * config.length, 4 if config.precision == "float32" else 2
     stored_blocks = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATION_COPIES * stored_blocks * value_bytes
     # logits, their gradient, and the logits of a teacher
     logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * value_bytes * tokens * facts.vocabulary
-    return int(memory.ADAM_BYTES * trained + activations + logits)
-
-
-def require_training_memory(memory_parts: dict[str, int], facts: ModelFacts) -> None:
-    """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
-    if the training does not fit in the remaining memory."""
-    model = {purpose: size for purpose, size in memory_parts.items() if purpose != "training"}
-    available = memory.memory_available()
-    memory.check_memory(model, available, facts.title)
-    available_for_training = available - sum(model.values())
-    if memory_parts["training"] > available_for_training:
-        raise ConfigError(
-            "The training does not fit into memory.",
-            f"It needs about {readable_bytes(memory_parts['training'])} besides the model; "
-            f"{readable_bytes(available_for_training)} are left for it.",
-            "Lower the batch size or the sequence length, or enable gradient checkpointing.",
-            field="batch",
-        )
+    return int(activations + logits)
 
 
 def require_exportable_stage(config: DLQATJob) -> None:

@@ -10,6 +10,8 @@ import torch
 from backend.calibration.kept_stage import KeptStage, choose
 from backend.evaluation.perplexity import native_losses
 from backend.metric_key import MetricKey
+from backend.models.blocks import resolve_dtype
+from backend.models.devices import device_memory
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
@@ -36,7 +38,11 @@ def run(config: DLQATJob, context: JobContext) -> None:
     evaluation = loading.load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
-    loaded = loading.load_whole(base, device, torch.float32, context)
+    precision = context.checkpoints.settled()  # by an attempt on another device
+    precision = precision or resolve_dtype(config.precision, torch.device(device))
+    # a GPU holds the weights as stored if the passes round them to 16 bits anyway
+    dtype = device_memory(device).dtype(base.facts.dtype if precision == "bfloat16" else "float32")
+    loaded = loading.load_whole(base, device, getattr(torch, dtype), context)
     plan = QuantizationPlan.model_validate(context.plan)
     config = config.model_copy(update={"format": plan.format})
     phases = context.phases(work(config, plan, loaded.facts))

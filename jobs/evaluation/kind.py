@@ -26,6 +26,7 @@ from jobs.fields.text import (
 )
 from jobs.fields.types import DEFAULT_MODEL, ModelConfig, ModelSpec, absolute
 from jobs.kind import JobConfig, Kind, Requirements
+from jobs.limits import run_memory
 from jobs.wording import StageComparison, times
 
 NAME = "evaluation"
@@ -143,13 +144,17 @@ def requirements(config: EvaluationJob) -> Requirements:
         )
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
-    streamed, memory_parts = memory_bytes(config, model, len(facts), memory.memory_available())
+    device = run_memory(config.device)
+    streamed, memory_parts = memory_bytes(
+        config, model, len(facts), device.free, device.dtype(next(iter(facts.values())).dtype)
+    )
     if streamed:
         warnings += ("The model does not fit into memory. No samples are generated.",)
     return Requirements(
         title=model.title,
         work=work(config, model, facts),
         memory=memory_parts,
+        device=device,
         warnings=warnings,
         open_ended=bool(config.harness_tasks),
     )

@@ -44,9 +44,10 @@ from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.block_forward import NewBatches, batches_in
 from backend.models.block_offload import is_streamed
+from backend.models.devices import free_memory
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
-from backend.models.memory import activation_memory, memory_available, spills_to_disk
+from backend.models.memory import activation_memory, spills_to_disk
 from backend.models.sources.catalog import materialize
 from backend.reporter import REPLAY, Reporter
 from backend.settings import settings
@@ -79,12 +80,12 @@ ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 
 
 def hidden_state_store(
-    choice: str, facts: ModelFacts, text: TextSlice, context: JobContext
+    choice: str, loaded: LoadedModel, text: TextSlice, context: JobContext
 ) -> NewBatches:
     """Return the storage for hidden states of the evaluation text: memory or the run's folder.
-    `choice` is memory, disk, or auto (by the available memory)."""
-    needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
-    on_disk = spills_to_disk(choice, needed, memory_available())
+    `choice` is memory, disk, or auto (by the free memory of the model's device)."""
+    needed = activation_memory(loaded.facts, len(text.input_ids), text.context, "float32")
+    on_disk = spills_to_disk(choice, needed, free_memory(loaded.model.device))
     return batches_in(context.work if on_disk else None)
 
 

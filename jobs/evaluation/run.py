@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from backend.models.devices import free_memory
+from backend.models.devices import device_memory
 from backend.models.loading import LoadedModel
 from backend.reporter import REPLAY
 from backend.store import queries
@@ -47,8 +47,9 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
     # both models are evaluated in the same precision
-    dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
-    streamed, _ = memory_bytes(config, facts[MODEL], len(specs), free_memory(device), dtype)
+    available = device_memory(device)
+    dtype = available.dtype(next(iter(facts.values())).dtype)
+    streamed, _ = memory_bytes(config, facts[MODEL], len(specs), available.free, dtype)
     models: dict[str, LoadedModel] = {}
     for stage, spec in specs.items():
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
@@ -86,7 +87,7 @@ def measure(
         context,
         batch=config.batch,
         labels=LABELS,
-        new_store=hidden_state_store("auto", reference.facts, text, context),
+        new_store=hidden_state_store("auto", reference, text, context),
         divergence=has_reference,
         precision=config.evaluation_precision,
     )

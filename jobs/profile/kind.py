@@ -26,8 +26,9 @@ from jobs.fields.text import (
 )
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
+from jobs.limits import run_memory
 
-NAME, DENSE = "profile", "dense"
+NAME, DENSE, DECODER = "profile", "dense", "native decoder"  # the last: on a CPU only
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
 )
@@ -101,7 +102,8 @@ def requirements(config: ProfileJob) -> Requirements:
             field="holdout",
         )
     check_formats(config, facts)
-    streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
+    device = run_memory(config.device)
+    streamed, memory_parts = memory_bytes(config, facts, device.free)
     warnings = few_tokens(config, facts)
     if streamed:
         warnings += (
@@ -111,7 +113,8 @@ def requirements(config: ProfileJob) -> Requirements:
     return Requirements(
         title=facts.title,
         work=work(config, facts),
-        memory=memory_parts,
+        memory=memory_parts if device.is_host else memory_parts | {DECODER: 0},
+        device=device,
         warnings=warnings,
     )
 
@@ -213,7 +216,7 @@ def memory_bytes(
     streamed = total > memory.STREAMING_THRESHOLD * available and not facts.support.stream
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
     # including repacked weights
-    decoder = {} if streamed else {"native decoder": 4 * facts.parameters}
+    decoder = {} if streamed else {DECODER: 4 * facts.parameters}
     heldout_parts = {"held-out states": state_bytes, "held-out layers": traced, "logits": logits}
     return streamed, parts | decoder | heldout_parts
 

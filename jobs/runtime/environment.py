@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import torch
 
-from backend.models.devices import accelerators, device_name, use_device
+from backend.models.devices import accelerators, device_name, unusable_reason, use_device
 from backend.settings import available_threads, settings
 from jobs.estimates import processor
 from jobs.kind import JobConfig
@@ -25,8 +25,9 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     torch.backends.cuda.matmul.allow_tf32 = False  # Gram matrices and solvers need full float32
     if (device := config.device) == "auto":
         device = next(iter(accelerators()), "cpu")
-    else:
-        require_device(device, len(accelerators()))
+    elif device != "cpu":  # a run on the CPU starts no GPU
+        count = len(accelerators())
+        require_device(device, count, "" if count else unusable_reason())
     use_device(device)  # synchronization calls then wait for this device
     context.environment(
         host=platform.node(),

@@ -146,8 +146,8 @@ def error_record(error: Exception) -> dict[str, str]:
         return {
             "what": "The run ran out of memory.",
             "why": str(error).split("\n")[0][:500],
-            "do": "Free some memory and resume, or start a run with fewer segments per pass or a "
-            "shorter context length.",
+            "do": "Finished work is kept: free some memory and resume, or start a run with fewer "
+            "segments per pass or a shorter context length.",
         }
     return {
         "what": "The run failed with an unexpected error.",

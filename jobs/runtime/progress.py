@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import psutil
 
 from backend.metric_key import MetricKey
+from backend.models import devices
 from backend.reporter import REPLAY, Reporter
 from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
@@ -75,7 +76,7 @@ class Progress:
             "total": self._total,
             "stage": self._stage,
             "eta_s": self._eta(),
-            "peak_bytes": peak_memory(),
+            "peak_bytes": devices.peak_memory() or peak_memory(),
         }
 
     def _eta(self) -> float | None:

@@ -36,6 +36,7 @@ from jobs.kind import (
     Values,
     rival_figure,
 )
+from jobs.limits import run_memory
 from jobs.metrics import PERPLEXITY
 from jobs.profile.profiles import pruned_mix, replaced_fields
 from jobs.wording import StageComparison
@@ -68,15 +69,18 @@ def requirements(config: SDSJob) -> Requirements:
     warning = growth_warning(
         *sizes, "Zeros take as much space as other values. Quantize the result."
     )
-    streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
+    device = run_memory(config.device)
+    streamed, memory_parts = memory_bytes(config, facts, device.free, device.dtype(facts.dtype))
     if streamed:
-        warnings += ("The model does not fit into memory. Its blocks are read from disk.",)
+        where = "memory" if device.is_host else f"the memory of {device.device}"
+        warnings += (f"The model does not fit into {where}. Its blocks are read from disk.",)
     return Requirements(
         title=facts.title,
         plan=plan,
         work=work(config, plan, facts),
         memory=memory_parts,
-        disk=disk_space(config, plan, facts),
+        device=device,
+        disk=disk_space(config, plan, facts, device),
         warnings=warnings,
         sizes=(*sizes, facts.parameters),
         field_warnings=replaced_fields(config.allocation, "pattern")
@@ -158,13 +162,11 @@ def memory_bytes(
     is_tight = (
         memory.memory_needed(facts, **sizes) + trained > memory.STREAMING_THRESHOLD * available
     )
-    may_stream = config.weights == "auto" and config.calibration_text != "self"
-    may_stream = may_stream and not facts.support.stream
+    may_sample = config.calibration_text == "self"
+    may_stream = config.weights == "auto" and not may_sample and not facts.support.stream
     streamed = config.weights == "streamed" or (may_stream and is_tight)
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
-    if trained:
-        parts["reconstruction"] = trained
-    return streamed, parts
+    return streamed, parts | {"reconstruction": trained}
 
 
 def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
@@ -174,19 +176,20 @@ def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32"
     return config.streams * memory.activation_memory(facts, segments, context, dtype)
 
 
-def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpace:
+def disk_space(
+    config: SDSJob, plan: PruningPlan, facts: ModelFacts, device: memory.DeviceMemory
+) -> DiskSpace:
     """Return the peak disk space: stages, saved model and hidden states.
 
     Stages are stored in the dtype of the model's files, the re-dense stage in float32.
     """
-    pruned = facts.linear_weights
-    dtype = facts.saved_dtype
+    pruned, dtype = facts.linear_weights, facts.saved_dtype
     value_bytes = memory.WEIGHT_BYTES[dtype]
     stages = sum(
         pruned * (4 if stage == SDSStage.REDENSE else value_bytes) for stage in plan.stages
     )
-    state_bytes = hidden_state_bytes(config, facts)
-    on_disk = memory.spills_to_disk(config.activations, state_bytes, memory.memory_available())
+    state_bytes = hidden_state_bytes(config, facts, device.dtype(facts.dtype))
+    on_disk = memory.spills_to_disk(config.activations, state_bytes, device.free)
     return DiskSpace(
         stages + memory.weight_memory(facts, dtype) + state_bytes * on_disk,
         f"The {len(plan.stages)} stages and the saved model",

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
 from backend.export.card import ModelOrigin, copy_terms, origin_of, pruned_card
-from backend.models.devices import free_memory
+from backend.models.devices import device_memory
 from backend.models.loading import LoadedModel, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
@@ -34,8 +34,9 @@ def run(config: SDSJob, context: JobContext) -> None:
     continues where it stopped."""
     device, plan = prepare(config, context), PruningPlan.model_validate(context.plan)
     base = resolve_model(config.model)
-    dtype = "float32" if device == "cpu" else base.facts.dtype
-    streamed, _ = memory_bytes(config, base.facts, free_memory(device), dtype)
+    available = device_memory(device)
+    dtype = available.dtype(base.facts.dtype)
+    streamed, _ = memory_bytes(config, base.facts, available.free, dtype)
     how = "block by block" if streamed else "at once"
     evaluation = load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}, {how}.")
@@ -50,7 +51,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         context,
         batch=config.batch,
         labels=STAGE_LABELS,
-        new_store=hidden_state_store(config.activations, loaded.facts, evaluation, context),
+        new_store=hidden_state_store(config.activations, loaded, evaluation, context),
         precision=config.evaluation_precision,
     )
     quality.measure(SDSStage.DENSE, phases.phase("dense"))

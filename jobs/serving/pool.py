@@ -235,7 +235,9 @@ class ModelPool:
             with model.opening:
                 if not model.is_open:
                     started = time.monotonic()
-                    model.open(load, int(CACHE_SHARE * self.budget), self.threads)
+                    on_cpu = model.device == "cpu"
+                    free = self.budget if on_cpu else free_memory(model.device) - model.weights
+                    model.open(load, int(CACHE_SHARE * max(0, free)), self.threads)
                     read_s = max(0.1, time.monotonic() - started - LOAD_S)
                     self._load_bytes_per_s = model.weights / read_s
             yield model

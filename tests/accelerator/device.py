@@ -215,6 +215,11 @@ class SimModule(backend_registration._DummyBackendModule):
     def mem_get_info(self, *_: Any) -> tuple[int, int]:
         return MEMORY_BYTES, MEMORY_BYTES
 
+    def reset_peak_memory_stats(self, *_: Any) -> None: ...
+
+    def max_memory_reserved(self, *_: Any) -> int:
+        return 0
+
     def get_device_name(self, *_: Any) -> str:
         return "Stand-in accelerator"
 

@@ -7,11 +7,12 @@ import pytest
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.models import cards
+from backend.models.cards import Card, CardReport
 from backend.models.sources.spec import TOY_FOLDER
 from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
-from jobs import limits
 from jobs.chat import ask
 from jobs.cli.runs import _queue_text
 from jobs.fields.drafters import drafter_folder
@@ -29,7 +30,8 @@ READ_TEXT = KINDS[:-1]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_no_such_gpu(queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int) -> None:
-    monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
+    found = [Card(device=f"cuda:{n}", name="A", uuid="", total_bytes=1) for n in range(gpus)]
+    monkeypatch.setattr(cards, "report", lambda: CardReport(cards=found))
     with pytest.raises(ConfigError, match="no device cuda:99") as refused:
         submit(kind, {"model": "toy", "device": "cuda:99"}, HOST)
     assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
@@ -74,9 +76,10 @@ def test_a_text_with_fewer_bytes_than_tokens_are_needed(
 
 def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    limits.gpu_count.cache_clear()
-    assert limits.gpu_count() == 0
-    limits.gpu_count.cache_clear()
+    cards.report.cache_clear()
+    found = cards.report()
+    assert found.cards == () and found.reason
+    cards.report.cache_clear()
 
 
 @pytest.mark.parametrize("kind", READ_TEXT)

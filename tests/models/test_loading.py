@@ -132,7 +132,7 @@ def test_a_config_that_makes_logits_nan_is_refused(own_folder, change, streamed)
 
 
 def test_a_model_beyond_the_memory_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(loading, "memory_available", lambda: 1_000_000)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: 1_000_000)
     with pytest.raises(ModelError, match=r"630 MB; 1 MB"):
         load("toy")
 

@@ -24,7 +24,7 @@ from backend.models.sources.cache import (
     silent,
 )
 from backend.models.sources.gguf import convert, read_gguf
-from backend.models.sources.headers import read_config, read_headers, read_shapes
+from backend.models.sources.headers import read_config, read_headers, read_shapes, weight_files
 from backend.models.sources.quantized import NO_SHAPES, parse_layout, rounded_share, unpacked
 from backend.models.sources.shipped import SHIPPED, ShippedModel
 from backend.models.sources.spec import (
@@ -135,11 +135,12 @@ def _check_construction(title: str, folder: Path) -> None:
     if folder.is_relative_to(settings().artifacts.resolve()):
         return
     state = file_state(folder)
+    largest = max((path.stat().st_size for path in weight_files(folder)), default=0)
     try:
         cached_value(
             folder,
             [state, version("transformers")],
-            lambda: read(CHECK_FUNCTION, folder / "config.json", state),
+            lambda: read(CHECK_FUNCTION, folder / "config.json", state, largest),
         )
     except LimitedChildError as error:
         do = "Compare its files with those of the original model."

@@ -99,9 +99,8 @@ class DLQAT:
         linears = _planned_linears(model, plan)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, plan, str(model.device))
-        identity = (
-            f"{config.model_dump_json()} {plan.model_dump_json()} {seed} {weights_hash(model)}"
-        )
+        identity = f"{config.model_dump_json()} {plan.model_dump_json()} {seed} "
+        identity += weights_hash(model, torch.float32)  # the same on any device
         digest = hashlib.sha256(identity.encode())
         for ids in (calibration, heldout, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
@@ -210,12 +209,9 @@ class DLQAT:
             if parameter.requires_grad
         }
         snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
-        converted = dict[str, QuantizedWeight]()
 
         def judge() -> list[float]:
-            for name, layer in layers.items():
-                converted[name] = layer.convert(run.scale_dtype, run.plan.settings(name).grid)
-            return self._heldout_losses_of(stage, layers, converted, reporter)
+            return self._heldout_losses_of(stage, layers, reporter)
 
         # before training the layers equal the stage they start from
         source = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
@@ -224,19 +220,19 @@ class DLQAT:
             distills = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
             train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
-        run.store.save_stage(stage, converted)
+        run.store.save_stage(stage, {name: run.converted(name, x) for name, x in layers.items()})
 
     def _heldout_losses_of(
         self,
         stage: str,
         layers: Mapping[str, DLQATLinear],
-        converted: Mapping[str, QuantizedWeight],
         reporter: Reporter,
     ) -> list[float]:
-        """Return the held-out losses of a stage in training, with the weights of the `converted`
-        layers. The model may contain the trained `layers`."""
+        """Return the held-out losses of a stage in training, with the weights of the converted
+        `layers`. The model may contain these. Their codes are not kept, which saves memory."""
         run, bases = self.run, {name: layer.base for name, layer in layers.items()}
-        weights = {n: run.in_pass_precision(run.saved(layer)) for n, layer in converted.items()}
+        converted = ((name, run.converted(name, layer)) for name, layer in layers.items())
+        weights = {name: run.in_pass_precision(run.saved(layer)) for name, layer in converted}
         with swap_modules(run.model, bases), run.with_weights(weights), run.with_embeddings(stage):
             self._losses[stage] = run.heldout_losses(reporter)
         return self._losses[stage]
@@ -250,10 +246,11 @@ class DLQAT:
             stop_if_asked(reporter)
             reporter.progress(0, 1, f"Range search, layer {number} of {len(run.linears)}")
             start, grid = self._start(linear, pass_name)
+            # float16 moves fewer starts to another code than bfloat16
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
-                None if config.start == "rounded" else start,
+                None if config.start == "rounded" else run.halved(start, torch.float16),
                 rank=config.rank,
                 alpha=ALPHA,
                 trains=config.trains(stage),
@@ -286,7 +283,8 @@ class DLQAT:
         """Temporarily give the model the weights of a finished stage, after applying `change` to
         each."""
         linears = self.run.linears.items()
-        weights = {name: change(self.run.weight(stage, x)) for name, x in linears}
+        run = self.run
+        weights = {n: run.halved(change(run.weight(stage, x)), run.model.dtype) for n, x in linears}
         with self.run.with_weights(weights), self.run.with_embeddings(stage):
             yield
 

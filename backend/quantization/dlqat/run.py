@@ -23,7 +23,7 @@ from backend.checkpoints import Checkpoints
 from backend.models.blocks import LinearWeight, decoder_blocks, swap_data, swap_weights
 from backend.quantization.bases import Basis, basis_from
 from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.linear import update_factor
+from backend.quantization.dlqat.linear import DLQATLinear, update_factor
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.quantization.range_search import quantize_embedding
@@ -173,8 +173,8 @@ class DLQATRun:
 
     def save_rounded(self, stage: str) -> None:
         """Round the weights that the pass of `stage` has stored, and store the stage."""
-        starts = {name: self.store.start(stage, x) for name, x in self.linears.items()}
-        self.store.save_stage(stage, {name: self.quantize(name, x) for name, x in starts.items()})
+        starts = ((name, self.store.start(stage, x)) for name, x in self.linears.items())
+        self.store.save_stage(stage, {name: self.quantize(name, start) for name, start in starts})
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """Return the weight [out, in] of `linear` at a finished stage, float32."""
@@ -185,6 +185,10 @@ class DLQATRun:
         low_rank, W = self.store.tensors(stage_name(stage), f"{linear.name}."), linear.read()
         factor = update_factor(W, ALPHA, self.config.rank)
         return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
+
+    def converted(self, name: str, layer: DLQATLinear) -> QuantizedWeight:
+        """Return the codes of the trained layer `name`, with the grid in the saved precision."""
+        return layer.convert(self.scale_dtype, self.plan.settings(name).grid)
 
     def saved(self, layer: QuantizedWeight) -> Tensor:
         """Return the weight [out, in] of a quantized layer in the saved model, float32."""
@@ -213,3 +217,7 @@ class DLQATRun:
         """Return `W` rounded to bfloat16 if the forward pass does so anyway. This halves the
         memory."""
         return W.to(torch.bfloat16) if self.dtype == torch.bfloat16 else W
+
+    def halved(self, W: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `W` in a 16-bit dtype if the model was loaded in 16 bits."""
+        return W if self.model.dtype == torch.float32 else W.to(dtype)

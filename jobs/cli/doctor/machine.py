@@ -14,6 +14,7 @@ import psutil
 
 from backend.compiler import CompilerError
 from backend.kernels.library import described, kernels
+from backend.models import cards
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
@@ -104,14 +105,11 @@ def threads() -> HealthCheck:
 
 def device() -> HealthCheck:
     """Check that torch can use an installed GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return HealthCheck("device", True, f"{torch.cuda.get_device_name()} ({torch.__version__})")
-    gpus = len(installed_gpus())
-    text = f"cpu (torch {torch.__version__}); {gpus or 'no'} GPU{'s' * (gpus > 1)} installed"
+    found, gpus = cards.report(), len(installed_gpus())
+    text = ", ".join(card.name for card in found.cards)
+    text = text or f"cpu; {gpus or 'no'} GPU{'s' * (gpus > 1)} installed. {found.reason}"
     fix = "Install torch with CUDA (pytorch.org/get-started) and a matching driver."
-    return check("device", not gpus, text, fix)
+    return check("device", bool(found.cards) or not gpus, text, fix)
 
 
 def native_decoder() -> HealthCheck:

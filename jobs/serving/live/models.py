@@ -23,9 +23,9 @@ from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
-from backend.models.devices import use_device
+from backend.models.devices import device_memory, use_device
 from backend.models.foreign_tokenizer import TextTokenizer, tokenizer_session
-from backend.models.memory import check_memory, memory_available, weight_memory
+from backend.models.memory import weight_memory
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
 from jobs.dlqat.kind import DLQATJob
@@ -131,8 +131,8 @@ class OpenedModel:
         with self.preparing:
             if key not in self.comparisons:
                 self.comparisons = {}
-                needed = 2 * weight_memory(base.facts, "bfloat16")
-                check_memory(needed, memory_available(), base.facts.title)
+                needed = {"weights": 2 * weight_memory(base.facts, "bfloat16")}
+                device_memory(self.device).require(needed, base.facts.title)
                 loaded = load_whole(base, self.device, dtype, UnrecordedContext(), reads=False)
                 self.comparisons = {key: RunningModel(loaded.model.requires_grad_(False), dtype)}
             return self.comparisons[key]
@@ -195,7 +195,9 @@ class LivePool:
     @property
     def budget(self) -> int:
         """Bytes that models and states may take."""
-        return self._budget or int(MODEL_SHARE * (memory_available() + self.nbytes))
+        return self._budget or int(
+            MODEL_SHARE * (device_memory(choose_device("auto")).free + self.nbytes)
+        )
 
     @contextmanager
     def using(self, model: str, report_wait: ReportWait) -> Iterator[OpenedModel]:
@@ -225,7 +227,7 @@ class LivePool:
             self.release_memory()
 
     def _load(self, base: ResolvedModel, model: str, device: str) -> OpenedModel:
-        require_live(base.facts)
+        require_live(base.facts, device_memory(device))
         dtype: torch.dtype = getattr(torch, base.facts.saved_dtype)
         loaded = load_whole(base, device, dtype, UnrecordedContext(), reads=False)
         tokenizer = open_tokenizer(base, loaded.folder)

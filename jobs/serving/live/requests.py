@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from backend.errors import ConfigError
 from backend.live.address import Address
 from backend.models.facts import ModelFacts
-from backend.models.memory import check_memory, memory_available, weight_memory
+from backend.models.memory import DeviceMemory, weight_memory
 
 PREFIX = "/live"  # path prefix of the routes
 MAX_TABLE_BYTES = 2**30  # for tables of ranks and scales
@@ -78,7 +78,7 @@ def live_memory(facts: ModelFacts) -> dict[str, int]:
     }
 
 
-def require_live(facts: ModelFacts) -> None:
+def require_live(facts: ModelFacts, device: DeviceMemory) -> None:
     """Raise an error if a model cannot be used as a live model.
 
     Raises:
@@ -93,4 +93,4 @@ def require_live(facts: ModelFacts) -> None:
             "Choose the dense model.",
             "model",
         )
-    check_memory(live_memory(facts), memory_available(), facts.title)
+    device.require(live_memory(facts), facts.title)

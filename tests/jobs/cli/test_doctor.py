@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from backend.kernels.library import library
+from backend.models import cards
+from backend.models.cards import Card, CardReport
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR
@@ -17,6 +19,7 @@ from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Event, Job
 from jobs.cli.doctor import cluster, machine, node
+from jobs.cli.doctor.gpu import trial
 from jobs.cli.doctor.machine import HealthCheck
 from jobs.cli.server import examine
 from tests.conftest import Given
@@ -93,11 +96,16 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
 def test_a_gpu_that_torch_cannot_use(
     queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    reason = "The NVIDIA driver on your system is too old"
+    monkeypatch.setattr(cards, "report", lambda: CardReport(reason=reason))
     monkeypatch.setattr(local, "DEVICE_FOLDER", tmp_path)
     assert machine.device().ok
     (tmp_path / "nvidia0").touch()
-    assert wrong(machine.device(), "1 GPU installed", "CUDA")
+    assert wrong(machine.device(), "1 GPU installed", reason, "CUDA")
+    assert trial()[0].text == reason and not trial()[0].ok
+    found = CardReport(cards=(Card(device="cuda:0", name="NVIDIA A1", uuid="", total_bytes=1),))
+    monkeypatch.setattr(cards, "report", lambda: found)
+    assert machine.device().ok and "NVIDIA A1" in machine.device().text
 
 
 def test_a_clock_that_was_set_back(queue: Path) -> None:

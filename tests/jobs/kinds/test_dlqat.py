@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.errors import ConfigError
+from backend.errors import ModelError
 from backend.evaluation.perplexity import perplexity as measure
 from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
@@ -171,7 +171,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     check_and_estimate("dlqat", SMALL)
-    with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
+    with pytest.raises(ModelError, match="Lower the batch size") as refused:
         check_and_estimate("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
     assert memory_bytes(*made(checkpointing=True))["training"] < small["training"]

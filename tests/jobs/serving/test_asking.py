@@ -16,7 +16,6 @@ from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
-from jobs import chat
 from jobs.chat import ask, ask_again, chat_request
 from jobs.submit import submit
 from tests.conftest import Given
@@ -84,7 +83,7 @@ def test_invalid_settings_are_refused_with_their_field(
 
 
 def test_models_larger_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "memory_available", lambda: 10**6)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**6)
     with pytest.raises(SlimscopeError, match="memory"):
         asks(HOST)
 

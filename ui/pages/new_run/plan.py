@@ -194,9 +194,12 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
     low, high = (sum(step.seconds[i] for step in steps) for i in (0, 1))
     found = [Bar("Time", time_range(low, high), time_position(low), time_position(high))]
     found += _size_bars(costs)
-    needed, available = max(cost.bytes for cost in costs), memory.memory_available()
-    text = f"about {size(needed)} of {size(available)}"
-    found.append(Bar("Memory", text, 0.0, min(1.0, needed / available)))
+    host = max(cost.host_bytes for cost in costs)
+    found.append(_memory_bar("Memory", host, memory.memory_available()))
+    if on_card := [cost for cost in costs if not cost.device.is_host]:
+        largest = max(on_card, key=lambda cost: cost.bytes)
+        label = f"Memory of {largest.device.device}"
+        found.append(_memory_bar(label, largest.bytes, largest.device.free))
     disk = sum(
         cost.disk.bytes * step.runs for cost, step in zip(costs, steps, strict=True) if cost.disk
     )
@@ -205,6 +208,15 @@ def bars(steps: Sequence[PlannedStep]) -> list[Bar]:
         text = f"up to {size(disk)} of {size(free)} free"
         found.append(Bar("Disk", text, 0.0, min(1.0, disk / free)))
     return found
+
+
+def _memory_bar(label: str, needed: int, available: int) -> Bar:
+    return Bar(
+        label,
+        f"about {size(needed)} of {size(available)}",
+        0.0,
+        min(1.0, needed / max(available, 1)),
+    )
 
 
 def _size_bars(costs: Sequence[Estimate]) -> list[Bar]:

@@ -14,7 +14,6 @@ from backend.models.sources.catalog import inspect
 from backend.queue import gate, permissions
 from backend.queue.actor import Actor
 from jobs.serving import client
-from jobs.serving.live import requests
 from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 from tests.ui.visits import OTHER, TOKEN, Visit, set_up
@@ -141,6 +140,6 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
 
 def test_models_that_do_not_fit_or_are_packed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert live_parts(inspect("toy"), "toy", HOST)["why"] == ""
-    monkeypatch.setattr(requests, "memory_available", lambda: 1000)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: 1000)
     parts = live_parts(inspect("toy"), "toy", HOST)
     assert "does not fit into memory" in parts["why"] and parts["do"] and parts["bytes"] > 1000
