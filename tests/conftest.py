@@ -210,6 +210,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
 
 
 @pytest.fixture
+def own_cache(data_dir: Path, tmp_path: Path, given: Given) -> Path:
+    """An empty cache folder, in which models are prepared."""
+    given(CACHE_DIR=str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def current(data_dir: Path) -> Settings:
     return settings()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from backend.queue.actor import Actor
 from backend.queue.artifacts import work_folder
@@ -16,7 +17,7 @@ from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.states import LIVE, QUICK_SLOT, State
-from backend.store.tables import Job, Slot
+from backend.store.tables import Job, Slot, Table
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.conftest import Given
@@ -89,6 +90,12 @@ def bare_job(**values: Any) -> Job:
         "queued_at": 1,
     }
     return Job(**(row | values))
+
+
+def change(table: type[Table], number: int, **values: Any) -> None:
+    """Change the row of a run, or of an attempt."""
+    with writing() as session:
+        session.execute(update(table).where(table.id == number).values(**values))
 
 
 def process_of(run: int) -> psutil.Process:
