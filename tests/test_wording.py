@@ -20,8 +20,8 @@ QUOTED = {  # texts that models were trained on or asked, licenses, and this lis
     "tests/test_wording.py",
     "backend/export/card.py",  # names a file as others spell it
     "backend/models/sources/cache.py",  # reads a key of older files
-    "tests/export/test_formats.py",
-    "tests/models/sources/test_cache.py",
+    "tests/export/test_layouts.py",
+    "tests/models/sources/test_shipped.py",
     "tests/ui/pages/test_home.py",
     "ui/pages/home/showcase.py",
 }

@@ -1,4 +1,4 @@
-"""The supervisor dies, is there twice, comes late; and everything stops at once."""
+"""The supervisor dies, is there twice, comes late; everything stops at once; the clock is set."""
 
 import os
 import subprocess
@@ -14,10 +14,11 @@ from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
+from backend.store import session as session_module
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Slot
+from backend.store.tables import Attempt, Job, Slot
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
@@ -226,3 +227,64 @@ def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
     with writing() as opened:
         assert lifecycle.start_attempt(opened, loop.host, "scripted", 1) is None
     assert queries.job(first.id).state == State.QUEUED and queries.attempts(first.id) == []
+
+
+# clock --------------------------------------------------------------------------------------------
+
+
+DAY_MS = 86_400_000
+DELAY_MS = 30_000
+
+
+def test_a_clock_that_was_set_back_holds_no_retry_up(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {0: DELAY_MS})
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    job = service.enqueue("count", {}, HOST)
+    with writing() as session:
+        session.get_one(Job, job.id).not_before = now_ms() + DELAY_MS - 5000
+    loop.turn()
+    assert queries.job(job.id).state == State.QUEUED
+    with writing() as session:
+        session.get_one(Job, job.id).not_before = now_ms() + DAY_MS
+    loop.turn()
+    assert queries.job(job.id).state == State.STARTING
+
+
+@pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
+def test_a_clock_that_is_set_ends_no_run_and_lengthens_none(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, set_by: int
+) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
+    given(JOB_HOURS="1")
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    job = service.enqueue("count", {}, HOST)
+    loop.turn()
+    with writing() as session:
+        session.query(Attempt).update({Attempt.started_at: now_ms()})
+    loop.turn()
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
+    seconds[0] = 3500.0
+    loop.turn()
+    assert (queries.job(job.id).state, queries.job(job.id).desired) == (State.RUNNING, "run")
+    seconds[0] = 3700.0
+    loop.turn()
+    assert queries.job(job.id).desired == "stop"
+
+
+@pytest.mark.sqlite("its clock is that of the machine")
+@pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
+def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, set_by: int
+) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    loop.turn()
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
+    assert not scheduling.status().supervisor_alive
+    seconds[0] = supervisor.BEAT_S + 1
+    loop.turn()
+    assert scheduling.status().supervisor_alive

@@ -25,7 +25,7 @@ from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.submit import submit
-from tests.faults.test_kills import assert_same
+from tests.faults.test_checkpoints import assert_same
 from tests.jobs.kinds import test_sds
 from tests.queue.conftest import HOST, Wait, curve, process_of
 from tests.waiting import until
