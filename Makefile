@@ -43,11 +43,11 @@ test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made f
 test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, some 300 MB once)
 	@$(BIN)/python -m tests.cluster.nodes
 	@SLIMSCOPE_TEST_RAY=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
-	  tests/cluster/test_ray.py $(ARGS)
+	  tests/cluster/test_clusters.py -k ray $(ARGS)
 
 test-slurm: setup ## Run the tests of runs on the Slurm cluster that `sbatch` reaches
 	@SLIMSCOPE_TEST_SLURM=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
-	  tests/cluster/test_slurm.py $(ARGS)
+	  tests/cluster/test_clusters.py -k slurm $(ARGS)
 
 test-hosts: setup ## Run the tests of several machines and a network between them (Linux, root, an hour)
 	@$(BIN)/python -m tests.cluster.nodes

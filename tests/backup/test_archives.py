@@ -1,10 +1,8 @@
 """Archives and daily copies that are damaged, and archives that lie in their manifest."""
 
-import json
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,10 +27,10 @@ from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copy_database
-from backend.store.session import writing as transaction
 from backend.store.states import State
 from backend.store.tables import Job
-from tests.queue.conftest import HOST
+from tests.backup.conftest import write_tar
+from tests.queue.conftest import HOST, change
 
 CONTENT = b"0123456789" * 500
 Move = Callable[[Path], None]
@@ -45,8 +43,7 @@ class Written:
     def __init__(self, folder: Path, move_to: Move) -> None:
         self.folder, self.move_to = folder, move_to
         job = enqueue("count", {"steps": 1}, HOST)
-        with transaction() as session:
-            session.get_one(Job, job.id).state = State.CANCELLED
+        change(Job, job.id, state=State.CANCELLED)
         self.file = run_folder(job.run) / "kept" / "data.txt"
         self.file.parent.mkdir(parents=True)
         self.file.write_bytes(CONTENT)
@@ -147,22 +144,7 @@ def numbered(count: int) -> list[str]:
 
 def archive(target: Path, held: Iterable[str], named: Iterable[str], entry: object) -> Path:
     """Write an archive of empty files whose manifest lists further files."""
-    manifest = {
-        "version": "0.1.0",
-        "schema_revision": "0001",
-        "created_at": 1,
-        "weights": False,
-        "checkpoints": False,
-        "files": dict.fromkeys(named, entry),
-    }
-    text = json.dumps(manifest).encode()
-    with tarfile.open(target, "w") as file:
-        for name in held:
-            file.addfile(tarfile.TarInfo(name))
-        last = tarfile.TarInfo("manifest.json")
-        last.size = len(text)
-        file.addfile(last, BytesIO(text))
-    return target
+    return write_tar(target, ((name, b"") for name in held), dict.fromkeys(named, entry))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
+from tests.conftest import Given
 from tests.queue.conftest import HOST, change
 from tests.queue.scripted_engine import ScriptedEngine
 
@@ -238,20 +239,17 @@ def test_a_run_that_meets_another_version_fails_at_once_and_says_so(engine: Scri
 
 
 def test_another_machine_is_told_no_path_and_no_secret(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     for name, value in {
         "HF_TOKEN": "hf_mine",
         "HF_HOME": "/here/hf",
         "HF_HUB_OFFLINE": "1",
         "HTTP_PROXY": "http://p",
-        "SLIMSCOPE_MODEL_DIRS": '["/here/models"]',
-        "SLIMSCOPE_TEXT_DIR": "/here/texts",
-        "SLIMSCOPE_NATIVE": "false",
-        "SLIMSCOPE_HOST_TOKEN": "a-token-no-run-needs",
     }.items():
         monkeypatch.setenv(name, value)
-    settings.cache_clear()
+    given(MODEL_DIRS='["/here/models"]', TEXT_DIR="/here/texts", NATIVE="false")
+    given(HOST_TOKEN="a-token-no-run-needs")
     told = node_environment(settings().for_jobs(), submission_variables())
     assert told["SLIMSCOPE_NATIVE"] == "false" and told["HF_HUB_OFFLINE"] == "1"
     secrets = ("hf_mine", "/here", "http://p", "a-token-no-run-needs", str(settings().root))
@@ -322,8 +320,7 @@ def act(action: tuple, engine: ScriptedEngine, loops: list[SupervisorLoop]) -> N
     elif live := live_attempts():
         attempt = live[rest[0] % len(live)]
         if deed == "claim":
-            with writing() as session:
-                session.get_one(Attempt, attempt.id).started_at = now_ms()
+            change(Attempt, attempt.id, started_at=now_ms())
         elif deed == "unknown":
             engine.fate[attempt.id] = PollResult("unknown")
         else:

@@ -25,7 +25,7 @@ from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_engine import ForkEngine, fork_module
 from tests.fork_server import FORKS, begin_anew
-from tests.queue.conftest import HOST, Wait, bare_job, curve, process_of, running
+from tests.queue.conftest import HOST, Wait, bare_job, change, curve, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 from tests.waiting import until
 
@@ -134,9 +134,8 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     assert curve(job.id, "count") == [*range(8)]
 
 
-@pytest.fixture
-def thousand(queue: Path) -> None:
-    """A thousand queued runs, and as many that have ended."""
+@pytest.mark.sqlite("how it explains a plan")
+def test_a_thousand_queued_jobs_are_in_order_and_found_by_an_index(queue: Path) -> None:
     now = now_ms()
     rows = [
         bare_job(
@@ -148,17 +147,10 @@ def thousand(queue: Path) -> None:
     ]
     with writing() as opened:
         opened.add_all([*rows, *(bare_job(state=State.SUCCEEDED) for _ in range(1000))])
-
-
-def test_a_thousand_queued_jobs_are_in_order(thousand: None) -> None:
     status = scheduling.status()
     worth = [job.priority - job.queued_at / scheduling.HOUR_MS for job in status.queued]
     assert len(worth) == 1000 and worth == sorted(worth, reverse=True)
     assert [status.position(job.id) for job in status.queued] == [*range(1, 1001)]
-
-
-@pytest.mark.sqlite("how it explains a plan")
-def test_a_thousand_queued_jobs_are_found_by_an_index(thousand: None) -> None:
     order = scheduling.launch_order(now_ms()).compile(
         engine_for(settings().url), compile_kwargs={"literal_binds": True}
     )
@@ -242,12 +234,10 @@ def test_a_clock_that_was_set_back_holds_no_retry_up(
     monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {0: DELAY_MS})
     loop = SupervisorLoop(ScriptedEngine(slots=1))
     job = service.enqueue("count", {}, HOST)
-    with writing() as session:
-        session.get_one(Job, job.id).not_before = now_ms() + DELAY_MS - 5000
+    change(Job, job.id, not_before=now_ms() + DELAY_MS - 5000)
     loop.turn()
     assert queries.job(job.id).state == State.QUEUED
-    with writing() as session:
-        session.get_one(Job, job.id).not_before = now_ms() + DAY_MS
+    change(Job, job.id, not_before=now_ms() + DAY_MS)
     loop.turn()
     assert queries.job(job.id).state == State.STARTING
 

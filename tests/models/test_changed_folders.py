@@ -121,13 +121,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def models(own_cache: Path, data_dir: Path) -> Path:
     """The folder of a person's own models."""
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
-    settings.cache_clear()
-    (tmp_path / "models").mkdir()
-    return tmp_path / "models"
+    (data_dir / "models").mkdir(parents=True)
+    return data_dir / "models"
 
 
 @pytest.fixture

@@ -55,11 +55,10 @@ def kept(tmp_path: Path) -> Iterator[ArtifactStore]:
 
 
 @pytest.fixture
-def stored(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stored(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Given) -> Path:
     """A queue whose runs are stored; what stands for the store."""
-    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", f"file://{tmp_path}/store")
+    given(ARTIFACTS=f"file://{tmp_path}/store")
     monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {})
-    settings.cache_clear()
     return tmp_path / "store"
 
 
@@ -278,8 +277,6 @@ def test_a_log_is_shown_while_its_run_works_elsewhere(
 ) -> None:
     job = submit("count", {"steps": 1000}, HOST)
     wait(job.id, when=running(job.id))
-    kept = store()
-    assert kept is not None
     there = stored / job.run / "a1" / "log.txt"
     until(there.exists)
     with there.open("a") as file:
@@ -296,8 +293,7 @@ def test_a_model_of_a_run_is_copied_where_it_is_used(
     key = key_of(folder)
     with writing() as session:
         session.add(Artifact(job_id=job.id, kind="model", path=key, bytes=1, created_at=1))
-    kept = store()
-    assert kept is not None and kept.put_folder(folder, key)
+    assert store().put_folder(folder, key)
     shutil.rmtree(folder)
     assert saved_model(job.run)[0] == str(folder) and is_whole(folder)
 

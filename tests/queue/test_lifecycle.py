@@ -28,7 +28,7 @@ from backend.store.tables import Attempt, Event, Job
 from jobs.runtime.progress import limit_memory
 from tests.conftest import Given
 from tests.fork_server import FORKS
-from tests.queue.conftest import HOST, Wait, process_of, running
+from tests.queue.conftest import HOST, Wait, change, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 from ui.runs.queue_eta import start_times
 
@@ -68,8 +68,7 @@ def test_the_longest_waiting_rises(queue: object) -> None:
     old = service.enqueue("count", {}, HOST)
     new = service.enqueue("count", {}, HOST, priority=2)
     assert [j.id for j in scheduling.queued()] == [new.id, old.id]
-    with writing() as session:
-        session.get_one(Job, old.id).queued_at = now_ms() - 3 * scheduling.HOUR_MS
+    change(Job, old.id, queued_at=now_ms() - 3 * scheduling.HOUR_MS)
     assert [j.id for j in scheduling.queued()] == [old.id, new.id]
 
 

@@ -23,7 +23,7 @@ from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.submit import submit
 from tests.conftest import Given
-from tests.queue.conftest import HOST, Wait, free_slots, running
+from tests.queue.conftest import HOST, Wait, change, free_slots, running
 
 
 @pytest.mark.fresh_process
@@ -60,8 +60,7 @@ def test_a_guests_run_that_takes_far_longer_than_it_may_is_stopped(
 ) -> None:
     job = submit("count", {"steps": 1000}, HOST)
     wait(job.id, when=running(job.id))
-    with writing() as session:
-        session.get_one(Job, job.id).owner = "guest-1"
+    change(Job, job.id, owner="guest-1")
     monkeypatch.setattr(supervisor, "GUEST_OVERTIME_FACTOR", 0)
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert any(e.actor == supervisor.OVERTIME.name for e in queries.events(job.id))

@@ -17,12 +17,14 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
 from jobs.cli.app import main
+from tests.conftest import Given
 from tests.queue.conftest import HOST, queue
 from ui import app as pages
 
 
 @pytest.fixture(autouse=True)
-def _loose() -> Iterator[None]:
+def _loose(given: Given) -> Iterator[None]:
+    given(PORT="0")
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -35,8 +37,6 @@ def mode(path: Path) -> int:
 
 def start_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do everything that `python app.py` does, except serving."""
-    monkeypatch.setenv("SLIMSCOPE_PORT", "0")
-    settings.cache_clear()
     for name in ("throttle_logs", "raise_file_limit", "keep_supervised"):
         monkeypatch.setattr(app, name, lambda *_: None)
     monkeypatch.setattr(pages, "serve", lambda _: None)
@@ -44,11 +44,11 @@ def start_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_shared_dashboard_takes_an_old_folder_from_other_users(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     upgrade()
     assert (mode(data_dir), mode(data_dir / "results.db")) == (0o755, 0o644)
-    monkeypatch.setenv("SLIMSCOPE_HOST_TOKEN", "a-token-for-the-tests")
+    given(HOST_TOKEN="a-token-for-the-tests")
     start_dashboard(monkeypatch)
     assert mode(data_dir) == 0o700
     assert {mode(file) for file in data_dir.glob("results.db*")} == {0o600}

@@ -24,7 +24,7 @@ from backend.store.migrate import MIGRATIONS, current_revision, newest_revision,
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job, MetricPoint, SavedView, Table
 from jobs.runtime.row_buffer import profile_row, upsert
-from tests.queue.conftest import bare_job
+from tests.queue.conftest import bare_job, change
 
 
 @pytest.fixture
@@ -82,8 +82,7 @@ def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
     job = new_job()
     before = queries.cursor()
     assert queries.cursor() == before
-    with writing() as session:
-        session.get_one(Job, job.id).done = 0.5
+    change(Job, job.id, done=0.5)
     assert queries.cursor() != before
 
 

@@ -88,8 +88,7 @@ def test_work_goes_on_without_the_store_and_a_run_ends_when_it_has_everything(
     assert queries.job(run).state == State.RUNNING and counted(run) == [*range(60)]
     lab.network.heal()
     (store.folder / "fault").write_text("")
-    seconds = took(lambda: has_ended(run), AGAIN_S)
-    print(f"ended {seconds:.0f} s after the store was there again")
+    took(lambda: has_ended(run), AGAIN_S, "the store was there again; ended")
     assert queries.job(run).state == State.SUCCEEDED and len(queries.attempts(run)) == 1
     said = (
         "Uploads to the artifact store fail" if how else "The run is waiting for the artifact store"
@@ -106,8 +105,7 @@ def test_a_run_that_waits_for_a_store_it_is_cut_off_from_is_cancelled_in_time(
     cut_off(lab, store, "")
     until(lambda: steps_on(lab.a, run) == 10)
     service.cancel(run, HOST)
-    seconds = took(lambda: has_ended(run), 45)
-    print(f"cancelled after {seconds:.0f} s")
+    took(lambda: has_ended(run), 45, "cancelled")
     assert queries.job(run).state == State.CANCELLED
 
 
@@ -124,8 +122,7 @@ def test_another_machine_goes_on_with_what_is_in_the_store(
         lab.a.lose()
     else:
         lab.network.part(lab.a, lab.db)
-    seconds = took(lambda: len(queries.attempts(run)) == 2, 90)
-    print(f"taken over after {seconds:.0f} s")
+    took(lambda: len(queries.attempts(run)) == 2, 90, "taken over")
     if not lost:
         assert not lab.a.processes("jobs.runtime.main")
     until(lambda: has_ended(run), 90)
@@ -187,7 +184,7 @@ def test_a_run_stands_still_with_its_disk_and_pages_do_not(lab: Lab, disk: Host)
     assert steps(run) <= before + 1 and queries.job(run).state == State.RUNNING
     assert scheduling.status().supervisor_alive
     lab.network.heal()
-    seconds = took(lambda: steps(run) > before + 1, 60)
-    print(f"four pages take {slowest:.1f} s meanwhile, the run goes on {seconds:.0f} s afterward")
+    print(f"four pages take {slowest:.1f} s meanwhile")
+    took(lambda: steps(run) > before + 1, 60, "the run goes on")
     until(lambda: has_ended(run))
     assert len(queries.attempts(run)) == 1 and counted(run) == [*range(60)]

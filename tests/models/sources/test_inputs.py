@@ -14,6 +14,7 @@ from backend.models.sources.spec import resolve_model_path
 from backend.queue import service
 from backend.queue.launcher import node_environment
 from backend.settings import settings
+from tests.conftest import Given
 from tests.queue.conftest import HOST, queue
 
 __all__ = ["queue"]
@@ -21,17 +22,15 @@ Machine = Callable[[str], Path]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tmp_path: Path, given: Given) -> Machine:
     """Make this process run as a machine with its own folders, and return them."""
 
     def at(name: str, inputs: dict[str, str] | None = None) -> Path:
         home = tmp_path / name
         for folder in ("models", "texts"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-        monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(home / "models")]))
-        monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(home / "texts"))
-        monkeypatch.setenv("SLIMSCOPE_INPUTS", json.dumps(inputs or {}))
-        settings.cache_clear()
+        given(MODEL_DIRS=json.dumps([str(home / "models")]), TEXT_DIR=str(home / "texts"))
+        given(INPUTS=json.dumps(inputs or {}))
         return home
 
     return at

@@ -21,13 +21,12 @@ from backend.queue.launcher import SUPERVISOR, spare_request
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.queue.supervisor import SPARE_LEAD_S, SupervisorLoop
 from backend.store import queries
-from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.submit import submit
 from tests.faults.test_checkpoints import assert_same
 from tests.jobs.kinds import test_sds
-from tests.queue.conftest import HOST, Wait, curve, process_of
+from tests.queue.conftest import HOST, Wait, change, curve, process_of
 from tests.waiting import until
 
 SAYS = "import os, sys; print(sys.stdin.readline(), os.environ.get('CUDA_VISIBLE_DEVICES'))"
@@ -142,16 +141,13 @@ def test_it_is_there_for_a_run_that_starts_soon(queue: Path) -> None:
     service.expect_run(HOST)
     assert loop.prepare() and engine.asked == (True, True)
     first, second = (submit("count", {}, HOST).id for _ in range(2))
-    with writing() as session:
-        session.get_one(Job, first).state = State.RUNNING
+    change(Job, first, state=State.RUNNING)
     assert loop.prepare() and engine.asked == (True, False)  # the time that is left is not known
     for left, starts in ((SPARE_LEAD_S + 1, False), (SPARE_LEAD_S - 1, True)):
-        with writing() as session:
-            session.get_one(Job, first).eta_s = left
+        change(Job, first, eta_s=left)
         loop.prepare()
         assert engine.asked == (True, starts)
-    with writing() as session:
-        session.get_one(Job, second).environment = {"settings": 5}
+    change(Job, second, environment={"settings": 5})
     loop.prepare()
     assert engine.asked == (False, False)
     assert [queries.job(n).state for n in (first, second)] == [State.RUNNING, State.FAILED]
