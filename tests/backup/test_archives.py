@@ -158,28 +158,28 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @KINDS
-@pytest.mark.parametrize("entry", [0, {"bytes": 0, "sha256": "0" * 64}], ids=["bad", "good"])
+@pytest.mark.parametrize(
+    ("held", "named", "entry"),
+    [
+        (0, numbered(MANY), 0),
+        (0, numbered(MANY), {"bytes": 0, "sha256": "0" * 64}),
+        (500, [f"{number:x}" for number in range(10_000)], 0),  # short: they fit into the bytes
+    ],
+    ids=["bad", "good", "short"],
+)
 def test_a_manifest_of_many_names_is_not_parsed(
-    tmp_path: Path, parsed: list[bytes], tops: Sequence[str], entry: object
+    tmp_path: Path,
+    parsed: list[bytes],
+    tops: Sequence[str],
+    held: int,
+    named: list[str],
+    entry: object,
 ) -> None:
-    file = archive(tmp_path / "it.tar", [tops[0]], [tops[0], *numbered(MANY)], entry)
+    files = [tops[0], *numbered(held)]
+    file = archive(tmp_path / "it.tar", files, [tops[0], *named], entry)
     with (
         pytest.raises(BackupError, match="names more files than it holds"),
         open_archive(file, "Refused.", tops),
-    ):
-        pass
-    assert not parsed
-
-
-@KINDS
-def test_short_names_that_fit_into_the_bytes_are_counted(
-    tmp_path: Path, parsed: list[bytes], tops: Sequence[str]
-) -> None:
-    held = [tops[0], *numbered(500)]
-    named = [f"{number:x}" for number in range(10_000)]
-    with (
-        pytest.raises(BackupError, match="names more files than it holds"),
-        open_archive(archive(tmp_path / "it.tar", held, named, 0), "Refused.", tops),
     ):
         pass
     assert not parsed

@@ -313,18 +313,16 @@ def test_a_bad_file_is_refused_and_leaves_nothing(
     assert [*settings().root.iterdir()] == []
 
 
-def test_a_restored_run_gets_the_environment_of_this_machine(backup: Path) -> None:
+def test_a_restored_run_gets_the_environment_of_this_machine_and_keys_are_revoked(
+    backup: Path,
+) -> None:
     hostile = '{"settings": {"SLIMSCOPE_CACHE_DIR": "/evil"}, "variables": {"HF_HOME": "/evil"}}'
     with_statement(f"UPDATE jobs SET environment = '{hostile}'")(backup)
+    digest = hashlib.sha256(f"{PREFIX}evil".encode()).hexdigest()
+    values = f"('evil', '{digest}', 1)"
+    with_statement(f"INSERT INTO api_keys (name, sha256, created_at) VALUES {values}")(backup)
     restore_backup(backup)
     assert [job.environment for job in queries.jobs()] == [{}]
-
-
-def test_api_keys_of_a_backup_are_revoked(backup: Path) -> None:
-    columns = "name, sha256, created_at"
-    digest = hashlib.sha256(f"{PREFIX}evil".encode()).hexdigest()
-    with_statement(f"INSERT INTO api_keys ({columns}) VALUES ('evil', '{digest}', 1)")(backup)
-    restore_backup(backup)
     assert [key.revoked_at is not None for key in all_keys()] == [True]
     assert not key_name(f"{PREFIX}evil")
 

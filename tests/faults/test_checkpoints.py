@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.checkpoints import Checkpoints, HeldFolder
+from backend.checkpoints import Checkpoints
 from backend.queue import service
 from backend.queue.artifacts import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
@@ -108,15 +108,6 @@ def test_figures_are_written_before_the_checkpoint_shows(tmp_path: Path) -> None
     checkpoints = Checkpoints(tmp_path, lambda: seen.append((tmp_path / "one").exists()))
     write(checkpoints, "one", "text")
     assert seen == [False] and checkpoints.find("one") is not None
-
-
-def test_a_folder_is_known_to_be_gone_even_if_there_is_another(tmp_path: Path) -> None:
-    held = HeldFolder(tmp_path / "work")
-    assert not held.is_gone()
-    (tmp_path / "work").rmdir()
-    assert held.is_gone()
-    (tmp_path / "work").mkdir()
-    assert held.is_gone()
 
 
 # of a run -----------------------------------------------------------------------------------------

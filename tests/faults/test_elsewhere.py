@@ -82,15 +82,29 @@ def test_a_launch_whose_answer_was_lost_is_found_again(
     assert len(queries.attempts(job.id)) == 1 and newest(job).ended_at is None
 
 
-def test_what_an_engine_says_of_a_process_that_never_began_is_noted(engine: ScriptedEngine) -> None:
+@pytest.mark.parametrize(
+    ("said", "state", "retries", "why"),
+    [
+        (PollResult("exited", 127, "python: not found"), State.QUEUED, 1, "python: not found"),
+        (PollResult("exited", Exit.OTHER_VERSION), State.FAILED, 0, "another version"),
+    ],
+    ids=["never began", "another version"],
+)
+def test_what_an_engine_says_of_a_process_is_noted(
+    engine: ScriptedEngine, said: PollResult, state: State, retries: int, why: str
+) -> None:
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()
-    engine.fate[newest(job).id] = PollResult("exited", 127, "python: not found")
+    engine.fate[newest(job).id], engine.slots = said, 0
     loop.turn()
-    assert any(e.text == "python: not found" for e in queries.events(job.id))
-    assert queries.job(job.id).retries_left == service.RETRIES - 1
-    assert engine.forgotten == [queries.attempts(job.id)[0].id]
+    ended = queries.job(job.id)
+    assert (ended.state, ended.retries_left) == (state, service.RETRIES - retries)
+    told = [ended.error_text, *(event.text for event in queries.events(job.id))]
+    assert any(why in text for text in told)
+    assert engine.forgotten == [newest(job).id]
+    with pytest.raises(LeaseLostError):
+        claim(newest(job).id)
 
 
 def test_slots_follow_the_machines_there_are(engine: ScriptedEngine) -> None:
@@ -224,18 +238,6 @@ def test_a_process_elsewhere_writes_its_log(queue: Path, monkeypatch: pytest.Mon
             os.dup2(copy, number)
             os.close(copy)
     assert "Another attempt has taken over this run" in (settings().artifacts / there).read_text()
-
-
-def test_a_run_that_meets_another_version_fails_at_once_and_says_so(engine: ScriptedEngine) -> None:
-    job = service.enqueue("count", {}, HOST)
-    loop = SupervisorLoop(engine)
-    loop.turn()
-    engine.fate[newest(job).id] = PollResult("exited", Exit.OTHER_VERSION)
-    loop.turn()
-    failed = queries.job(job.id)
-    assert failed.state == State.FAILED and "another version" in failed.error_text
-    with pytest.raises(LeaseLostError):
-        claim(newest(job).id)
 
 
 def test_another_machine_is_told_no_path_and_no_secret(

@@ -7,13 +7,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
 from backend.models.block_forward import (
-    after_blocks,
-    balanced_batch_size,
     logit_batches,
     open_stream,
     run_block,
@@ -59,15 +55,6 @@ def test_blocks_give_what_the_model_gives(family, make, tokens, attention, batch
         torch.testing.assert_close(mine, own)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "qwen2"], indirect=True)
-def test_blocks_of_a_mixed_model_differ_in_their_masks(model, tokens):
-    """Guards the test above: were the window longer than the text, every mask would do."""
-    stream = open_stream(model, tokens, 4)
-    sliding, full, _ = (calls[0][1]["attention_mask"] for calls in stream.calls)
-    assert sliding is not None
-    assert full is None or not torch.equal(sliding, full)
-
-
 def test_the_model_and_the_stream_are_given_back_as_they_were(model, tokens):
     model.config.use_cache = True
     first = decoder_blocks(model)[0].eval()  # one block frozen by its owner
@@ -99,16 +86,6 @@ def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
     assert weights_hash(model) == before
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"], indirect=True)
-def test_a_float32_head_takes_what_bfloat16_blocks_give(model, tokens):
-    stream = open_stream(model, tokens, 4, torch.bfloat16)
-    for index in range(len(decoder_blocks(model))):
-        stream.advance(run_block(model, stream, index, stream.hidden))
-    logits = after_blocks(model, tokens, torch.cat(list(stream.hidden)))
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, model.eval()(tokens).logits, atol=0.1, rtol=0.1)
-
-
 def test_weights_come_back_when_a_block_fails(make, tokens):
     model = make("llama")
     before = weights_hash(model)
@@ -116,14 +93,6 @@ def test_weights_come_back_when_a_block_fails(make, tokens):
     with pytest.raises(RuntimeError):
         run_block(model, stream, 0, [torch.zeros(4, 24, 7, dtype=torch.bfloat16)] * 2)
     assert weights_hash(model) == before
-
-
-@pytest.mark.parametrize("family", ["llama"], indirect=True)
-def test_equal_arguments_are_kept_once(model, tokens):
-    rows = tokens[:4]
-    stream = open_stream(model, rows, 1)
-    cosines = {id(call[1]["position_embeddings"][0]) for calls in stream.calls for call in calls}
-    assert len(cosines) == 1
 
 
 def test_a_model_that_works_between_its_blocks_is_refused(make, tokens):
@@ -180,20 +149,6 @@ def test_each_logits_tells_how_far_it_is(tokens, streamed):
     assert [logits.shape[0] for logits in passes] == [2, 2, 1]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert len(shares) == (13 if streamed else 4)
-
-
-@given(st.integers(0, 70), st.integers(1, 20), st.integers(1, 3))
-def test_batches_that_run_side_by_side_are_of_one_size(rows: int, batch: int, threads: int):
-    """Each core gets as many rows as the next one, up to those that cannot be shared out."""
-    model = load("toy").model
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: threads)
-        size = balanced_batch_size(model, rows, batch)
-    sizes = [len(part) for part in torch.zeros(rows, 1).split(size)]
-    longest = sum(max(sizes[i : i + threads]) for i in range(0, len(sizes), threads))
-    rounds = -(-rows // (batch * threads))
-    assert size <= batch and len(sizes) <= max(1, rounds * threads)
-    assert longest - rows / threads < max(1, rounds)
 
 
 @pytest.mark.usefixtures("two_threads")

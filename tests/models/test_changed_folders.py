@@ -1,7 +1,6 @@
 """Model folders with something changed: each is refused with a reason, or it is loaded, computes,
 decodes and can be saved; most are refused before a run is queued."""
 
-import hashlib
 import json
 import resource
 import shutil
@@ -33,7 +32,6 @@ from backend.models.saving import save
 from backend.models.sources import catalog
 from backend.models.sources.gguf_header import read_header
 from backend.models.sources.spec import TOY_FOLDER
-from backend.settings import settings
 from backend.text.chat_template import chat_ids, end_ids
 from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
@@ -357,16 +355,6 @@ def test_a_folder_is_built_once_until_it_changes(folder: Path, children: list[Pa
     assert len(children) == 1
     assert "hidden_act 'unknown'" in configured(folder, hidden_act="unknown")
     assert len(children) == 2
-
-
-def test_what_passed_elsewhere_does_not_count(folder: Path, children: list[Path]) -> None:
-    """The record of another folder, put in the place of this one's."""
-    resolve_model(str(shutil.copytree(folder, folder.with_name("good"))))
-    (record,) = (settings().cache_dir / "read").iterdir()
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    shutil.copy(record, record.with_name(f"{name}.json"))
-    why = configured(folder, rope_parameters={"rope_type": "unknown"})
-    assert "unknown key 'unknown'" in why and len(children) == 2
 
 
 def test_a_config_that_takes_all_memory_ends_the_child_alone(models: Path) -> None:

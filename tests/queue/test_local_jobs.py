@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError
-from backend.queue import lifecycle, scheduling, service, supervisor, upkeep
+from backend.queue import scheduling, service, supervisor, upkeep
 from backend.queue.actor import Actor
 from backend.queue.artifacts import delete_folder, read_log, run_folder, work_folder
 from backend.queue.engines import local
@@ -223,18 +223,6 @@ def test_a_row_at_work_stops_no_other(wait: Wait, loop: SupervisorLoop, damage: 
         loop.engine.kill(process or {})
 
 
-@DAMAGED
-def test_what_fails_in_a_turn_is_tried_again(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = submit("count", {"steps": 1, "pause": 0}, HOST).id
-    with monkeypatch.context() as patch:
-        patch.setattr("backend.queue.lifecycle.start_attempt", lambda *_: [][0])
-        loop = SupervisorLoop(LocalEngine(1))
-        with pytest.raises(IndexError):  # which `run_until_idle` waits after
-            loop.turn()
-    assert queries.job(job).state == State.QUEUED
-    assert wait(job, State.SUCCEEDED) == State.SUCCEEDED
-
-
 VICTIMS = ("/x/victim", "../../artifacts/statistics", "..", "sds/../..", "", "sds\0", "SDS", "é")
 
 
@@ -281,18 +269,3 @@ def test_no_name_of_a_row_is_a_variable_of_a_process(
     assert "/evil" not in node_environment(hostile, hostile).values()
     kept, _ = job_environment({"SLIMSCOPE_THREADS": "3"}, {"CUDA_VISIBLE_DEVICES": "1"})
     assert (kept["SLIMSCOPE_THREADS"], kept["CUDA_VISIBLE_DEVICES"]) == ("3", "1")
-
-
-@DAMAGED
-def test_a_failure_ends_the_attempt_and_frees_the_slot(
-    queue: Path, wait: Wait, loop: SupervisorLoop
-) -> None:
-    job = submit("count", {"steps": 1000}, HOST)
-    wait(job.id, when=running(job.id))
-    reference = queries.attempts(job.id)[0].engine_ref or {}
-    lifecycle.fail_job(job.id, ValueError("a \x1b[31mred\x1b[0m reason"))
-    loop.engine.kill(reference)
-    row = queries.job(job.id)
-    assert row.state == State.FAILED and "a red reason" in row.error_text
-    after = submit("count", {"steps": 1, "pause": 0}, HOST)
-    assert wait(after.id, State.SUCCEEDED) == State.SUCCEEDED

@@ -28,11 +28,6 @@ from tests.security.conftest import configure, refusal
 LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
 
-def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
-    get_peft_model(load("toy").model, LORA).save_pretrained(folder)
-    assert "merge_and_unload" in refusal(folder).do
-
-
 def test_an_adapter_that_appears_after_the_inspection_is_noticed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,16 +229,6 @@ def test_a_hung_child_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(limited, "IMPORT_S", 0.2 - limited.WALL_TIME_FACTOR * limited.READ_S)
     with pytest.raises(limited.LimitedChildError, match=r"more than 0\.2 s"):
         outcome("sleep", tmp_path / "file")
-
-
-def test_answers_are_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
-    assert outcome("size", tmp_path / "file") == 5
-    with monkeypatch.context() as patch:
-        patch.setattr(limited, "LimitedChild", None)
-        assert outcome("size", tmp_path / "file") == 5
-    (tmp_path / "file").write_bytes(b"123")
-    assert outcome("size", tmp_path / "file") == 3
 
 
 def test_a_late_reply_answers_no_other_request(

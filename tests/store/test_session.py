@@ -54,14 +54,6 @@ def test_a_new_database_has_the_tables_the_code_declares(store: Path) -> None:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
 
 
-def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:
-    with pytest.raises(RuntimeError), writing() as session:
-        session.add(bare_job())
-        session.flush()
-        raise RuntimeError
-    assert queries.jobs() == []
-
-
 def test_a_state_that_does_not_exist_is_refused(store: Path) -> None:
     with pytest.raises(Exception, match=r"(?i)check constraint"):
         new_job(state="happy")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -258,39 +259,30 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unasked")
-def test_the_hub_is_asked_once_for_many_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_of_the_hub_is_kept_and_an_error_for_a_shorter_time(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     asked: list[str] = []
 
     def fetch_headers(hub_id: str) -> hub.Headers:
         asked.append(hub_id)
+        if fails:
+            raise ModelError("No.", "It is gated.", field="model")
         return read_config(TOY_FOLDER), read_headers(TOY_FOLDER)
 
+    def ask() -> None:
+        with pytest.raises(ModelError, match="gated") if fails else nullcontext():
+            assert catalog.inspect(ID).vocabulary == 512
+
     monkeypatch.setattr(hub, "fetch_headers", fetch_headers)
-    facts = [catalog.inspect(ID) for _ in range(5)]
-    assert asked == [ID] and facts[0] == facts[4]
-    clock = hub.time.monotonic() + hub.ANSWER_TTL_S + 1
+    for _ in range(5):
+        ask()
+    assert asked == [ID] and hub.ERROR_TTL_S < hub.ANSWER_TTL_S
+    clock = hub.time.monotonic() + (hub.ERROR_TTL_S if fails else hub.ANSWER_TTL_S) + 1
     monkeypatch.setattr(hub.time, "monotonic", lambda: clock)
-    catalog.inspect(ID)
+    ask()
     assert asked == [ID, ID]
-
-
-@pytest.mark.usefixtures("unasked")
-def test_an_error_is_kept_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def fail(hub_id: str) -> hub.Headers:
-        asked.append(hub_id)
-        raise ModelError("No.", "It is gated.", field="model")
-
-    monkeypatch.setattr(hub, "fetch_headers", fail)
-    for _ in range(3):
-        with pytest.raises(ModelError, match="gated"):
-            catalog.inspect(ID)
-    clock = hub.time.monotonic() + hub.ERROR_TTL_S + 1
-    monkeypatch.setattr(hub.time, "monotonic", lambda: clock)
-    with pytest.raises(ModelError):
-        catalog.inspect(ID)
-    assert len(asked) == 2
 
 
 @pytest.mark.usefixtures("unasked")

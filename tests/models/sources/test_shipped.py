@@ -1,6 +1,7 @@
-"""Models with a short name, set up from packages that stand in for those of PyPI; their cache."""
+"""Models with a short name: the toy, and those set up from packages of PyPI; their cache."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,18 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.errors import ModelError
 from backend.export.card import copy_terms, origin_of
 from backend.models.sources import shipped
 from backend.models.sources.cache import CacheOrigin, prepare_once, prepared
 from backend.models.sources.shipped import GEMMA, SHIPPED, SMOLLM2, ShippedModel, Wheel
+from backend.models.sources.toy import train
+from backend.models.sources.toy.stories import stories
 from jobs.cli import server
 
 ORIGIN = CacheOrigin("", "dequantized from Q4_1: already rounded", "", "", 13)
@@ -245,3 +252,29 @@ def test_an_origin_is_read_even_from_an_older_cache(tmp_path):
     ):
         (tmp_path / "SOURCE.json").write_text(json.dumps(entries))
         assert CacheOrigin.read(tmp_path) == found
+
+
+# toy ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(0, 30))
+def test_a_seed_fixes_the_stories(seed, count):
+    written = stories(seed, count)
+    assert written == stories(seed, count)
+    assert stories(seed, count + 5)[:count] == written
+    assert len({*stories(seed, 100)}) == 100
+
+
+def test_the_script_trains_and_saves_a_folder_transformers_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "STEPS", 12)
+    monkeypatch.setattr(train, "STORIES", 300)
+    threads = torch.get_num_threads()
+    train.main(tmp_path)
+    torch.set_num_threads(threads)
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
+    assert losses[-1] < losses[0] - 0.5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.float16
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = 'Zoë said, "Thank you!" 日本'
+    assert tokenizer.decode(tokenizer.encode(text)) == text

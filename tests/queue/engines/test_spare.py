@@ -103,27 +103,23 @@ def test_where_it_does_not_fit_a_process_is_started_for_the_run(
 def test_there_is_one_where_there_is_memory_and_none_after_its_death(
     engine: LocalEngine, request_of: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    available = 1e9
-    monkeypatch.setattr(local, "memory_available", lambda: available)
     mine = waiting(request_of)
-    engine.prepare(mine, start=True)
-    assert engine._spare is None
-    available = 2e9
-    engine.prepare(mine, start=False)
-    assert engine._spare is None
-    engine.prepare(mine, start=True)
-    first = spare_pid(engine)
-    available = 1e9
-    engine.prepare(mine, start=False)
-    assert spare_pid(engine) == first  # it takes some of it itself
-    available = 0.1e9
-    engine.prepare(mine, start=True)
-    assert engine._spare is None
-    available = 2e9
-    engine.prepare(mine, start=True)
+    for available, start, is_there in (
+        (1e9, True, False),
+        (2e9, False, False),
+        (2e9, True, True),
+        (1e9, False, True),  # it takes some of it itself
+        (0.1e9, True, False),
+        (2e9, True, True),
+    ):
+        monkeypatch.setattr(local, "memory_available", lambda available=available: available)
+        before = engine._spare
+        engine.prepare(mine, start=start)
+        assert (engine._spare is not None) == is_there
+        assert before is None or engine._spare in (before, None)  # the same one
     kill_spare(engine)
-    engine.prepare(mine, start=True)
-    engine.prepare(mine, start=True)
+    for _ in range(2):
+        engine.prepare(mine, start=True)
     assert engine._spare is None  # it would die again
 
 
