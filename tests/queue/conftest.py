@@ -22,6 +22,7 @@ from jobs.kind import kinds
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_engine import ForkEngine
+from tests.waiting import LIMIT_S, awaited
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
@@ -51,17 +52,22 @@ def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
 
 @pytest.fixture
 def wait(loop: SupervisorLoop) -> Wait:
-    """Turns the loop until a job is in one of the states, or a condition holds."""
+    """Turns the loop until a job is in one of the states, or a condition holds; fails when the job
+    has not changed for 20 s."""
 
     def until(run: int, *states: State, when: Callable[[], bool] | None = None) -> State:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        before, deadline = None, 0.0
+        while True:
             loop.turn()
-            state = State(queries.job(run).state)
-            if state in states or (when and when()):
-                return state
-            time.sleep(0.05)
-        raise AssertionError(f"{run} is still {queries.job(run).state}")
+            job = queries.job(run)
+            if job.state in states or (when and when()):
+                return State(job.state)
+            signs = (job.state, job.stage, job.done, job.attempts_made)
+            if signs != before:
+                before, deadline = signs, time.monotonic() + LIMIT_S
+            awaits = awaited(when) if when else states
+            assert time.monotonic() < deadline, f"{job.run}, {signs}, waits for {awaits}"
+            time.sleep(0.02)
 
     return until
 
