@@ -49,7 +49,7 @@ def pack(
             grid = search_range(W, layout.bits, layout.group_size, layout.grid, "minmax")
             grid = grid.stored(torch.float16, layout.grid)
             layers[linear.name] = QuantizedWeight(grid, grid.codes(W).byte())
-    for other in layout.groups:
+    for other in layout.others:
         settings = QuantSettings(other.bits, 32, "symmetric", embedding_search(other.bits))
         for name in other.layers:
             weight = model.get_submodule(name).weight.detach()
