@@ -260,21 +260,3 @@ def test_a_locked_database_does_not_end_the_supervisor(
     monkeypatch.setattr(loop, "turn", turned)
     supervisor.run_until_idle(loop, lead())
     assert len(refused) == 1 and "locked" in str(refused[0])
-
-
-def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
-    loop: SupervisorLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns = 0
-
-    def away() -> bool:
-        nonlocal turns
-        turns += 1
-        raise OperationalError("no server", None, Exception())
-
-    monkeypatch.setattr(loop, "turn", away)
-    gone = settings().model_copy(update={"data_dir": tmp_path / "gone"})
-    held = lead()
-    monkeypatch.setattr(supervisor, "settings", lambda: gone)
-    supervisor.run_until_idle(loop, held)  # and does not try for ever
-    assert turns == 1

@@ -103,12 +103,12 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
     ref = engine.launch(
         LaunchRequest(1, argv, dict(os.environ), str(tmp_path / "log"), str(tmp_path))
     )
-    children: list[psutil.Process] = []
-    while not children:
-        children = psutil.Process(ref["pid"]).children()
+    leader = psutil.Process(ref["pid"])
+    until(leader.children)
+    (child,) = leader.children()
     os.kill(ref["pid"], signal.SIGKILL)
     until(lambda: engine.poll([ref])[0].state == "exited")
-    assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: SupervisorLoop) -> None:

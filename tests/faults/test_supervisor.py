@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import text
 
 from backend.queue import launcher, lifecycle, scheduling, service, supervisor
 from backend.queue.engines import local
@@ -18,7 +18,7 @@ from backend.store import session as session_module
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Job, Slot
+from backend.store.tables import Attempt, Job
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
@@ -198,27 +198,6 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
     given(IDLE_EXIT="0.1")
     supervisor.main()
     assert queries.job(jobs[0]).state == State.SUCCEEDED
-
-
-def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = SupervisorLoop(ScriptedEngine(slots=1))
-    first, second = (service.enqueue("count", {}, HOST) for _ in range(2))
-    with writing() as opened:
-        other = Attempt(job_id=second.id, n=1, token="", engine="scripted", launched_at=0)
-        opened.add(other)
-        opened.flush()
-        taken = update(Slot).where(Slot.number == 0).values(attempt_id=other.id)
-
-    def too_late(*_: object) -> str:  # called between the look at the slot and its taking
-        opened.execute(taken)
-        return "token"
-
-    monkeypatch.setattr(lifecycle.secrets, "token_hex", too_late)
-    with writing() as opened:
-        assert lifecycle.start_attempt(opened, loop.host, "scripted", 1) is None
-    assert queries.job(first.id).state == State.QUEUED and queries.attempts(first.id) == []
 
 
 # clock --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from backend.errors import CancelledError, ModelError
+from backend.errors import ModelError
 from backend.models.block_forward import (
     logit_batches,
     open_stream,
@@ -126,20 +126,6 @@ def test_a_pass_ends_when_the_last_watched_layer_has_its_input(make, tokens, wat
         assert len(seen[name]) == 3
         assert all(torch.equal(a, b) for a, b in zip(seen[name], whole[name], strict=True))
     assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-def test_a_pass_can_be_ended_before_each_batch(make, tokens):
-    model, points = make("llama"), []
-    stream = open_stream(model, tokens, 2)
-
-    def safe_point():
-        points.append(1)
-        if len(points) == 2:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        run_block(model, stream, 0, stream.hidden, safe_point)
-    assert len(points) == 2
 
 
 @pytest.mark.parametrize("streamed", [False, True])

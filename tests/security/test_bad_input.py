@@ -108,19 +108,18 @@ def test_a_priority_has_bounds_and_what_has_ended_cannot_be_cancelled(store: Non
 
 
 @pytest.mark.parametrize(
-    ("values", "field"),
-    [({"segments": True}, "segments"), ({"damping": False}, "damping"), ({"seed": True}, "seed")],
+    ("field", "value", "why"),
+    [
+        ("segments", True, "must be a"),
+        ("damping", False, "must be a"),
+        ("seed", True, "must be a"),
+        ("pattern", "50", "For a percentage write 50%"),
+    ],
 )
-def test_true_is_no_number(values: dict[str, Any], field: str) -> None:
-    with pytest.raises(ConfigError, match="must be a") as raised:
-        validate_config("sds", values)
+def test_a_value_that_may_be_meant_otherwise_is_refused(field: str, value: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as raised:
+        validate_config("sds", {field: value})
     assert raised.value.field == field
-
-
-def test_a_percentage_without_its_sign_is_told_apart_from_a_share() -> None:
-    with pytest.raises(ConfigError, match="For a percentage write 50%") as raised:
-        validate_config("sds", {"pattern": "50"})
-    assert raised.value.field == "pattern"
 
 
 # printable ----------------------------------------------------------------------------------------

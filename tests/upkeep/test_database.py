@@ -2,7 +2,6 @@
 
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -176,14 +175,10 @@ def test_a_database_in_use_is_not_replaced(damaged: Path) -> None:
     with pytest.raises(BackupError, match="supervisor"):
         replace_database(copy)
     lock.release()
-    code = f"file = open({str(damaged)!r}); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as user:
-        user.stdout.readline()
+    with subprocess.Popen(["sleep", "60"], stdin=damaged.open("rb")) as user:
         with pytest.raises(BackupError, match=str(user.pid)):
             replace_database(copy)
-        user.communicate(b"\n")
+        user.kill()
 
 
 def test_a_damaged_copy_is_refused(damaged: Path, tmp_path: Path) -> None:
