@@ -100,14 +100,6 @@ def test_it_writes_what_generate_writes() -> None:
     assert list(islice(greedy(model, prompt), 25)) == expected.tolist()
 
 
-def test_two_streams_do_not_disturb_each_other() -> None:
-    model = load("toy").model
-    alone = list(islice(greedy(model, [5, 17]), 12))
-    one, other = greedy(model, [5, 17]), greedy(model, [9, 40, 3])
-    both = [(next(one), next(other)) for _ in range(12)]
-    assert [token for token, _ in both] == alone
-
-
 # attention ----------------------------------------------------------------------------------------
 
 
