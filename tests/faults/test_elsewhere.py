@@ -147,9 +147,12 @@ def test_one_machine_has_no_cluster_to_wait_for(engine: ScriptedEngine) -> None:
     assert scheduling.status().supervisor_alive and scheduling.status().silent_since is None
 
 
+@pytest.mark.parametrize("remote", [True, False])
 def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
-    engine: ScriptedEngine,
+    queue: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
 ) -> None:
+    """A process of this machine is killed, and its slot is not free until it is gone."""
+    engine = ScriptedEngine(slots=1, remote=remote)
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()
@@ -157,29 +160,14 @@ def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
     silent_for(newest(job), supervisor.EXIT_GRACE_MS - 5000)
     loop.turn()
     assert queries.job(job.id).state == State.STARTING
-    engine.end = lambda *_: None  # it goes on to say that the process runs
+    exited = PollResult("running" if remote else "exited", None if remote else -signal.SIGKILL)
+    monkeypatch.setattr(engine, "kill", lambda ref: engine.fate.update({ref["id"]: exited}))
+    monkeypatch.setattr(engine, "end", lambda *_: None)
     silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
     loop.turn()
-    assert queries.job(job.id).state == State.SUCCEEDED
-
-
-def test_a_process_of_this_machine_that_does_not_leave_after_its_end_is_killed(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = ScriptedEngine(slots=1)
-    job = service.enqueue("count", {}, HOST)
-    loop = SupervisorLoop(engine)
-    loop.turn()
-    change(Attempt, newest(job).id, outcome="succeeded")
-    silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
-
-    def kill(ref: dict) -> None:
-        engine.fate[ref["id"]] = PollResult("exited", -signal.SIGKILL)
-
-    monkeypatch.setattr(engine, "kill", kill)
-    loop.turn()
-    assert newest(job).ended_at is None  # until it is gone, its slot is not free
-    loop.turn()
+    if not remote:
+        assert newest(job).ended_at is None
+        loop.turn()
     assert queries.job(job.id).state == State.SUCCEEDED
 
 
