@@ -172,7 +172,7 @@ def renamed(held: dict[str, Tensor]) -> None:
     held["layers." * 10_000 + "x"] = held.pop(NORM)
 
 
-PICKLE = "LlamaForSequenceClassification"
+CLASSIFIER = "LlamaForSequenceClassification"
 NESTED, LONG = b"[" * 500_000, b'{"a":"' + b"x" * 2**23 + b'"}'
 LARGE_HEADER = b'{"__metadata__":{"a":"' + b"x" * 2**23 + b'"}}'
 Case = tuple[str, Change, str]  # readers, change, part of the reason
@@ -230,7 +230,7 @@ TOY: dict[str, Case] = {
         for change, why in (
             ({"architectures": [1]}, "architecture in its config is 1"),
             ({"architectures": {"a": 1}}, "not a causal language model"),
-            ({"architectures": [PICKLE]}, "not a causal language model"),
+            ({"architectures": [CLASSIFIER]}, "not a causal language model"),
             ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
             ({"architectures": None}, "not a causal language model"),
             ({"num_labels": 2**31}, "num_labels"),
