@@ -14,7 +14,7 @@ PRETTIER := node_modules/prettier/bin/prettier.cjs
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint format bench examples screenshots setup setup-ci constraints ci-lock chromium clean
+.PHONY: help run test test-all test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint format bench examples screenshots setup setup-ci constraints ci-lock chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ run: setup ## Set everything up and open the dashboard on http://HOST:PORT
 test: export PYTHONDONTWRITEBYTECODE = # sixty processes import the same modules
 test: setup chromium ## Set everything up and run every test, on up to four cores
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-all: ## Run every test with many more random examples and rounds, then test-postgres
+	@SLIMSCOPE_TEST_ALL=1 $(MAKE) test
+	@SLIMSCOPE_TEST_ALL=1 $(MAKE) test-postgres
 
 # What knows the database, without the mathematics of the methods.
 ON_POSTGRES := tests/store tests/queue tests/jobs tests/faults --ignore tests/jobs/kinds \
@@ -39,11 +43,11 @@ test-postgres: setup ## Run the tests of the queue on a PostgreSQL server made f
 test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, some 300 MB once)
 	@$(BIN)/python -m tests.cluster.nodes
 	@SLIMSCOPE_TEST_RAY=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
-	  tests/cluster/test_ray.py $(ARGS)
+	  tests/cluster/test_clusters.py -k ray $(ARGS)
 
 test-slurm: setup ## Run the tests of runs on the Slurm cluster that `sbatch` reaches
 	@SLIMSCOPE_TEST_SLURM=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
-	  tests/cluster/test_slurm.py $(ARGS)
+	  tests/cluster/test_clusters.py -k slurm $(ARGS)
 
 test-hosts: setup ## Run the tests of several machines and a network between them (Linux, root, an hour)
 	@$(BIN)/python -m tests.cluster.nodes

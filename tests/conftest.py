@@ -32,12 +32,13 @@ from backend.store.session import engine_for
 from tests import fork_server, postgres
 from tests.flushing import flush_nothing
 
-ATTACK = int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))  # so many times as many examples
+ALL = os.environ.get("SLIMSCOPE_TEST_ALL") == "1"  # `make test-all`: many examples and rounds
+ATTACK = 5 if ALL else 1  # factor on the examples of tests that choose their own number
 # Tests assert no times: a busy machine would fail a slow example. What a fixture has made is meant
 # to be the same for all examples.
 hypothesis.settings.register_profile(
     "untimed",
-    max_examples=30 * ATTACK,
+    max_examples=300 if ALL else 10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -206,6 +207,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
 
     yield change
     settings.cache_clear()
+
+
+@pytest.fixture
+def own_cache(data_dir: Path, tmp_path: Path, given: Given) -> Path:
+    """An empty cache folder, in which models are prepared."""
+    given(CACHE_DIR=str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

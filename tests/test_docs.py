@@ -1,4 +1,4 @@
-"""Links of the docs lead somewhere, and their commands exist."""
+"""Links of the docs lead somewhere; commands, places and tests that they name exist."""
 
 import re
 import shlex
@@ -50,13 +50,33 @@ def test_the_places_of_concepts_are_there() -> None:
             assert (ROOT / place).exists() or (folder / place).exists(), f"{concept}: {place}"
 
 
+def rows_of(page: str, section: str) -> list[str]:
+    """The rows of the table in a section ("## Faults") of a page in docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = re.split("\n##+ ", text.split(f"\n{section}\n")[1])[0].splitlines()
+    return [line for line in lines if line.startswith("|")][2:]  # below the heads
+
+
+PROMISES = [
+    ("operations.md", "## Faults"),
+    ("operations.md", "## More than one machine"),
+    ("operations.md", "### A Ray cluster"),
+    ("operations.md", "### A Slurm cluster"),
+    ("security.md", "## Attacks"),
+]
+
+
+@pytest.mark.parametrize(("page", "section"), PROMISES)
+def test_every_promise_names_a_test_there_is(page: str, section: str) -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    existing = set(re.findall(r"^def (test_\w+)\(", code, re.MULTILINE))
+    named = [set(re.findall(r"`(test_\w+)`", row)) for row in rows_of(page, section)]
+    assert named and all(named)
+    assert set().union(*named) - existing == set()
+
+
 # the docs name the commit
-OF_EARLIER_COMMITS = {
-    "bench-acceleration",
-    "bench-exports.sizes",
-    "bench-scale.room",
-    "bench-screen.workbench",
-}
+OF_EARLIER_COMMITS = {"bench-acceleration", "bench-exports.sizes", "bench-scale.room"}
 SHELL = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

@@ -2,15 +2,14 @@
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PRODUCT = ("backend", "jobs", "ui")
+from tests.test_structure import ROOMS, ROOT, files, tree
+
 TEXT = {".py", ".md", ".js", ".css", ".html", ".h", ".cpp", ".toml", ".yml", ".yaml", ".json"}
 QUOTED = {  # texts that models were trained on or asked, licenses, and this list
     "backend/models/sources/toy/stories.py",
@@ -19,8 +18,8 @@ QUOTED = {  # texts that models were trained on or asked, licenses, and this lis
     "tests/test_wording.py",
     "backend/export/card.py",  # names a file as others spell it
     "backend/models/sources/cache.py",  # reads a key of older files
-    "tests/export/test_formats.py",
-    "tests/models/sources/test_cache.py",
+    "tests/export/test_layouts.py",
+    "tests/models/sources/test_shipped.py",
     "tests/ui/pages/test_home.py",
     "ui/pages/home/showcase.py",
 }
@@ -37,24 +36,14 @@ RELATIVE_COMMENT = re.compile(rf"(/\*\*?|\{{#-?)[\s*]*{RELATIVE.pattern}.{{,60}}
 GLOSSARY_LIMIT = 80  # terms
 
 
-def tracked(*folders: str) -> list[Path]:
-    names = subprocess.check_output(["git", "ls-files", *folders], cwd=ROOT, text=True).split("\n")
-    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
-
-
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-@cache
-def syntax(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def test_spelling_is_american() -> None:
     found = [
         f"{relative(path)}: {match[0]}"
-        for path in tracked()
+        for path in files()
         if path.suffix in TEXT and relative(path) not in QUOTED and "example_runs" not in path.parts
         for match in BRITISH.finditer(path.read_text(encoding="utf-8"))
         if not REALIST.match(match[0])
@@ -64,7 +53,7 @@ def test_spelling_is_american() -> None:
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
     """Name and docstring of everything in a module."""
-    for node in ast.walk(syntax(path)):
+    for node in ast.walk(tree(path)):
         match node:
             case ast.Module():
                 name = "module"
@@ -78,7 +67,7 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     relative_clauses = [
         f"{relative(path)}: {name}: {text[:60]}"
-        for path in tracked(*PRODUCT)
+        for path in files(*ROOMS)
         if path.suffix == ".py"
         for name, text in docstrings(path)
         if RELATIVE.match(text)
@@ -89,7 +78,7 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
 def test_comments_of_scripts_and_templates_begin_with_a_noun_or_a_verb() -> None:
     relative_clauses = [
         f"{relative(path)}: {match[0].strip()}"
-        for path in tracked("ui")
+        for path in files("ui")
         if path.suffix in {".js", ".css", ".html"}
         for match in RELATIVE_COMMENT.finditer(path.read_text(encoding="utf-8"))
     ]
@@ -113,7 +102,7 @@ def test_the_glossary_is_short_and_sorted() -> None:
 def names(path: Path) -> Iterator[str]:
     """Names that a module defines, in words: `kept_stage` -> "kept stage"."""
     yield path.stem
-    for node in ast.walk(syntax(path)):
+    for node in ast.walk(tree(path)):
         match node:
             case ast.ClassDef(name) | ast.FunctionDef(name) | ast.AsyncFunctionDef(name):
                 yield name
@@ -126,7 +115,7 @@ def test_names_keep_to_the_glossary(term: str) -> None:
     banned = re.compile("|".join(glossary()[term]), re.IGNORECASE)
     found = [
         f"{relative(path)}: {name}"
-        for path in tracked(*PRODUCT)
+        for path in files(*ROOMS)
         if path.suffix == ".py"
         for name in names(path)
         if banned.search(name.replace("_", ""))

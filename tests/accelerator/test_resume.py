@@ -84,7 +84,7 @@ def run_on(
                 errors.append(job.error)
                 if len(used) == len(devices):
                     break
-                resume(job.run, HOST)
+                resume([job.run], HOST)
             loop.turn()
     last = queries.attempts(job.id)[-1]
     return tuple(used), last.resumed_from, errors, methods.figures(job)

@@ -89,27 +89,25 @@ def test_no_checkpoint_is_ahead_of_the_figures(
     assert (work_folder(run) / "training/step.txt").read_text() == "1"
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
 def test_a_restored_run_is_not_taken_for_the_process_that_still_runs(
-    queue: Path, tmp_path: Path, move_to: Move
+    queue: Path, tmp_path: Path, move_to: Move, monkeypatch: pytest.MonkeyPatch, by_hand: bool
 ) -> None:
-    job = live_job(retries_left=0)
+    """In a backup made by hand, nobody has written down that live runs are interrupted."""
+    last, other = live_job(retries_left=0), live_job()
+    put(other.run, "work/step-0/done.txt")
+    assert has_checkpoints(other.run)
+    if by_hand:
+        monkeypatch.setattr(writing, "interrupt_live_runs", lambda _: [last.run, other.run])
     write_backup(tmp_path / "it.tar")
-    assert queries.job(job.id).state == State.RUNNING
+    assert queries.job(last.id).state == State.RUNNING
     move_to(tmp_path / "other")
-    restore_backup(tmp_path / "it.tar")
-    assert queries.job(job.id).state == State.LOST  # as after a power failure: no retry was left
-    assert all(attempt.ended_at for attempt in queries.attempts(job.id))
-
-
-def test_live_runs_are_interrupted_in_a_backup_made_by_hand(
-    queue: Path, tmp_path: Path, move_to: Move, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = live_job()
-    monkeypatch.setattr(writing, "interrupt_live_runs", lambda _: [job.run])
-    write_backup(tmp_path / "it.tar")
-    move_to(tmp_path / "other")
-    restore_backup(tmp_path / "it.tar")
-    assert queries.job(job.id).state == State.QUEUED
+    manifest = restore_backup(tmp_path / "it.tar")
+    assert json.loads(manifest.model_dump_json())["schema_revision"] == newest_revision()
+    # As after a power failure; and where checkpoints are left out, a run begins anew.
+    assert [queries.job(job.id).state for job in (last, other)] == [State.LOST, State.QUEUED]
+    assert all(attempt.ended_at for attempt in queries.attempts(last.id))
+    assert not manifest.checkpoints and not has_checkpoints(other.run)
 
 
 def live_job(**values: int) -> Job:
@@ -234,14 +232,14 @@ def newer(file: Path) -> None:
         manifest.schema_revision = "9999"
 
 
-def leave_out(file: Path) -> None:
-    with rewritten(file) as (_, _, held):
-        del held["artifacts/count-0001/model/config.json"]
+def without(name: str) -> Callable[[Path], None]:
+    """Return a function that leaves a file out of the archive."""
 
+    def change(file: Path) -> None:
+        with rewritten(file) as (_, _, held):
+            del held[name]
 
-def without_manifest(file: Path) -> None:
-    with rewritten(file) as (_, _, held):
-        del held["manifest.json"]
+    return change
 
 
 def smuggle(name: str, kind: bytes = tarfile.REGTYPE, declared: bool = True) -> Callable[..., None]:
@@ -294,8 +292,8 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x 
         (lambda file: file.write_text("no archive" * 99), "damaged or not a backup"),
         (lambda file: file.unlink(), "There is no file"),
         (newer, "which has a newer database"),
-        (leave_out, "config.json is missing"),
-        (without_manifest, "no manifest"),
+        (without("artifacts/count-0001/model/config.json"), "config.json is missing"),
+        (without("manifest.json"), "no manifest"),
         (smuggle("artifacts/../../x"), "is not a file of a backup"),
         (smuggle("/tmp/x"), "is not a file of a backup"),
         (smuggle("artifacts/link", tarfile.SYMTYPE), "is not a file of a backup"),
@@ -315,18 +313,16 @@ def test_a_bad_file_is_refused_and_leaves_nothing(
     assert [*settings().root.iterdir()] == []
 
 
-def test_a_restored_run_gets_the_environment_of_this_machine(backup: Path) -> None:
+def test_a_restored_run_gets_the_environment_of_this_machine_and_keys_are_revoked(
+    backup: Path,
+) -> None:
     hostile = '{"settings": {"SLIMSCOPE_CACHE_DIR": "/evil"}, "variables": {"HF_HOME": "/evil"}}'
     with_statement(f"UPDATE jobs SET environment = '{hostile}'")(backup)
+    digest = hashlib.sha256(f"{PREFIX}evil".encode()).hexdigest()
+    values = f"('evil', '{digest}', 1)"
+    with_statement(f"INSERT INTO api_keys (name, sha256, created_at) VALUES {values}")(backup)
     restore_backup(backup)
     assert [job.environment for job in queries.jobs()] == [{}]
-
-
-def test_api_keys_of_a_backup_are_revoked(backup: Path) -> None:
-    columns = "name, sha256, created_at"
-    digest = hashlib.sha256(f"{PREFIX}evil".encode()).hexdigest()
-    with_statement(f"INSERT INTO api_keys ({columns}) VALUES ('evil', '{digest}', 1)")(backup)
-    restore_backup(backup)
     assert [key.revoked_at is not None for key in all_keys()] == [True]
     assert not key_name(f"{PREFIX}evil")
 
@@ -350,17 +346,3 @@ def test_a_folder_with_anything_in_it_is_refused(
         settings.cache_clear()
         with pytest.raises(BackupError, match="Unset it"):
             restore_backup(backup)
-
-
-def test_a_backup_without_checkpoints_starts_unfinished_runs_again(
-    queue: Path, tmp_path: Path, move_to: Move
-) -> None:
-    job = live_job()
-    put(job.run, "work/step-0/done.txt")
-    assert has_checkpoints(job.run)
-    write_backup(tmp_path / "it.tar")
-    move_to(tmp_path / "other")
-    manifest = restore_backup(tmp_path / "it.tar")
-    assert not manifest.checkpoints and not has_checkpoints(job.run)
-    assert json.loads(manifest.model_dump_json())["schema_revision"] == newest_revision()
-    assert queries.job(job.id).state == State.QUEUED

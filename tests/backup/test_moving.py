@@ -47,7 +47,7 @@ from backend.store.tables import (
 )
 from tests import postgres
 from tests.conftest import Given
-from tests.queue.conftest import HOST
+from tests.queue.conftest import HOST, change
 
 EVERY = Table.metadata.sorted_tables
 ODD = 'Größe 😀 \\u0000 "q" \t\n\\N'  # as an escape, a tab and a NULL of COPY
@@ -192,12 +192,10 @@ def test_a_killed_move_leaves_nothing_and_can_be_repeated(folder: Path, there: s
 
 
 def test_nothing_is_moved_while_a_run_or_a_supervisor_is_at_work(folder: Path, there: str) -> None:
-    with writing() as session:
-        session.get_one(Job, 1).state = State.RUNNING
+    change(Job, 1, state=State.RUNNING)
     with pytest.raises(BackupError, match="A run is live"):
         move_database(there)
-    with writing() as session:
-        session.get_one(Job, 1).state = State.QUEUED
+    change(Job, 1, state=State.QUEUED)
     lock = SUPERVISOR.try_lock()
     assert lock is not None
     with pytest.raises(BackupError, match="supervisor"):

@@ -1,11 +1,10 @@
 """A run moves into another data folder completely or not at all."""
 
 import base64
-import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from backend.settings import settings
 from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
-from backend.store.migrate import newest_revision, upgrade
+from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Slot
@@ -36,8 +35,9 @@ from jobs.imported import check_row
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.runtime.row_buffer import profile_row, upsert
+from tests.backup.conftest import write_tar
 from tests.plugins.job_kind import CountConfig
-from tests.queue.conftest import HOST
+from tests.queue.conftest import HOST, change
 
 Move = Callable[[Path], None]
 Line = dict[str, Any]
@@ -140,8 +140,7 @@ def test_who_may_not_and_what_cannot(ended: Job, tmp_path: Path) -> None:
         add(file, Actor("guest-1", "guest"))
     with pytest.raises(BackupError, match="exists already"):
         export_run(ended.run, file)
-    with writing() as session:
-        session.get_one(Job, ended.id).state = State.RUNNING
+    change(Job, ended.id, state=State.RUNNING)
     with pytest.raises(ConflictError, match="running"):
         export_run(ended.run, tmp_path / "live.tar")
 
@@ -329,27 +328,12 @@ def test_control_characters_are_left_out(ended: Job, tmp_path: Path) -> None:
     assert (job.note, job.name) == ("a red note", "two lines")
 
 
-def archived(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]], declared: int) -> Path:
-    """Write a run archive with the given entries as its logs."""
-    rows = b"{}\n"
-    sizes = {entry.name: declared for entry, _ in entries} | {ROWS: len(rows)}
-    manifest = {
-        "version": "0.1.0",
-        "schema_revision": newest_revision(),
-        "created_at": 1,
-        "weights": False,
-        "checkpoints": False,
-        "files": {name: {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()},
-    }
-    plain = [(ROWS, rows), ("manifest.json", json.dumps(manifest).encode())]
-    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as archive:
-        for entry, data in entries:
-            archive.addfile(entry, io.BytesIO(data))
-        for name, data in plain:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return target
+def archived(target: Path, names: Sequence[str], declared: int) -> Path:
+    """Write a run archive with empty files as its logs, which its manifest says are longer."""
+    entries = [*((name, b"") for name in names), (ROWS, b"{}\n")]
+    sizes = dict.fromkeys(names, declared) | {ROWS: 3}
+    listed = {name: {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    return write_tar(target, entries, listed)
 
 
 NAMES = (
@@ -366,10 +350,9 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_leads_to_one_file_in_one_way(ended: Job, tmp_path: Path, name: str) -> None:
-    log = "artifacts/count-0002/a1/log.txt"
-    entries = [(tarfile.TarInfo(each), b"") for each in (log, name)]
+    bad = archived(tmp_path / "odd.tar", ["artifacts/count-0002/a1/log.txt", name], 0)
     with pytest.raises(BackupError, match=r"is not a file of a backup|has a file as its folder"):
-        add(archived(tmp_path / "odd.tar", entries, 0))
+        add(bad)
 
 
 def sparse(name: str, real: int) -> bytes:
@@ -386,20 +369,19 @@ def sparse(name: str, real: int) -> bytes:
 
 def test_a_sparse_entry_does_not_unpack(ended: Job, tmp_path: Path) -> None:
     name = "artifacts/count-0002/a1/log.txt"
-    plain = archived(tmp_path / "plain.tar", [(tarfile.TarInfo(name), b"")], 10)
+    longer = archived(tmp_path / "longer.tar", [name], 10)
     bomb = tmp_path / "bomb.tar"
-    bomb.write_bytes(sparse(name, 2**31) + plain.read_bytes()[512:])
+    bomb.write_bytes(sparse(name, 2**31) + longer.read_bytes()[512:])
     with tarfile.open(bomb) as archive:
         assert archive.getmembers()[0].issparse()
     with pytest.raises(BackupError, match="is not a file of a backup"):
         add(bomb)
-    longer = archived(tmp_path / "longer.tar", [(tarfile.TarInfo(name), b"")], 10)
     with pytest.raises(BackupError, match="differs from its manifest"):
         add(longer)
     assert not [*run_folder("count-0003").parent.glob("count-0003")]
 
 
-def test_budgets_of_rows_bytes_and_seconds(
+def test_a_newer_file_and_one_beyond_the_budgets_are_refused(
     ended: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = exported(ended, tmp_path)
@@ -412,21 +394,14 @@ def test_budgets_of_rows_bytes_and_seconds(
         with monkeypatch.context() as patch, pytest.raises(BackupError):
             patch.setattr(f"backend.backup.single.{limit}", value)
             add(file)
+    with monkeypatch.context() as patch, pytest.raises(BackupError, match="newer"):
+        patch.setattr("backend.backup.reading.newest_revision", lambda: "0000")
+        add(file)
     assert add(file).state == State.SUCCEEDED
 
 
 def test_a_damaged_row_is_not_exported(ended: Job, tmp_path: Path) -> None:
-    with writing() as session:
-        session.get_one(Job, ended.id).tags = ["no tag"]
+    change(Job, ended.id, tags=["no tag"])
     with pytest.raises(BackupError, match="tags"):
         exported(ended, tmp_path)
     assert not [*tmp_path.glob("*.tar*")]
-
-
-def test_a_newer_file_is_refused(
-    ended: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = exported(ended, tmp_path)
-    monkeypatch.setattr("backend.backup.reading.newest_revision", lambda: "0000")
-    with pytest.raises(BackupError, match="newer"):
-        add(file)

@@ -115,7 +115,7 @@ def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: 
     (job,) = queries.jobs()[: len(queries.jobs()) - before]
     assert len(waiting) == 1 and job.config["pattern"] == "1:4"
     if scheduling.queued():
-        service.cancel(job.run, HOST)
+        service.cancel([job.run], HOST)
 
 
 def test_a_message_stays_until_something_is_changed(visitor: Page, lab: Dashboard) -> None:

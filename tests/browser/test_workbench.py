@@ -444,7 +444,7 @@ def queued_by(page: Page, address: str, number: int) -> list[Job]:
     jobs = queries.jobs()[:number][::-1]
     for job in reversed(jobs):
         with suppress(ConflictError):
-            service.cancel(job.run, HOST)
+            service.cancel([job.run], HOST)
     return jobs
 
 

@@ -11,21 +11,23 @@ from backend.store.states import State
 from jobs.submit import submit
 from tests.jobs.kinds import test_amphista, test_dlqat, test_sds
 from tests.queue.conftest import HOST
+from tests.waiting import awaited
 
-Until = Callable[..., float]
+Until = Callable[..., None]
 SMALL = {"sds": test_sds.SMALL, "dlqat": test_dlqat.SMALL, "amphista": test_amphista.SMALL}
 
 
 def turning(loop: SupervisorLoop) -> Until:
-    """What turns a loop until something holds, and returns the seconds that took."""
+    """What turns a loop until something holds, and prints how long that took."""
 
-    def until(holds: Callable[[], bool], within_s: float = 150.0) -> float:
+    def until(holds: Callable[[], bool], within_s: float = 150.0, what: str = "") -> None:
         began = time.monotonic()
         while not holds():
-            assert time.monotonic() - began < within_s
+            assert time.monotonic() - began < within_s, what or awaited(holds)
             loop.turn()
             time.sleep(0.25)
-        return time.monotonic() - began
+        if what:
+            print(f"{what} after {time.monotonic() - began:.1f} s")
 
     return until
 

@@ -37,16 +37,14 @@ from backend.models.sources.gguf import convert
 from backend.models.sources.gguf_header import config_values
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
-from backend.settings import settings
+from backend.settings import Settings
 
 QUIET = SilentReporter()
 
 
 @pytest.fixture
-def file(current, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(current: Settings, own_cache: Path) -> Path:
     """Return a path at which our loader may read a GGUF file."""
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
-    settings.cache_clear()
     (current.root / "models").mkdir(parents=True)
     return current.root / "models" / "toy.gguf"
 

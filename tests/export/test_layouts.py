@@ -1,15 +1,32 @@
-"""Tensors of a layer in each format, compared with the decompressor of compressed-tensors and the
-arithmetic of GPTQ kernels."""
+"""Tensors of a layer in each format, refusals that name suitable formats, and model cards."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from huggingface_hub import metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.errors import ModelError
-from backend.export.formats import Layout
+from backend.errors import ConfigError, ModelError
+from backend.export.card import (
+    CARD,
+    ModelOrigin,
+    copy_terms,
+    figures,
+    front_matter,
+    origin_of,
+    pruned_card,
+)
+from backend.export.formats import (
+    ExportRequirements,
+    Layout,
+    check_format,
+    vllm_hint,
+)
 from backend.export.layouts import pack, unpack, words_for
 from backend.export.reading import layer_from
 from backend.export.writing import layer_tensors
@@ -120,23 +137,6 @@ def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: in
         assert torch.equal(again.dense(), layer.dense())
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda t: t.pop("weight_scale"), "no weight_scale"),
-        (lambda t: t.update(weight_packed=t["weight_packed"][:, 1:]), "weight_packed is"),
-        (lambda t: t.update(weight_shape=torch.tensor([32, 32])), "weight_packed is"),
-        (lambda t: t.update(weight_scale=t["weight_scale"][:, :1]), "do not match groups of 32"),
-    ],
-)
-def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
-    created = layout("compressed-tensors", 4, "symmetric")
-    held = layer_tensors(make_layer(), created, torch.float16)
-    spoil(held)
-    with pytest.raises(ModelError, match=said):
-        layer_from("model.x", held, created)
-
-
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
 def test_packed_codes_are_unpacked(bits: int, rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -144,12 +144,105 @@ def test_packed_codes_are_unpacked(bits: int, rows: int, columns: int, seed: int
     words = pack(codes, bits)
     assert words.dtype == torch.int32 and words.shape == (rows, words_for(columns, bits))
     assert torch.equal(unpack(words, bits, columns), codes)
-
-
-@given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
-def test_another_library_reads_the_same(bits: int, rows: int, columns: int, seed: int) -> None:
-    random = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
     signed = (codes.int() - 2 ** (bits - 1)).to(torch.int8)
-    assert torch.equal(unpack_from_int32(pack(codes, bits), bits, signed.shape), signed)
-    assert torch.equal(pack_to_int32(signed, bits), pack(codes, bits))
+    assert torch.equal(unpack_from_int32(words, bits, signed.shape), signed)
+    assert torch.equal(pack_to_int32(signed, bits), words)
+
+
+# formats ------------------------------------------------------------------------------------------
+
+
+PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(64, 64), (32, 192)}))
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "said", "others"),
+    [
+        ("gptq", {"bits": 5}, "2, 3, 4, 8 bits, not 5", "compressed-tensors, slimscope or dense"),
+        ("gptq_v2", {"bits": 7}, "not 7", "compressed-tensors, slimscope or dense"),
+        (
+            "gptq",
+            {"grid": "zero-point"},
+            "zero-point",
+            "compressed-tensors, gptq_v2, slimscope or dense",
+        ),
+        ("gptq_v2", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
+        ("compressed-tensors", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
+        ("gptq", {"scale_dtype": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
+        (
+            "gptq_v2",
+            {"all_quantized": False},
+            "leave single layers",
+            "compressed-tensors, slimscope or dense",
+        ),
+        (
+            "gptq_v2",
+            {"shapes": frozenset({(64, 40)})},
+            "64 × 40",
+            "compressed-tensors, slimscope or dense",
+        ),
+        ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2, slimscope or dense"),
+        ("compressed-tensors", {"architecture": "GPTBigCodeForCausalLM"}, "cannot load", "dense"),
+    ],
+)
+def test_unsupported_settings_of_a_format_are_refused(
+    format: str, changed: dict, said: str, others: str
+) -> None:
+    choice = replace(PLAIN, **changed)
+    with pytest.raises(ConfigError) as refused:
+        check_format(format, choice)
+    assert said in refused.value.why and refused.value.field == "format"
+    assert refused.value.do == f"Choose {others}."
+
+
+def test_the_hint_names_what_vllm_cannot_run() -> None:
+    names = [f"layers.0.self_attn.{each}_proj" for each in "qkv"]
+    assert vllm_hint(4, [*names, "layers.0.self_attn.o_proj"]) == ""
+    assert "cannot load 3-bit" in vllm_hint(3, names) and "CPU" in vllm_hint(8, names)
+    assert "fuses q_proj, k_proj, v_proj" in vllm_hint(4, names[:2])
+
+
+BASE = """---
+base_model: org/base
+license: other
+license_name: base-terms
+license_link: https://example.org/terms
+---
+# A model
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (folder := tmp_path / "base").mkdir()
+    (folder / CARD).write_text(BASE)
+    (folder / "LICENSE.txt").write_text("the terms")
+    (folder / "LICENCE").write_text("the same, as others spell it")
+    (folder / "NOTICE").write_text("a notice")
+    return folder
+
+
+def test_license_and_terms_are_carried_over(base: Path, tmp_path: Path) -> None:
+    origin = origin_of(str(base))
+    (new := tmp_path / "new").mkdir()
+    measured = {"perplexity": {"Dense": 12.0, "SDS": 15.5}, "zero_share": {"SDS": 0.5}}
+    card = pruned_card(
+        "Base", "sds-0001", "SDS", "SDS", "2:4", origin, "", measured, {"pattern": "2:4"}, {}
+    )
+    (new / CARD).write_text(card)
+    copy_terms(origin, new)
+    assert {file.name for file in new.iterdir()} == {CARD, "LICENSE.txt", "LICENCE", "NOTICE"}
+    read = metadata_load(new / CARD)
+    assert (read["base_model"], read["license"]) == ("org/base", "other")
+    assert read["license_name"] == "base-terms" and "sparse" in read["tags"]
+    assert "| SDS | 15.500 | 0.5 |" in card and "| Dense | 12.000 |  |" in card
+    assert origin_of(str(new)) == ModelOrigin(
+        "org/base", "other", "base-terms", "https://example.org/terms", new
+    )
+
+
+def test_the_default_model_is_named_as_the_hub_names_it(current: object) -> None:
+    origin = origin_of("smollm2-135m")
+    assert origin.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "license: apache-2.0" in front_matter(origin, [])
+    assert figures({"perplexity": {"Dense": 2.0}}).endswith("| Dense | 2.000 |")

@@ -1,20 +1,27 @@
-"""Checkpoints are whole or absent."""
+"""Checkpoints are whole or absent; killed runs end as if they had not been."""
 
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.checkpoints import Checkpoints, HeldFolder
+from backend.checkpoints import Checkpoints
+from backend.queue import service
 from backend.queue.artifacts import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.states import State
+from backend.store.tables import Job
+from jobs.benchmark.report import decoder_reports
+from jobs.metrics import COST, MEMORY, PROCESSOR, TREE
+from jobs.reproduction import compare
 from jobs.submit import submit
 from tests.faults.conftest import until_dead
-from tests.queue.conftest import HOST, Wait, curve
+from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_sds
+from tests.queue.conftest import HOST, Wait, curve, process_of
 
 
 def write(checkpoints: Checkpoints, name: str, text: str) -> None:
@@ -22,16 +29,6 @@ def write(checkpoints: Checkpoints, name: str, text: str) -> None:
         (folder / "a.txt").write_text(text)
         (folder / "sub").mkdir()
         (folder / "sub" / "b.txt").write_text(text)
-
-
-def test_round_trip_and_replacement(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "work")
-    assert checkpoints.find("one") is None
-    write(checkpoints, "one", "first")
-    write(checkpoints, "one", "second")
-    found = checkpoints.find("one")
-    assert found is not None and (found / "sub" / "b.txt").read_text() == "second"
-    assert [p.name for p in checkpoints.root.iterdir()] == ["one"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -66,7 +63,7 @@ def test_a_kill_while_one_is_replaced_leaves_the_one_before(
     assert found is not None and (found / "a.txt").read_text() == "first"
     write(checkpoints, "one", "third")
     found = checkpoints.find("one")
-    assert found is not None and (found / "a.txt").read_text() == "third"
+    assert found is not None and (found / "sub" / "b.txt").read_text() == "third"
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
@@ -96,22 +93,6 @@ def test_a_damaged_checkpoint_does_not_count(tmp_path: Path, harm: str) -> None:
     assert checkpoints.find("one") is None
 
 
-def test_figures_are_written_before_the_checkpoint_shows(tmp_path: Path) -> None:
-    seen: list[bool] = []
-    checkpoints = Checkpoints(tmp_path, lambda: seen.append((tmp_path / "one").exists()))
-    write(checkpoints, "one", "text")
-    assert seen == [False] and checkpoints.find("one") is not None
-
-
-def test_a_folder_is_known_to_be_gone_even_if_there_is_another(tmp_path: Path) -> None:
-    held = HeldFolder(tmp_path / "work")
-    assert not held.is_gone()
-    (tmp_path / "work").rmdir()
-    assert held.is_gone()
-    (tmp_path / "work").mkdir()
-    assert held.is_gone()
-
-
 # of a run -----------------------------------------------------------------------------------------
 
 
@@ -135,3 +116,81 @@ def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert queries.attempts(job.id)[1].resumed_from == "step-1"
     assert curve(job.id, "attempt") == [1, 1, 2, 2]
+
+
+# kills --------------------------------------------------------------------------------------------
+
+
+KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
+    "sds": ({**test_sds.SMALL, "segments": 4, "windows": 2}, ["second-*"]),
+    "dlqat": (
+        {**test_dlqat.SMALL, "steps": 24, "windows": 2, "sample_tokens": 0},
+        ["gptq-0001", "train-dlqat-0-0"],
+    ),
+    "amphista": (
+        {**test_amphista.SMALL, "answers": 24, "heldout": 8, "answer_tokens": 16, "steps": 40},
+        ["drafter"],
+    ),
+}
+TIMED = (COST, TREE, MEMORY.family, PROCESSOR.family)  # curves that depend on the machine
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_kills_in_the_middle_change_no_weight_and_no_figure(
+    loop: SupervisorLoop, wait: Wait, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The last attempt is a process as in production, which shares nothing with the others."""
+    monkeypatch.setattr(service, "RETRIES", 3)
+    config, places = KILLS[kind]
+    whole, killed = (submit(kind, config, HOST).id for _ in range(2))
+    assert wait(whole, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    for attempt, place in enumerate(places, 1):
+        work = work_folder(queries.job(killed).run)
+        wait(killed, when=lambda work=work, place=place: any(work.glob(place)))
+        assert queries.job(killed).attempts_made == attempt
+        loop.engine.again = attempt < len(places)
+        process_of(killed).kill()
+    assert wait(killed, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert queries.job(killed).attempts_made == len(places) + 1
+    assert_same(queries.job(whole), queries.job(killed))
+
+
+def assert_same(whole: Job, killed: Job) -> None:
+    """Weights, figures, curves, statistics and profiles, except for what a clock measured."""
+    assert killed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    assert compare(whole.id, killed.id).outcome == "equal"
+    one, other = (untimed_curves(job) for job in (whole, killed))
+    assert one.equals(other) and len(one)
+    for stored in (frames.tensor_table, frames.profile_names):
+        one, other = (in_order(stored(job.id)) for job in (whole, killed))
+        assert one.equals(other)
+
+
+def untimed_curves(job: Job) -> pd.DataFrame:
+    curves = frames.curves(job.id).drop(columns="at")
+    return in_order(curves[~curves["family"].isin(TIMED)])
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values([*table.columns[:6]]).reset_index(drop=True)
+
+
+def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
+    job = submit(
+        "benchmark",
+        {**test_benchmark_kind.SMALL, "count": 6, "max_new_tokens": 48, "rounds": 2},
+        HOST,
+    )
+
+    def answers(prompt: int) -> list[Path]:
+        return [*work_folder(job.run).glob(f"prompt-{prompt:05d}-*/answers.json")]
+
+    wait(job.id, when=lambda: bool(answers(0)))
+    first = answers(0)[0]
+    process_of(job.id).kill()
+    before = first.read_bytes()
+    wait(job.id, when=lambda: queries.job(job.id).attempts_made == 2)
+    wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(5)))
+    assert not first.exists() or first.read_bytes() == before
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    assert decoder_reports(job.id)[0].prompts == 6

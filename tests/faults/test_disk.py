@@ -2,7 +2,7 @@
 
 import errno
 import os
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,17 +11,16 @@ from sqlalchemy.exc import OperationalError
 from backend.errors import ComputeError, is_disk_full
 from backend.metric_key import MetricKey
 from backend.queue import lifecycle, service
-from backend.queue.artifacts import read_log, run_folder
+from backend.queue.artifacts import read_log
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import frames, queries
-from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.kind import kinds
 from jobs.runtime import row_buffer
 from jobs.runtime.main import execute
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
 from tests.jobs.kinds import (
     test_amphista,
@@ -30,7 +29,7 @@ from tests.jobs.kinds import (
     test_profile,
     test_sds,
 )
-from tests.queue.conftest import HOST, Wait, curve, running
+from tests.queue.conftest import HOST, Wait, change, curve, running
 from tests.waiting import until
 
 
@@ -48,11 +47,17 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
         context.result("run", MetricKey("total"), float("nan"))
 
     monkeypatch.setattr(row_buffer, "WRITE_INTERVAL_S", 0.01)
+    failed = threading.Event()
+
+    def full_disk(*_: object, **__: object) -> None:
+        failed.set()
+        full()
+
     with monkeypatch.context() as patch:
-        patch.setattr(context, "_write", full)
+        patch.setattr(context, "_write", full_disk)
         patch.setattr("builtins.print", full)
         context.start()
-        time.sleep(0.3)
+        assert failed.wait(20), "it did not write"
     service.cancel([context.run], HOST)
     until(context.should_stop)  # it beats again, and hears
     context.finish("stopped")
@@ -71,14 +76,9 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(
 
 
 def test_a_full_disk_is_known_by_what_is_behind_the_error() -> None:
-    try:
-        try:
-            raise RuntimeError("I/O error: No space left on device (os error 28)")
-        except RuntimeError as error:
-            raise ValueError("could not be saved") from error
-    except ValueError as error:
-        assert is_disk_full(error)
-    assert not is_disk_full(ValueError("the shape of a disk"))
+    error = ValueError("could not be saved")
+    error.__cause__ = RuntimeError("I/O error: No space left on device (os error 28)")
+    assert is_disk_full(error) and not is_disk_full(ValueError("the shape of a disk"))
 
 
 def test_a_run_that_cannot_be_started_on_a_full_disk_waits_for_room(
@@ -115,13 +115,12 @@ FULL = {  # kind -> its config, and where it finds the disk full
 
 @pytest.mark.parametrize("kind", FULL)
 def test_a_full_disk_ends_no_run_of_any_kind(
-    claim_here: ClaimHere, monkeypatch: pytest.MonkeyPatch, kind: str
+    claim_here: ClaimHere, monkeypatch: pytest.MonkeyPatch, given: Given, kind: str
 ) -> None:
     config, where, fails = FULL[kind]
     context = claim_here(kind, **config)
     with monkeypatch.context() as patch:
-        patch.setenv("SLIMSCOPE_OFFLINE_S", "0")
-        settings.cache_clear()
+        given(OFFLINE_S="0")
         patch.setattr(where, fails)
         if fails is full_database:
             with pytest.raises(OperationalError) as refused:
@@ -148,8 +147,7 @@ def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(
     until_dead(job.id)
     assert wait(job.id, State.QUEUED) == State.QUEUED
     remove_files(job.id)
-    with writing() as session:
-        session.get_one(Job, job.id).not_before = 0
+    change(Job, job.id, not_before=0)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     said = "neither a log of attempt 1 nor a checkpoint. Starting from the beginning."
     assert said in read_log(job.run, 2)[0]
@@ -174,21 +172,3 @@ def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> N
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
     assert curve(job.id, "attempt") == [2] * 8
-
-
-LITTLE = {
-    "sds": {**test_sds.SMALL, "until": "first", "control": False},
-    "dlqat": {**test_dlqat.SMALL, "steps": 2, "sample_tokens": 0},
-}
-
-
-@pytest.mark.parametrize(("kind", "place"), [("sds", "first-0000"), ("dlqat", "gptq-0000")])
-def test_a_method_whose_checkpoints_are_removed_under_it_begins_anew(
-    wait: Wait, kind: str, place: str
-) -> None:
-    job = submit(kind, LITTLE[kind], HOST)
-    wait(job.id, State.RUNNING)
-    wait(job.id, State.FAILED, when=lambda: (run_folder(job.run) / "work" / place).exists())
-    remove_files(job.id)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    assert queries.job(job.id).attempts_made == 2 and (run_folder(job.run) / "model").exists()

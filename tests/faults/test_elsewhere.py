@@ -1,14 +1,17 @@
-"""Runs on machines of which only an engine knows: what it is told, what it believes, and when it
-does not answer."""
+"""Runs of which only an engine knows; whatever happens in whatever order, some things hold."""
 
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import delete
 
+from backend.errors import ConflictError
 from backend.queue import scheduling, service, supervisor
 from backend.queue.engines.base import PollResult
 from backend.queue.engines.local import LocalEngine
@@ -16,14 +19,15 @@ from backend.queue.launcher import node_environment, submission_variables
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
-from backend.store.session import database_ms, writing
-from backend.store.states import Exit, State
-from backend.store.tables import CLUSTER, Attempt, Job, Supervisor
+from backend.store.session import database_ms, now_ms, reading, writing
+from backend.store.states import LIVE, RESUMABLE, TERMINAL, Exit, State
+from backend.store.tables import CLUSTER, Attempt, Event, Job, Slot, Supervisor
 from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
-from tests.queue.conftest import HOST
+from tests.conftest import Given
+from tests.queue.conftest import HOST, change
 from tests.queue.scripted_engine import ScriptedEngine
 
 
@@ -36,15 +40,10 @@ def newest(job: Job) -> Attempt:
     return queries.attempts(job.id)[-1]
 
 
-def change(attempt: Attempt, **values: object) -> None:
-    with writing() as session:
-        session.execute(update(Attempt).where(Attempt.id == attempt.id).values(**values))
-
-
 def silent_for(attempt: Attempt, ms: int) -> None:
     with writing() as session:
         moment = database_ms(session) - ms
-    change(attempt, beat_at=moment)
+    change(Attempt, attempt.id, beat_at=moment)
 
 
 def test_a_supervisor_that_dies_before_the_launch_has_left_the_reference(
@@ -83,15 +82,29 @@ def test_a_launch_whose_answer_was_lost_is_found_again(
     assert len(queries.attempts(job.id)) == 1 and newest(job).ended_at is None
 
 
-def test_what_an_engine_says_of_a_process_that_never_began_is_noted(engine: ScriptedEngine) -> None:
+@pytest.mark.parametrize(
+    ("said", "state", "retries", "why"),
+    [
+        (PollResult("exited", 127, "python: not found"), State.QUEUED, 1, "python: not found"),
+        (PollResult("exited", Exit.OTHER_VERSION), State.FAILED, 0, "another version"),
+    ],
+    ids=["never began", "another version"],
+)
+def test_what_an_engine_says_of_a_process_is_noted(
+    engine: ScriptedEngine, said: PollResult, state: State, retries: int, why: str
+) -> None:
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()
-    engine.fate[newest(job).id] = PollResult("exited", 127, "python: not found")
+    engine.fate[newest(job).id], engine.slots = said, 0
     loop.turn()
-    assert any(e.text == "python: not found" for e in queries.events(job.id))
-    assert queries.job(job.id).retries_left == service.RETRIES - 1
-    assert engine.forgotten == [queries.attempts(job.id)[0].id]
+    ended = queries.job(job.id)
+    assert (ended.state, ended.retries_left) == (state, service.RETRIES - retries)
+    told = [ended.error_text, *(event.text for event in queries.events(job.id))]
+    assert any(why in text for text in told)
+    assert engine.forgotten == [newest(job).id]
+    with pytest.raises(LeaseLostError):
+        claim(newest(job).id)
 
 
 def test_slots_follow_the_machines_there_are(engine: ScriptedEngine) -> None:
@@ -134,39 +147,27 @@ def test_one_machine_has_no_cluster_to_wait_for(engine: ScriptedEngine) -> None:
     assert scheduling.status().supervisor_alive and scheduling.status().silent_since is None
 
 
+@pytest.mark.parametrize("remote", [True, False])
 def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
-    engine: ScriptedEngine,
+    queue: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
 ) -> None:
+    """A process of this machine is killed, and its slot is not free until it is gone."""
+    engine = ScriptedEngine(slots=1, remote=remote)
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()
-    change(newest(job), outcome="succeeded")
+    change(Attempt, newest(job).id, outcome="succeeded")
     silent_for(newest(job), supervisor.EXIT_GRACE_MS - 5000)
     loop.turn()
     assert queries.job(job.id).state == State.STARTING
-    engine.end = lambda *_: None  # it goes on to say that the process runs
+    exited = PollResult("running" if remote else "exited", None if remote else -signal.SIGKILL)
+    monkeypatch.setattr(engine, "kill", lambda ref: engine.fate.update({ref["id"]: exited}))
+    monkeypatch.setattr(engine, "end", lambda *_: None)
     silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
     loop.turn()
-    assert queries.job(job.id).state == State.SUCCEEDED
-
-
-def test_a_process_of_this_machine_that_does_not_leave_after_its_end_is_killed(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = ScriptedEngine(slots=1)
-    job = service.enqueue("count", {}, HOST)
-    loop = SupervisorLoop(engine)
-    loop.turn()
-    change(newest(job), outcome="succeeded")
-    silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
-
-    def kill(ref: dict) -> None:
-        engine.fate[ref["id"]] = PollResult("exited", -signal.SIGKILL)
-
-    monkeypatch.setattr(engine, "kill", kill)
-    loop.turn()
-    assert newest(job).ended_at is None  # until it is gone, its slot is not free
-    loop.turn()
+    if not remote:
+        assert newest(job).ended_at is None
+        loop.turn()
     assert queries.job(job.id).state == State.SUCCEEDED
 
 
@@ -198,7 +199,7 @@ def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
     for name in ("scripted", LocalEngine.name):
         job = service.enqueue("count", {}, HOST)
         SupervisorLoop(engine).turn()
-        change(newest(job), engine=name)
+        change(Attempt, newest(job).id, engine=name)
         context = claim(newest(job).id)
         service.cancel([job.id], HOST)
         context._after_write()
@@ -206,7 +207,7 @@ def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
         service.cancel([job.id], HOST)
         context._after_write()
         context.finish("stopped")
-        change(newest(job), engine=engine.name)
+        change(Attempt, newest(job).id, engine=engine.name)
         engine.end(newest(job).id, "stopped", Exit.STOPPED)
         SupervisorLoop(engine).turn()
     assert killed == [(0, signal.SIGKILL)]
@@ -227,35 +228,132 @@ def test_a_process_elsewhere_writes_its_log(queue: Path, monkeypatch: pytest.Mon
     assert "Another attempt has taken over this run" in (settings().artifacts / there).read_text()
 
 
-def test_a_run_that_meets_another_version_fails_at_once_and_says_so(engine: ScriptedEngine) -> None:
-    job = service.enqueue("count", {}, HOST)
-    loop = SupervisorLoop(engine)
-    loop.turn()
-    engine.fate[newest(job).id] = PollResult("exited", Exit.OTHER_VERSION)
-    loop.turn()
-    failed = queries.job(job.id)
-    assert failed.state == State.FAILED and "another version" in failed.error_text
-    with pytest.raises(LeaseLostError):
-        claim(newest(job).id)
-
-
 def test_another_machine_is_told_no_path_and_no_secret(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     for name, value in {
         "HF_TOKEN": "hf_mine",
         "HF_HOME": "/here/hf",
         "HF_HUB_OFFLINE": "1",
         "HTTP_PROXY": "http://p",
-        "SLIMSCOPE_MODEL_DIRS": '["/here/models"]',
-        "SLIMSCOPE_TEXT_DIR": "/here/texts",
-        "SLIMSCOPE_NATIVE": "false",
-        "SLIMSCOPE_HOST_TOKEN": "a-token-no-run-needs",
     }.items():
         monkeypatch.setenv(name, value)
-    settings.cache_clear()
+    given(MODEL_DIRS='["/here/models"]', TEXT_DIR="/here/texts", NATIVE="false")
+    given(HOST_TOKEN="a-token-no-run-needs")
     told = node_environment(settings().for_jobs(), submission_variables())
     assert told["SLIMSCOPE_NATIVE"] == "false" and told["HF_HUB_OFFLINE"] == "1"
     secrets = ("hf_mine", "/here", "http://p", "a-token-no-run-needs", str(settings().root))
     assert not [text for text in told.values() if any(secret in text for secret in secrets)]
     assert "SLIMSCOPE_DATABASE_URL" not in told and "PATH" not in told
+
+
+# any order ----------------------------------------------------------------------------------------
+
+
+def live_attempts() -> list[Attempt]:
+    with reading() as session:
+        return session.query(Attempt).where(Attempt.ended_at.is_(None)).all()
+
+
+def ended_jobs() -> dict[int, tuple[str, int | None]]:
+    return {job.id: (job.state, job.finished_at) for job in queries.jobs(TERMINAL)}
+
+
+def is_final(end: tuple[str, int | None]) -> bool:
+    return end[0] == State.SUCCEEDED
+
+
+def check_what_always_holds(engine: ScriptedEngine) -> None:
+    with reading() as session:
+        jobs = {j.id: j for j in session.query(Job)}
+        attempts = session.query(Attempt).order_by(Attempt.id).all()
+        held = [s.attempt_id for s in session.query(Slot) if s.attempt_id is not None]
+    live = [a for a in attempts if a.ended_at is None]
+    assert sorted(held) == sorted(a.id for a in live), "a slot is held exactly by each live attempt"
+    assert len(live) <= MOST
+    assert len({a.job_id for a in live}) == len(live), "a job never runs twice at the same time"
+    for job in jobs.values():
+        numbers = [a.n for a in attempts if a.job_id == job.id]
+        assert numbers == list(range(1, job.attempts_made + 1))
+        assert (job.state in LIVE) == any(a.job_id == job.id for a in live)
+        assert (job.finished_at is not None) == (job.state in TERMINAL)
+
+
+ENDS = [("succeeded", 0), ("failed", 1), ("stopped", 75), (None, 1), (None, 77), (None, 78)]
+LOST = [(None, -9), (None, None)]
+MOST = 2  # jobs at the same time
+ACTIONS = st.one_of(
+    st.tuples(st.just("room"), st.integers(0, MOST), st.booleans()),
+    st.tuples(st.just("submit")),
+    st.tuples(st.just("turn"), st.integers(0, 1)),  # of one of two supervisors
+    st.tuples(st.sampled_from(["cancel", "resume"]), st.integers(0, 5)),
+    st.tuples(st.just("claim"), st.integers(0, 3)),
+    st.tuples(st.sampled_from(["claim late", "unknown"]), st.integers(0, 3)),
+    st.tuples(st.just("end"), st.integers(0, 3), st.sampled_from(ENDS + LOST)),
+)
+
+
+def act(action: tuple, engine: ScriptedEngine, loops: list[SupervisorLoop]) -> None:
+    """Carries out one random action where it makes sense."""
+    deed, *rest = action
+    if deed == "submit":
+        service.enqueue("count", {}, HOST)
+    elif deed == "turn":
+        turn(loops[rest[0]], engine)
+    elif deed == "room":
+        engine.slots, engine.known = rest
+    elif deed in ("cancel", "resume"):
+        if jobs := queries.jobs():
+            ask(deed, jobs[rest[0] % len(jobs)])
+    elif deed == "claim late":
+        claim_late(rest[0])
+    elif live := live_attempts():
+        attempt = live[rest[0] % len(live)]
+        if deed == "claim":
+            change(Attempt, attempt.id, started_at=now_ms())
+        elif deed == "unknown":
+            engine.fate[attempt.id] = PollResult("unknown")
+        else:
+            engine.end(attempt.id, *rest[1])
+
+
+def turn(loop: SupervisorLoop, engine: ScriptedEngine) -> None:
+    """What the engine does not know of is neither ended nor started again."""
+    unknown = {a.id for a in live_attempts() if engine.fate[a.id].state == "unknown"}
+    loop.turn()
+    assert unknown <= {a.id for a in live_attempts()}
+    check_what_always_holds(engine)
+
+
+def ask(deed: str, job: Job) -> None:
+    """What a person asks for; a resumed job is the only one that leaves its end."""
+    if deed == "resume" and job.state in RESUMABLE:
+        service.resume([job.id], HOST)
+    elif deed == "cancel":
+        with suppress(ConflictError):  # of a job that has ended
+            service.cancel([job.id], HOST)
+
+
+def claim_late(which: int) -> None:
+    """A process that comes late, or for the second time, gets nothing."""
+    with reading() as session:
+        gone = Attempt.ended_at.is_not(None) | Attempt.started_at.is_not(None)
+        taken = session.query(Attempt).where(gone).all()
+    if taken:
+        with pytest.raises(LeaseLostError):
+            claim(taken[which % len(taken)].id)
+
+
+@given(actions=st.lists(ACTIONS, min_size=8, max_size=30), remote=st.booleans())
+def test_any_order_of_events(queue: object, actions: list[tuple], remote: bool) -> None:
+    with writing() as session:
+        for table in (Event, Slot, Attempt, Job):
+            session.execute(delete(table))
+    engine = ScriptedEngine(MOST, remote=remote)
+    loops = [SupervisorLoop(engine), SupervisorLoop(engine)]
+    for action in [("submit",), ("submit",), ("turn", 1), *actions]:
+        ended = ended_jobs()
+        act(action, engine, loops)
+        final = {i: end for i, end in ended.items() if action[0] != "resume" or is_final(end)}
+        assert final.items() <= ended_jobs().items()
+    turn(loops[0], engine)

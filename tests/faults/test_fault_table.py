@@ -1,4 +1,4 @@
-"""The table of faults names tests that exist and times that hold."""
+"""The times in the tables of faults hold."""
 
 import pytest
 
@@ -20,19 +20,9 @@ from jobs.runtime.row_buffer import RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S
 from jobs.runtime.uploads import MAX_RETRY_S
 from jobs.serving.client import HUNG_S
 from jobs.serving.server import MAX_PASS_S
-from tests.named_tests import existing_tests, named_tests, rows_of
+from tests.test_docs import PROMISES, rows_of
 
-ROWS = rows_of("operations.md", "## Faults")
-OF_MACHINES = rows_of("operations.md", "## More than one machine")
-OF_CLUSTER = rows_of("operations.md", "### A Ray cluster")
-OF_SLURM = rows_of("operations.md", "### A Slurm cluster")
-
-
-def test_every_fault_names_a_test_there_is() -> None:
-    assert ROWS and OF_MACHINES and OF_CLUSTER and OF_SLURM
-    rows = ROWS + OF_MACHINES + OF_CLUSTER + OF_SLURM
-    assert [row for row in rows if not named_tests(row)] == []
-    assert {name for row in rows for name in named_tests(row)} - existing_tests() == set()
+ROWS = [row for promise in PROMISES for row in rows_of(*promise)]
 
 
 FIRST_MS, SECOND_MS = (lifecycle.RETRY_DELAYS_MS[left] for left in (1, 0))
@@ -70,7 +60,5 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     ],
 )
 def test_its_times_are_those_of_the_code(fault: str, times: list[float]) -> None:
-    (row,) = [
-        row for row in ROWS + OF_MACHINES + OF_CLUSTER + OF_SLURM if fault in row.split("|")[1]
-    ]
+    (row,) = [row for row in ROWS if fault in row.split("|")[1]]
     assert [time for time in times if f"{time:g} s" not in row] == []

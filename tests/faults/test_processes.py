@@ -1,8 +1,9 @@
-"""The process of a job dies, stands still, hangs, or is not the one that was started."""
+"""The process of a job dies, hangs, does not listen, or is not the one that was started."""
 
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from backend.errors import ConflictError
 from backend.queue import service, supervisor
 from backend.queue.artifacts import read_log
 from backend.queue.engines.base import LaunchRequest
@@ -22,6 +24,7 @@ from backend.store.tables import Attempt
 from jobs.runtime.main import main
 from jobs.submit import submit
 from tests.conftest import Given
+from tests.faults.conftest import until_dead
 from tests.queue.conftest import HOST, Wait, beats, curve, free_slots, process_of, running
 from tests.waiting import until
 
@@ -100,12 +103,12 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
     ref = engine.launch(
         LaunchRequest(1, argv, dict(os.environ), str(tmp_path / "log"), str(tmp_path))
     )
-    children: list[psutil.Process] = []
-    while not children:
-        children = psutil.Process(ref["pid"]).children()
+    leader = psutil.Process(ref["pid"])
+    until(leader.children)
+    (child,) = leader.children()
     os.kill(ref["pid"], signal.SIGKILL)
     until(lambda: engine.poll([ref])[0].state == "exited")
-    assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: SupervisorLoop) -> None:
@@ -141,3 +144,58 @@ def test_a_process_that_hangs_is_not_started_again_and_ends_with_its_time(
     events = queries.events(job.id)
     assert "killed (signal 9)" in events[-1].text
     assert any(event.actor == supervisor.OVERTIME.name for event in events)
+
+
+# cancel -------------------------------------------------------------------------------------------
+
+
+def test_cancel_waiting_running_and_ended(wait: Wait) -> None:
+    job = submit("count", {"steps": 1000}, HOST)
+    waiting = submit("count", {}, HOST)
+    wait(job.id, when=running(job.id))
+    assert service.cancel([waiting.run], HOST) == [State.CANCELLED]
+    began = time.monotonic()
+    service.cancel([job.run], HOST)
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+    assert time.monotonic() - began < 10
+    assert queries.attempts(job.id)[0].exit_code == 75
+    with pytest.raises(ConflictError, match="It is cancelled already"):
+        service.cancel([job.run], HOST)
+    service.resume([job.run], HOST)
+    wait(job.id, when=lambda: beats(job.id, 2))
+    service.cancel([job.run], HOST)
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+
+
+def test_a_deaf_job_is_killed_after_the_grace(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, given: Given
+) -> None:
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.2)
+    given(STOP_GRACE="0.2")
+    job = submit("count", {"steps": 1000, "deaf": True}, HOST)
+    wait(job.id, when=running(job.id))
+    process = process_of(job.id)
+    service.cancel([job.run], HOST)
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert "last checkpoint" in queries.events(job.id)[-1].text
+
+
+def test_cancelling_twice_kills_at_once(wait: Wait) -> None:
+    job = submit("count", {"steps": 1000, "deaf": True}, HOST)
+    wait(job.id, when=running(job.id))
+    service.cancel([job.run], HOST)
+    service.cancel([job.run], HOST)
+    assert queries.job(job.id).desired == "kill"
+    assert wait(job.id, State.CANCELLED) == State.CANCELLED
+
+
+def test_a_job_that_finishes_as_it_is_cancelled_has_succeeded(
+    loop: SupervisorLoop, wait: Wait
+) -> None:
+    job = submit("count", {"steps": 1, "pause": 0}, HOST)
+    loop.turn()
+    until_dead(job.id)
+    assert queries.attempts(job.id)[0].outcome == "succeeded"
+    assert service.cancel([job.run], HOST) == [State.STARTING]
+    assert wait(job.id, State.SUCCEEDED, State.CANCELLED) == State.SUCCEEDED

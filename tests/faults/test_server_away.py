@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import upgrade
-from backend.store.session import DatabaseLock, engine_for, reading
+from backend.store.session import DatabaseLock, engine_for
 from backend.store.states import State
 from jobs.runtime.context import SPOOL
 from jobs.submit import submit
@@ -23,8 +24,6 @@ from tests import postgres
 from tests.conftest import Given
 from tests.queue.conftest import HOST, curve, process_of, running
 from tests.waiting import until
-
-AWAY_S = 4.0  # a run makes a dozen checkpoints meanwhile
 
 
 @pytest.fixture
@@ -64,22 +63,37 @@ def started(loop: SupervisorLoop, steps: int) -> int:
     return job.id
 
 
-@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGINT])
+@contextmanager
+def away(server: postgres.Server, how: signal.Signals) -> Iterator[None]:
+    """A crash (SIGQUIT), an orderly stop (SIGINT), or a server that stands still (SIGSTOP)."""
+    if how != signal.SIGSTOP:
+        server.stop(how)
+        yield
+        server.start()
+        return
+    served = psutil.Process(server.process.pid)
+    frozen = [served, *served.children()]
+    for process in frozen:
+        process.suspend()
+    yield
+    for process in frozen:
+        process.resume()
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGINT, signal.SIGSTOP])
 def test_a_run_goes_on_while_the_server_is_away_and_no_figure_is_lost(
     loop: SupervisorLoop, own: postgres.Server, how: signal.Signals
 ) -> None:
-    """A crash (SIGQUIT), and an orderly stop (SIGINT)."""
     run = started(loop, steps=30)
-    work = queries.job(run).run
-    own.stop(how)
-    folder, since = settings().artifacts / work / "work", time.monotonic()
-    before = len([*folder.glob("step-*")])
-    while time.monotonic() - since < AWAY_S:
-        turned(loop)
-    during = len([*folder.glob("step-*")]) - before
-    assert during >= 3, "it stood still"
-    assert (folder / SPOOL).exists()
-    own.start()
+    folder = settings().artifacts / queries.job(run).run / "work"
+    with away(own, how):
+        waits = how == signal.SIGSTOP  # so would this process
+        before = len([*folder.glob("step-*")])
+        until(
+            lambda: len([*folder.glob("step-*")]) >= before + 4,
+            meanwhile=bool if waits else lambda: turned(loop),
+        )
+        assert waits or (folder / SPOOL).exists()
     until_succeeded(loop, run)
     assert queries.job(run).attempts_made == 1 and curve(run, "count") == [*range(30)]
 
@@ -92,7 +106,6 @@ def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
     folder = settings().artifacts / queries.job(run).run / "work"
     own.stop()
     until((folder / SPOOL).exists)
-    time.sleep(1.0)
     process.kill()
     process.wait(60)
     own.start()
@@ -100,25 +113,6 @@ def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
     assert queries.job(run).attempts_made == 2 and curve(run, "count") == [*range(16)]
     made = curve(run, "attempt")
     assert made == sorted(made) and made.count(1) >= 2  # each step once, those of the first stay
-
-
-def test_a_run_goes_on_while_the_server_stands_still(
-    loop: SupervisorLoop, own: postgres.Server
-) -> None:
-    run = started(loop, steps=30)
-    folder = settings().artifacts / queries.job(run).run / "work"
-    served = [own.process.pid, *(p.pid for p in psutil.Process(own.process.pid).children())]
-    frozen = [psutil.Process(pid) for pid in served]
-    for process in frozen:
-        process.suspend()
-    try:
-        before = len([*folder.glob("step-*")])
-        until(lambda: len([*folder.glob("step-*")]) >= before + 4)  # it does not stand still
-    finally:
-        for process in frozen:
-            process.resume()
-    until_succeeded(loop, run)
-    assert queries.job(run).attempts_made == 1 and curve(run, "count") == [*range(30)]
 
 
 def test_the_supervisor_waits_for_the_server_and_leads_again(
@@ -140,12 +134,3 @@ def test_the_supervisor_waits_for_the_server_and_leads_again(
     monkeypatch.setattr(supervisor.time, "sleep", wait)
     supervisor.run_until_idle(loop, lead)
     assert queries.job(run).state == State.SUCCEEDED and lead.was_held
-
-
-def test_queries_fail_while_the_server_is_away_and_work_again(own: postgres.Server) -> None:
-    assert queries.jobs() == []
-    own.stop()
-    with pytest.raises(OperationalError), reading() as session:
-        session.connection()
-    own.start()
-    assert queries.jobs() == []

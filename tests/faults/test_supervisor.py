@@ -1,4 +1,4 @@
-"""The supervisor dies, is there twice, comes late; and everything stops at once."""
+"""The supervisor dies, is there twice, comes late; everything stops at once; the clock is set."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import text
 
 from backend.queue import launcher, lifecycle, scheduling, service, supervisor
 from backend.queue.engines import local
@@ -14,17 +14,18 @@ from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
+from backend.store import session as session_module
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Slot
+from backend.store.tables import Attempt, Job
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_engine import ForkEngine, fork_module
 from tests.fork_server import FORKS, begin_anew
-from tests.queue.conftest import HOST, Wait, bare_job, curve, process_of, running
+from tests.queue.conftest import HOST, Wait, bare_job, change, curve, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 from tests.waiting import until
 
@@ -133,9 +134,8 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     assert curve(job.id, "count") == [*range(8)]
 
 
-@pytest.fixture
-def thousand(queue: Path) -> None:
-    """A thousand queued runs, and as many that have ended."""
+@pytest.mark.sqlite("how it explains a plan")
+def test_a_thousand_queued_jobs_are_in_order_and_found_by_an_index(queue: Path) -> None:
     now = now_ms()
     rows = [
         bare_job(
@@ -147,17 +147,10 @@ def thousand(queue: Path) -> None:
     ]
     with writing() as opened:
         opened.add_all([*rows, *(bare_job(state=State.SUCCEEDED) for _ in range(1000))])
-
-
-def test_a_thousand_queued_jobs_are_in_order(thousand: None) -> None:
     status = scheduling.status()
     worth = [job.priority - job.queued_at / scheduling.HOUR_MS for job in status.queued]
     assert len(worth) == 1000 and worth == sorted(worth, reverse=True)
     assert [status.position(job.id) for job in status.queued] == [*range(1, 1001)]
-
-
-@pytest.mark.sqlite("how it explains a plan")
-def test_a_thousand_queued_jobs_are_found_by_an_index(thousand: None) -> None:
     order = scheduling.launch_order(now_ms()).compile(
         engine_for(settings().url), compile_kwargs={"literal_binds": True}
     )
@@ -207,22 +200,60 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
     assert queries.job(jobs[0]).state == State.SUCCEEDED
 
 
-def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
+# clock --------------------------------------------------------------------------------------------
+
+
+DAY_MS = 86_400_000
+DELAY_MS = 30_000
+
+
+def test_a_clock_that_was_set_back_holds_no_retry_up(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {0: DELAY_MS})
     loop = SupervisorLoop(ScriptedEngine(slots=1))
-    first, second = (service.enqueue("count", {}, HOST) for _ in range(2))
-    with writing() as opened:
-        other = Attempt(job_id=second.id, n=1, token="", engine="scripted", launched_at=0)
-        opened.add(other)
-        opened.flush()
-        taken = update(Slot).where(Slot.number == 0).values(attempt_id=other.id)
+    job = service.enqueue("count", {}, HOST)
+    change(Job, job.id, not_before=now_ms() + DELAY_MS - 5000)
+    loop.turn()
+    assert queries.job(job.id).state == State.QUEUED
+    change(Job, job.id, not_before=now_ms() + DAY_MS)
+    loop.turn()
+    assert queries.job(job.id).state == State.STARTING
 
-    def too_late(*_: object) -> str:  # called between the look at the slot and its taking
-        opened.execute(taken)
-        return "token"
 
-    monkeypatch.setattr(lifecycle.secrets, "token_hex", too_late)
-    with writing() as opened:
-        assert lifecycle.start_attempt(opened, loop.host, "scripted", 1) is None
-    assert queries.job(first.id).state == State.QUEUED and queries.attempts(first.id) == []
+@pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
+def test_a_clock_that_is_set_ends_no_run_and_lengthens_none(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, set_by: int
+) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
+    given(JOB_HOURS="1")
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    job = service.enqueue("count", {}, HOST)
+    loop.turn()
+    with writing() as session:
+        session.query(Attempt).update({Attempt.started_at: now_ms()})
+    loop.turn()
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
+    seconds[0] = 3500.0
+    loop.turn()
+    assert (queries.job(job.id).state, queries.job(job.id).desired) == (State.RUNNING, "run")
+    seconds[0] = 3700.0
+    loop.turn()
+    assert queries.job(job.id).desired == "stop"
+
+
+@pytest.mark.sqlite("its clock is that of the machine")
+@pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
+def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, set_by: int
+) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    loop.turn()
+    monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
+    assert not scheduling.status().supervisor_alive
+    seconds[0] = supervisor.BEAT_S + 1
+    loop.turn()
+    assert scheduling.status().supervisor_alive

@@ -1,22 +1,23 @@
+"""Blocks run one after another, batches side by side: the same as the model's own forward pass."""
+
 import copy
+import os
+import threading
 from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from backend.errors import CancelledError, ModelError
+from backend.errors import ModelError
 from backend.models.block_forward import (
-    after_blocks,
-    balanced_batch_size,
     logit_batches,
     open_stream,
     run_block,
 )
 from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, stop_when_reached
 from backend.models.loading import load, weights_hash
-from backend.models.threads import parallel_map
+from backend.models.threads import parallel_map, part_index
+from backend.pruning.redense import CHUNK_ROWS, by_rows
 
 
 @torch.no_grad()
@@ -54,39 +55,21 @@ def test_blocks_give_what_the_model_gives(family, make, tokens, attention, batch
         torch.testing.assert_close(mine, own)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "qwen2"], indirect=True)
-def test_blocks_of_a_mixed_model_differ_in_their_masks(model, tokens):
-    """Guards the test above: were the window longer than the text, every mask would do."""
-    stream = open_stream(model, tokens, 4)
-    sliding, full, _ = (calls[0][1]["attention_mask"] for calls in stream.calls)
-    assert sliding is not None
-    assert full is None or not torch.equal(sliding, full)
-
-
-def test_the_model_is_given_back_as_it_was(model, tokens):
+def test_the_model_and_the_stream_are_given_back_as_they_were(model, tokens):
     model.config.use_cache = True
     first = decoder_blocks(model)[0].eval()  # one block frozen by its owner
     before, training = weights_hash(model), [m.training for m in model.modules()]
     stream = open_stream(model, tokens, 4, torch.bfloat16)
-    run_block(model, stream, 0, stream.hidden)
+    states = [batch.clone() for batch in stream.hidden]
+    once, again = (run_block(model, stream, 0, stream.hidden) for _ in range(2))
+    assert stream.index == 0 and all(map(torch.equal, states, stream.hidden))
+    assert all(map(torch.equal, once, again)) and not any(batch.requires_grad for batch in once)
     assert [m.training for m in model.modules()] == training
-    assert not first.training
-    assert model.training
+    assert not first.training and model.training
     assert model.config.use_cache is True
     assert weights_hash(model) == before
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
-
-
-def test_run_block_leaves_the_stream_where_it_is(model, tokens):
-    stream = open_stream(model, tokens, 2)
-    before = [states.clone() for states in stream.hidden]
-    once = run_block(model, stream, 0, stream.hidden)
-    again = run_block(model, stream, 0, stream.hidden)
-    assert stream.index == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, stream.hidden, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert not any(states.requires_grad for states in once)
 
 
 def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
@@ -103,16 +86,6 @@ def test_bfloat16_blocks_equal_a_bfloat16_model(model, tokens):
     assert weights_hash(model) == before
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"], indirect=True)
-def test_a_float32_head_takes_what_bfloat16_blocks_give(model, tokens):
-    stream = open_stream(model, tokens, 4, torch.bfloat16)
-    for index in range(len(decoder_blocks(model))):
-        stream.advance(run_block(model, stream, index, stream.hidden))
-    logits = after_blocks(model, tokens, torch.cat(list(stream.hidden)))
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, model.eval()(tokens).logits, atol=0.1, rtol=0.1)
-
-
 def test_weights_come_back_when_a_block_fails(make, tokens):
     model = make("llama")
     before = weights_hash(model)
@@ -120,14 +93,6 @@ def test_weights_come_back_when_a_block_fails(make, tokens):
     with pytest.raises(RuntimeError):
         run_block(model, stream, 0, [torch.zeros(4, 24, 7, dtype=torch.bfloat16)] * 2)
     assert weights_hash(model) == before
-
-
-@pytest.mark.parametrize("family", ["llama"], indirect=True)
-def test_equal_arguments_are_kept_once(model, tokens):
-    rows = tokens[:4]
-    stream = open_stream(model, rows, 1)
-    cosines = {id(call[1]["position_embeddings"][0]) for calls in stream.calls for call in calls}
-    assert len(cosines) == 1
 
 
 def test_a_model_that_works_between_its_blocks_is_refused(make, tokens):
@@ -163,20 +128,6 @@ def test_a_pass_ends_when_the_last_watched_layer_has_its_input(make, tokens, wat
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_pass_can_be_ended_before_each_batch(make, tokens):
-    model, points = make("llama"), []
-    stream = open_stream(model, tokens, 2)
-
-    def safe_point():
-        points.append(1)
-        if len(points) == 2:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        run_block(model, stream, 0, stream.hidden, safe_point)
-    assert len(points) == 2
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 def test_each_logits_tells_how_far_it_is(tokens, streamed):
     model, shares = load("toy", streamed=streamed).model, []
@@ -184,20 +135,6 @@ def test_each_logits_tells_how_far_it_is(tokens, streamed):
     assert [logits.shape[0] for logits in passes] == [2, 2, 1]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert len(shares) == (13 if streamed else 4)
-
-
-@given(st.integers(0, 70), st.integers(1, 20), st.integers(1, 3))
-def test_batches_that_run_side_by_side_are_of_one_size(rows: int, batch: int, threads: int):
-    """Each core gets as many rows as the next one, up to those that cannot be shared out."""
-    model = load("toy").model
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: threads)
-        size = balanced_batch_size(model, rows, batch)
-    sizes = [len(part) for part in torch.zeros(rows, 1).split(size)]
-    longest = sum(max(sizes[i : i + threads]) for i in range(0, len(sizes), threads))
-    rounds = -(-rows // (batch * threads))
-    assert size <= batch and len(sizes) <= max(1, rounds * threads)
-    assert longest - rows / threads < max(1, rounds)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -218,3 +155,44 @@ def test_a_pass_that_skips_a_layer_does_not_end_the_next_one():
         assert parallel_map(passing, [(1, 2), (0, 1)]) == ["ran on", "ran on"]
         assert parallel_map(passing, [(0, 1, 2), (2, 0, 1), (0, 2)]) == [None, None, "ran on"]
     assert len(seen) == 4
+
+
+# threads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_rows_are_the_same_to_the_bit_on_two_threads() -> None:
+    W, H = torch.randn(2 * CHUNK_ROWS + 70, 64), torch.randn(64, 64)
+    found = by_rows(lambda rows, same: (rows @ H).relu() + same, W, W)
+    torch.set_num_threads(1)
+    assert torch.equal(found, by_rows(lambda rows, same: (rows @ H).relu() + same, W, W))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
+    ended, failed = [], threading.Event()
+
+    def work(fails: bool) -> None:
+        if fails:
+            failed.set()
+            raise MemoryError
+        assert failed.wait(20), "the other part did not fail"
+        ended.append(fails)
+
+    with pytest.raises(MemoryError):
+        parallel_map(work, [True, False])
+    assert ended == [False]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_forked_process_has_workers_of_its_own() -> None:
+    assert parallel_map(lambda n: -n, [1, 2, 3]) == [-1, -2, -3]
+    if (child := os.fork()) == 0:
+        os._exit(parallel_map(lambda n: -n, [1, 2, 3]) != [-1, -2, -3])
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_part_knows_its_index() -> None:
+    assert parallel_map(lambda _: part_index(), "abcde") == [0, 1, 2, 3, 4] and part_index() == 0
+    assert parallel_map(lambda _: part_index(), "a") == [0]

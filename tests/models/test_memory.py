@@ -51,13 +51,13 @@ def test_where_hidden_states_wait(choice, needed, waits):
 )
 def test_refusal_names_what_to_lower(largest, said, field):
     parts = {"runtime": 10**9, "weights": 5, "activations": 5, "logits": 5, "grams": 0}
+    check_memory(10, 10, "It")
     with pytest.raises(ModelError, match=r"about 10 GB; 8 GB.*9 GB, is for") as caught:
         check_memory(parts | {largest: 9 * 10**9}, 8 * 10**9, "It")
     assert said in caught.value.do and caught.value.field == field
 
 
 def test_refusal_names_both_numbers():
-    check_memory(10, 10, "It")
     with pytest.raises(ModelError, match=r"12 GB; 8\.5 GB"):
         check_memory(12 * 10**9, 8_500_000_000, "It")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from backend.queue.actor import Actor
 from backend.queue.artifacts import work_folder
@@ -16,11 +17,12 @@ from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.states import LIVE, QUICK_SLOT, State
-from backend.store.tables import Job, Slot
+from backend.store.tables import Job, Slot, Table
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_engine import ForkEngine
+from tests.waiting import LIMIT_S, awaited
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
@@ -50,17 +52,22 @@ def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
 
 @pytest.fixture
 def wait(loop: SupervisorLoop) -> Wait:
-    """Turns the loop until a job is in one of the states, or a condition holds."""
+    """Turns the loop until a job is in one of the states, or a condition holds; fails when the job
+    has not changed for 20 s."""
 
     def until(run: int, *states: State, when: Callable[[], bool] | None = None) -> State:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        before, deadline = None, 0.0
+        while True:
             loop.turn()
-            state = State(queries.job(run).state)
-            if state in states or (when and when()):
-                return state
-            time.sleep(0.05)
-        raise AssertionError(f"{run} is still {queries.job(run).state}")
+            job = queries.job(run)
+            if job.state in states or (when and when()):
+                return State(job.state)
+            signs = (job.state, job.stage, job.done, job.attempts_made)
+            if signs != before:
+                before, deadline = signs, time.monotonic() + LIMIT_S
+            awaits = awaited(when) if when else states
+            assert time.monotonic() < deadline, f"{job.run}, {signs}, waits for {awaits}"
+            time.sleep(0.02)
 
     return until
 
@@ -89,6 +96,12 @@ def bare_job(**values: Any) -> Job:
         "queued_at": 1,
     }
     return Job(**(row | values))
+
+
+def change(table: type[Table], number: int, **values: Any) -> None:
+    """Change the row of a run, or of an attempt."""
+    with writing() as session:
+        session.execute(update(table).where(table.id == number).values(**values))
 
 
 def process_of(run: int) -> psutil.Process:

@@ -55,11 +55,10 @@ def kept(tmp_path: Path) -> Iterator[ArtifactStore]:
 
 
 @pytest.fixture
-def stored(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stored(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Given) -> Path:
     """A queue whose runs are stored; what stands for the store."""
-    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", f"file://{tmp_path}/store")
+    given(ARTIFACTS=f"file://{tmp_path}/store")
     monkeypatch.setattr(lifecycle, "RETRY_DELAYS_MS", {})
-    settings.cache_clear()
     return tmp_path / "store"
 
 
@@ -68,16 +67,6 @@ def checkpoint(root: Path, name: str, **texts: str) -> Path:
         for file, text in texts.items():
             (draft / file).write_text(text)
     return root / name
-
-
-def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "here", "one", a="1", b="2")
-    assert not kept.get_folder("run/one", tmp_path / "there")
-    assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
-    assert is_whole(tmp_path / "there") and (tmp_path / "there" / "b").read_text() == "2"
-    kept.remove(f"run/one/{MANIFEST}")  # as while it is being replaced
-    assert not kept.get_folder("run/one", tmp_path / "again")
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_the_newest_checkpoint_is_the_newest_as_copied(kept: ArtifactStore, tmp_path: Path) -> None:
@@ -92,6 +81,7 @@ def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
     kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoint(tmp_path, "one", a="1", b="2")
+    assert not kept.get_folder("run/one", tmp_path / "there")
     assert kept.put_folder(folder, "run/one")
     folder = checkpoint(tmp_path, "one", a="3", b="4")
     really = kept.put_file
@@ -105,8 +95,10 @@ def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
         patch.setattr(kept, "put_file", full)
         kept.put_folder(folder, "run/one")
     assert kept.manifest("run/one") is None and kept.size("run/one/a") == 1
+    assert not kept.get_folder("run/one", tmp_path / "there")
     assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
-    assert (tmp_path / "there" / "a").read_text() == "3"
+    assert is_whole(tmp_path / "there") and (tmp_path / "there" / "a").read_text() == "3"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("part", ["a", MANIFEST])
@@ -278,8 +270,6 @@ def test_a_log_is_shown_while_its_run_works_elsewhere(
 ) -> None:
     job = submit("count", {"steps": 1000}, HOST)
     wait(job.id, when=running(job.id))
-    kept = store()
-    assert kept is not None
     there = stored / job.run / "a1" / "log.txt"
     until(there.exists)
     with there.open("a") as file:
@@ -296,8 +286,7 @@ def test_a_model_of_a_run_is_copied_where_it_is_used(
     key = key_of(folder)
     with writing() as session:
         session.add(Artifact(job_id=job.id, kind="model", path=key, bytes=1, created_at=1))
-    kept = store()
-    assert kept is not None and kept.put_folder(folder, key)
+    assert store().put_folder(folder, key)
     shutil.rmtree(folder)
     assert saved_model(job.run)[0] == str(folder) and is_whole(folder)
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from backend.errors import OverloadError, RateLimitError
 from backend.queue import gate
@@ -161,7 +161,6 @@ STEPS = strategies.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_whatever_comes_no_address_starves_and_the_bound_holds(steps: Steps) -> None:
     """Visitors come and leave as they like; whoever waits is below nobody's share for long."""

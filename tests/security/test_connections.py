@@ -8,7 +8,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -126,37 +126,34 @@ def test_who_does_not_read_takes_little_memory(start: Start) -> None:
         )
 
 
-def test_who_reads_slowly_makes_room_for_whole_requests(start: Start) -> None:
-    limits = ConnectionLimits(per_client=4)
-    url = start(limits=limits)
-    with contextlib.ExitStack() as stack:
-        for _ in range(6):
-            stack.enter_context(connect(url, LARGE)).recv(10)
-        until(lambda: all(c.flow.write_paused for c in [*limits._open]))
-        assert httpx.get(url).text == "127.0.0.1"
-
-
-def test_whole_requests_are_answered_while_one_client_holds_all_it_may(start: Start) -> None:
-    limits = ConnectionLimits(per_client=20)
-    url = start(limits=limits)
-    with contextlib.ExitStack() as stack:
-        for half in HALF_SENT * 20:
-            stack.enter_context(connect(url, half))
-        assert httpx.get(url).text == httpx.post(url, content=b"body").text == "127.0.0.1"
-        assert len(limits) <= 20
-
-
-def test_all_clients_together_leave_files_for_the_rest(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sent", "per_client", "files", "most"),
+    [
+        (HALF_SENT * 20, 20, 10_000, 20),
+        ((b"",) * 60, 10_000, 40, 20),  # all clients together leave files for the rest
+        ((LARGE,) * 6, 4, 10_000, 6),  # who reads slowly makes room
+    ],
+    ids=["half requests", "no requests", "unread answers"],
+)
+def test_whole_requests_are_answered_while_one_client_holds_all_it_may(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: Sequence[bytes],
+    per_client: int,
+    files: int,
+    most: int,
 ) -> None:
-    monkeypatch.setattr(connections, "open_file_limit", lambda: 40)
-    limits = ConnectionLimits()
+    monkeypatch.setattr(connections, "open_file_limit", lambda: files)
+    limits = ConnectionLimits(per_client=per_client)
     url = start(limits=limits)
     with contextlib.ExitStack() as stack:
-        for _ in range(60):
-            stack.enter_context(connect(url))
-        assert httpx.get(url).text == "127.0.0.1"
-        assert len(limits) <= 20
+        for data in sent:
+            connection = stack.enter_context(connect(url, data))
+            if data == LARGE:
+                connection.recv(10)
+        until(lambda: LARGE not in sent or all(c.flow.write_paused for c in [*limits._open]))
+        assert httpx.get(url).text == httpx.post(url, content=b"body").text == "127.0.0.1"
+        assert len(limits) <= most
 
 
 def test_the_limit_on_files_is_raised_as_far_as_it_may() -> None:

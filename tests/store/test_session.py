@@ -8,8 +8,6 @@ from runpy import run_path
 
 import numpy as np
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from filelock import FileLock
 from sqlalchemy import insert
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
@@ -20,11 +18,11 @@ from backend.settings import Settings, settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
-from backend.store.migrate import MIGRATIONS, current_revision, newest_revision, upgrade
+from backend.store.migrate import MIGRATIONS, newest_revision
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job, MetricPoint, SavedView, Table
 from jobs.runtime.row_buffer import profile_row, upsert
-from tests.queue.conftest import bare_job
+from tests.queue.conftest import bare_job, change
 
 
 @pytest.fixture
@@ -47,21 +45,6 @@ def test_the_newest_migration_knows_the_tables_the_code_declares() -> None:
     assert sha256("".join(written).encode()).hexdigest() == run_path(str(newest))["tables"]
 
 
-def test_a_new_database_has_the_tables_the_code_declares(store: Path) -> None:
-    upgrade()  # once more is harmless
-    assert current_revision() == newest_revision()
-    with engine_for(settings().url).connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
-
-
-def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:
-    with pytest.raises(RuntimeError), writing() as session:
-        session.add(bare_job())
-        session.flush()
-        raise RuntimeError
-    assert queries.jobs() == []
-
-
 def test_a_state_that_does_not_exist_is_refused(store: Path) -> None:
     with pytest.raises(Exception, match=r"(?i)check constraint"):
         new_job(state="happy")
@@ -82,8 +65,7 @@ def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
     job = new_job()
     before = queries.cursor()
     assert queries.cursor() == before
-    with writing() as session:
-        session.get_one(Job, job.id).done = 0.5
+    change(Job, job.id, done=0.5)
     assert queries.cursor() != before
 
 

@@ -1,7 +1,7 @@
 """Fixtures: the built-in model and tokenizer, and a folder of local texts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import backend.models.sources.toy
-from backend.settings import settings
+from tests.conftest import Given
 
 TOY = Path(backend.models.sources.toy.__file__).parent
 
@@ -32,12 +32,8 @@ def model():
 
 
 @pytest.fixture
-def text_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def text_dir(tmp_path: Path, given: Given) -> Path:
     """An empty SLIMSCOPE_TEXT_DIR; the cache is empty, too."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(folder))
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
-    settings.cache_clear()
-    yield folder
-    settings.cache_clear()
+    (folder := tmp_path / "texts").mkdir()
+    given(TEXT_DIR=str(folder), CACHE_DIR=str(tmp_path / "cache"))
+    return folder

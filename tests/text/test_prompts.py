@@ -1,17 +1,19 @@
-"""Prompts: built-in sets, files of questions, and their token ids."""
+"""Prompts: built-in sets, files of questions; chat templates, which are untrusted programs."""
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import DatasetError
-from backend.text import prompts
-from backend.text.chat_template import end_ids
+from backend.drafters.training.prompts import user_turn
+from backend.errors import DatasetError, ModelError
+from backend.text import chat_template, prompts
+from backend.text.chat_template import end_ids, prompt_ids, render_chat
 from backend.text.corpora import ARTICLES, WIKIPEDIA, corpus_cache, require_corpus
 from backend.text.prompts import (
     BUILT_IN,
@@ -21,7 +23,6 @@ from backend.text.prompts import (
 )
 
 PROMPTS = Path(prompts.__file__).with_name("prompts.json")
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'{"prompt": "Why?"}\n\xff', b"[" * 100_000])
@@ -147,16 +148,64 @@ def test_a_line_without_a_prompt_is_named(text_dir: Path, line: str) -> None:
     assert refused.value.field == "prompts"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared question files")
-@pytest.mark.parametrize(("name", "count", "tasks"), [("mt", 80, 1), ("spec", 480, 6)])
-def test_public_question_files_are_read(text_dir: Path, name: str, count: int, tasks: int) -> None:
-    file = SHARED / f"{name}_bench_question.jsonl"
-    (text_dir / file.name).write_bytes(file.read_bytes())
-    found = benchmark_prompts(f"file:{file.name}")
-    assert len(found) == count and len({p.task for p in found}) == tasks
-
-
 def test_end_tokens_of_tokenizer_and_model(tokenizer: PreTrainedTokenizerBase) -> None:
     end = tokenizer.eos_token_id
     assert end_ids(tokenizer) == {end}
     assert end_ids(tokenizer, SimpleNamespace(eos_token_id=[7, 8])) == {end, 7, 8}
+
+
+# chat template ------------------------------------------------------------------------------------
+
+
+MESSAGES = [{"role": "user", "content": "A cat."}]
+LONG = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def speaking(tokenizer: Any) -> Any:
+    """The toy's tokenizer, to be given a template."""
+    return type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template", [LONG, "{{ 9 ** (9 ** 9) > 3 }}", "{{ ('a' * 10 ** 8) | wordwrap(3) | length }}"]
+)
+def test_a_template_that_does_not_end_is_interrupted(
+    speaking: Any, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(chat_template, "WORK_S", 0.2)
+    speaking.chat_template = template
+    with pytest.raises(ModelError, match=r"took more than 0\.2 s") as refused:
+        prompt_ids("A cat.", speaking)
+    assert refused.value.field == "model" and "tokenizer_config.json" in refused.value.do
+    with pytest.raises(DatasetError, match=r"took more than 0\.2 s"):
+        user_turn(speaking)
+
+
+def test_a_template_that_fills_the_memory_is_stopped(speaking: Any) -> None:
+    speaking.chat_template = (
+        "{% set all = namespace(text='a' * 2 ** 20) %}{% for _ in range(30) %}"
+        "{% set all.text = all.text ~ all.text %}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match=r"took more than .* of memory"):
+        render_chat(MESSAGES, speaking)
+    speaking.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
+    for _ in range(2):  # another one works after one that was ended
+        assert render_chat(MESSAGES, speaking) == "<A cat.>!"
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{% for", "unexpected"),
+        ("{{ 'a' + 1 }}", "can only concatenate"),
+        ("{{ messages.none.at_all }}", "has no attribute"),
+        ("{% for a in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ],
+)
+def test_a_template_that_fails_is_named(speaking: Any, template: str, why: str) -> None:
+    speaking.chat_template = template
+    with pytest.raises(ModelError, match=f"chat template of the model cannot be used. .*{why}"):
+        render_chat(MESSAGES, speaking)

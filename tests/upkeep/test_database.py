@@ -2,8 +2,8 @@
 
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,8 +27,10 @@ from backend.store.copies import (
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import upgrade
 from backend.store.session import DatabaseLock, engine_for, writing
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -51,15 +53,18 @@ def damaged(database: Path) -> Path:
     return database
 
 
+def executed(file: Path, statement: str) -> list[tuple]:
+    """The rows of a statement, executed without our code."""
+    with closing(sqlite3.connect(file)) as raw, raw:
+        return raw.execute(statement).fetchall()
+
+
 def spoil(database: Path) -> None:
     """Overwrites the first page of the index of the queue."""
     engine_for(settings().url).dispose()  # moves the write-ahead log into the database
-    with sqlite3.connect(database) as raw:
-        (page,) = raw.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'ix_jobs_order'"
-        ).fetchone()
-        (size,) = raw.execute("PRAGMA page_size").fetchone()
-    raw.close()
+    where = "WHERE name = 'ix_jobs_order'"
+    ((page,),) = executed(database, f"SELECT rootpage FROM sqlite_master {where}")
+    ((size,),) = executed(database, "PRAGMA page_size")
     with database.open("rb+") as file:
         file.seek((page - 1) * size + 100)
         file.write(b"\xff" * 800)
@@ -71,9 +76,7 @@ def test_damage_is_found_kept_and_named(damaged: Path) -> None:
 
 
 def test_a_row_without_its_parent_is_damage(queue: Path) -> None:
-    with sqlite3.connect(queue / "results.db") as raw:
-        raw.execute("INSERT INTO step_times VALUES (77, 'prune', 1.0)")
-    raw.close()
+    executed(queue / "results.db", "INSERT INTO step_times VALUES (77, 'prune', 1.0)")
     found = check_integrity()
     assert found is not None and "step_times" in found.problems[0]
 
@@ -90,16 +93,13 @@ def test_a_copy_is_one_consistent_file_while_others_write(queue: Path) -> None:
     with writing() as session:
         session.connection().exec_driver_sql("UPDATE jobs SET name = 'open'")
         copy_database(queue / "copy.db")  # of what is committed; does not wait
-    with sqlite3.connect(queue / "copy.db") as raw:
-        assert raw.execute("SELECT name FROM jobs").fetchall() == [("",)]
-        assert raw.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-    raw.close()
+    assert executed(queue / "copy.db", "SELECT name FROM jobs") == [("",)]
+    assert executed(queue / "copy.db", "PRAGMA journal_mode") == [("delete",)]
     assert sorted(path.name for path in queue.glob("copy.db*")) == ["copy.db"]
 
 
-def test_one_a_day_and_the_newest_are_kept(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIMSCOPE_BACKUPS", "2")
-    settings.cache_clear()
+def test_one_a_day_and_the_newest_are_kept(queue: Path, given: Given) -> None:
+    given(BACKUPS="2")
     (queue / "backups").mkdir()
     for day in (1, 2, 3):
         (queue / "backups" / f"results-2026-01-0{day}.db").touch()
@@ -111,10 +111,9 @@ def test_one_a_day_and_the_newest_are_kept(queue: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("keep", "free"), [("0", 10**12), ("7", 10**8)])
 def test_no_copy_where_none_is_wanted_or_the_disk_is_full(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, keep: str, free: int
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, keep: str, free: int
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_BACKUPS", keep)
-    settings.cache_clear()
+    given(BACKUPS=keep)
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     assert copy_daily() is None and not (queue / "backups").exists()
 
@@ -150,8 +149,7 @@ def test_a_turn_that_fails_is_told_and_ends_nothing(
     monkeypatch.setattr(upkeep, "measure_ended", measure)
     monkeypatch.setattr(upkeep, "PAUSE_S", 0.01)
     with upkeep.upkeep(DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)):
-        while not done:
-            pass
+        until(lambda: done)
     assert "the disk is gone" in caplog.text
 
 
@@ -177,14 +175,10 @@ def test_a_database_in_use_is_not_replaced(damaged: Path) -> None:
     with pytest.raises(BackupError, match="supervisor"):
         replace_database(copy)
     lock.release()
-    code = f"file = open({str(damaged)!r}); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as user:
-        user.stdout.readline()
+    with subprocess.Popen(["sleep", "60"], stdin=damaged.open("rb")) as user:
         with pytest.raises(BackupError, match=str(user.pid)):
             replace_database(copy)
-        user.communicate(b"\n")
+        user.kill()
 
 
 def test_a_damaged_copy_is_refused(damaged: Path, tmp_path: Path) -> None:
@@ -193,9 +187,7 @@ def test_a_damaged_copy_is_refused(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="is damaged"):
         replace_database(bad)
     copy = daily_copies()[0]
-    with sqlite3.connect(copy) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '9999'")
-    raw.close()
+    executed(copy, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(BackupError, match="newer version"):
         replace_database(copy)
     assert not [*damaged.parent.rglob("*replaced*")]

@@ -50,7 +50,7 @@ def test_a_container_that_is_stopped_lets_runs_save(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         line = [*space, PACKAGING / "start.sh", "sh", "-c", DASHBOARD]
         first = subprocess.Popen(line, stdout=log, stderr=log)
-        until(lambda: "works" in (tmp_path / "log").read_text(), 20)
+        until(lambda: "works" in (tmp_path / "log").read_text())
         (child,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
         assert first.wait(20) == 0

@@ -69,11 +69,13 @@ class Lab:
                 return httpx.Response(599)
 
 
-def took(holds: Callable[[], object], within_s: float) -> float:
-    """The seconds until it holds."""
+def took(holds: Callable[[], object], within_s: float, what: str) -> float:
+    """Wait until it holds; print and return the seconds that took."""
     began = time.monotonic()
     until(holds, within_s)
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    print(f"{what} after {seconds:.1f} s")
+    return seconds
 
 
 def count(**config: object) -> int:

@@ -13,7 +13,7 @@ from backend.compiler import CompilerError, _compiler
 from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
-MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
+MANY = bool(os.environ.get("SLIMSCOPE_TEST_ALL"))
 OTHERS = ("quantization/test_kernels.py", "linalg/test_gram.py", "pruning/test_descent.py")
 HERE = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
 FILES = (*HERE, *(f"../../{name}" for name in OTHERS))

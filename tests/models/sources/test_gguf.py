@@ -1,5 +1,8 @@
+"""GGUF files as models; headers, whose strings are counted without decoding them and read once."""
+
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -10,10 +13,12 @@ from gguf import GGMLQuantizationType as Kind
 from backend.errors import ModelError
 from backend.export.card import origin_of
 from backend.models.loading import load
+from backend.models.sources import gguf as source
 from backend.models.sources.catalog import inspect, materialize
+from backend.models.sources.gguf_header import HeaderReader, read_header
 from backend.models.sources.headers import read_headers
 from backend.models.sources.spec import TOY_FOLDER
-from backend.settings import settings
+from backend.settings import Settings, settings
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -91,9 +96,7 @@ def add_tensor(writer: gguf.GGUFWriter, name: str, weight: np.ndarray, kind: Kin
 
 
 @pytest.fixture
-def file(current, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
-    settings.cache_clear()
+def file(current: Settings, own_cache: Path) -> Path:
     return current.root / "models" / "toy.gguf"
 
 
@@ -160,14 +163,6 @@ def test_experts_and_unknown_architectures_are_refused(file):
         inspect(str(file))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a gguf file at all", b"GGUF" + b"\xff" * 64])
-def test_a_damaged_file_is_refused(file, content):
-    file.parent.mkdir(parents=True)
-    file.write_bytes(content)
-    with pytest.raises(ModelError, match="cannot be read as GGUF"):
-        inspect(str(file))
-
-
 def test_origin_and_license_are_those_of_the_file(file):
     write_toy(file, Kind.Q8_0, about="Made of an awq model.")
     materialize(str(file))
@@ -190,3 +185,133 @@ def test_each_tensor_keeps_the_narrowest_type_that_holds_its_values(file, kind, 
     own = dict(load("toy").model.named_parameters())["model.layers.0.mlp.up_proj.weight"].detach()
     expected = gguf.quants.dequantize(gguf.quants.quantize(own.numpy(), kind), kind)
     assert np.array_equal(weight.detach().numpy(), expected)
+
+
+# gguf header --------------------------------------------------------------------------------------
+
+
+VOCABULARY = 262_144  # as of Gemma 3
+READS = 2_000  # of numbers and arrays: more than fields and tensors need, less than strings would
+
+
+def write_large(path: Path, tokens: int, order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE) -> Path:
+    """Write a model of one block with this number of tokens, merges, scores and types."""
+    writer = gguf.GGUFWriter(path, "llama", endianess=order)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(4)
+    writer.add_head_count(1)
+    writer.add_token_list([f"token-{number}" for number in range(tokens)])
+    writer.add_token_merges([f"to ken-{number}" for number in range(tokens)])
+    writer.add_token_scores([0.5] * tokens)
+    writer.add_token_types([1] * tokens)
+    writer.add_description("behind them")
+    writer.add_tensor("token_embd.weight", np.zeros((VOCABULARY, 4), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_large_vocabulary_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens as embeddings are accepted, more are rejected, and no string is decoded."""
+    reads: list[int] = []
+    get = HeaderReader._get
+
+    def counted(self: HeaderReader, offset: int, *rest: Any, **named: Any) -> Any:
+        reads.append(offset)
+        return get(self, offset, *rest, **named)
+
+    monkeypatch.setattr(HeaderReader, "_get", counted)
+    header = read_header(write_large(tmp_path / "large.gguf", VOCABULARY))
+    assert header["config"]["vocab_size"] == VOCABULARY
+    assert header["about"]["description"] == "behind them"
+    assert len(reads) < READS
+    for wrong in (VOCABULARY + 1, 0):
+        with pytest.raises(ModelError) as refused:
+            read_header(write_large(tmp_path / "wrong.gguf", wrong))
+        assert "no tokenizer" in refused.value.why
+    assert len(reads) < 3 * READS
+
+
+def test_a_file_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    header = read_header(write_large(tmp_path / "big.gguf", 300, gguf.GGUFEndian.BIG))
+    assert header["about"]["description"] == "behind them"
+
+
+def test_arrays_have_the_values_of_the_file(tmp_path: Path) -> None:
+    """The values equal those of the gguf package's reader, element by element."""
+    path = write_large(tmp_path / "it.gguf", 300)
+    mine, theirs = HeaderReader(path), gguf.GGUFReader(path)
+    assert mine.count_strings("tokenizer.ggml.tokens") == len(
+        theirs.fields["tokenizer.ggml.tokens"].data
+    )
+    for name, field in theirs.fields.items():
+        if gguf.GGUFValueType.STRING not in field.types[1:]:
+            assert mine.fields[name].contents() == field.contents(), name
+
+
+@pytest.fixture
+def read(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose headers have been read, of which there is one."""
+    write_toy(file)
+    files: list[Path] = []
+    limited = source.read
+
+    def noted(parser: str, path: Path) -> Any:
+        files.append(path)
+        return limited(parser, path)
+
+    monkeypatch.setattr(source, "read", noted)
+    return files
+
+
+def in_another_process(file: Path) -> Any:
+    """The facts as seen by a process with empty caches."""
+    source._read_header.cache_clear()
+    return inspect(str(file))
+
+
+def test_a_header_is_read_once_until_the_file_changes(file: Path, read: list[Path]) -> None:
+    facts = in_another_process(file)
+    assert facts == in_another_process(file) == inspect(str(file)) and len(read) == 1
+    write_toy(file, Kind.Q8_0)
+    assert in_another_process(file).note and len(read) == 2
+    assert in_another_process(file).note and len(read) == 2
+    (kept,) = (settings().cache_dir / "read").iterdir()  # of one file, one
+    assert kept.suffix == ".json"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2, 3]", '["", {}]', "null", "\0"])
+def test_a_damaged_record_is_not_used(file: Path, read: list[Path], content: str) -> None:
+    facts = in_another_process(file)
+    (kept,) = (settings().cache_dir / "read").iterdir()
+    kept.write_text(content)
+    assert in_another_process(file) == facts and len(read) == 2
+    assert json.loads(kept.read_text())[1]["config"]
+
+
+def test_the_record_of_another_file_is_not_used(file: Path, read: list[Path]) -> None:
+    in_another_process(file)
+    (kept,) = (settings().cache_dir / "read").iterdir()
+    other = write_toy(file.with_name("other.gguf"), Kind.Q8_0)
+    note = in_another_process(other).note
+    (of_other,) = {*kept.parent.iterdir()} - {kept}
+    of_other.write_text(kept.read_text())
+    assert in_another_process(other).note == note and len(read) == 3
+
+
+def test_a_refused_file_leaves_no_record(file: Path) -> None:
+    write_toy(file)
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ModelError):
+        in_another_process(file)
+    assert not (settings().cache_dir / "read").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(file: Path, read: list[Path]) -> None:
+    settings().cache_dir.mkdir(parents=True)
+    (settings().cache_dir / "read").touch()  # no folder
+    assert in_another_process(file) == in_another_process(file) and len(read) == 2

@@ -14,6 +14,7 @@ from backend.models.sources.spec import resolve_model_path
 from backend.queue import service
 from backend.queue.launcher import node_environment
 from backend.settings import settings
+from tests.conftest import Given
 from tests.queue.conftest import HOST, queue
 
 __all__ = ["queue"]
@@ -21,17 +22,15 @@ Machine = Callable[[str], Path]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tmp_path: Path, given: Given) -> Machine:
     """Make this process run as a machine with its own folders, and return them."""
 
     def at(name: str, inputs: dict[str, str] | None = None) -> Path:
         home = tmp_path / name
         for folder in ("models", "texts"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-        monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(home / "models")]))
-        monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(home / "texts"))
-        monkeypatch.setenv("SLIMSCOPE_INPUTS", json.dumps(inputs or {}))
-        settings.cache_clear()
+        given(MODEL_DIRS=json.dumps([str(home / "models")]), TEXT_DIR=str(home / "texts"))
+        given(INPUTS=json.dumps(inputs or {}))
         return home
 
     return at
@@ -67,27 +66,21 @@ def test_a_model_is_found_by_its_name_on_another_machine(data_dir: Path, machine
 
 
 @pytest.mark.parametrize(
-    ("weights", "text", "error", "said"),
+    ("there", "error", "said"),
     [
-        (b"v", "words", ModelError, "has no model mine"),
-        (b"w", "other", DatasetError, "does not have the text own.txt"),
+        ((b"v", "words"), ModelError, "has no model mine"),
+        ((b"w", "other"), DatasetError, "does not have the text own.txt"),
+        ((), ModelError, "has no model mine"),  # the path is there, but may not be read from
     ],
 )
 def test_another_model_or_text_of_that_name_is_refused_and_the_machine_is_named(
-    data_dir: Path, machine: Machine, weights: bytes, text: str, error: type[Exception], said: str
+    data_dir: Path, machine: Machine, there: tuple[bytes, str], error: type[Exception], said: str
 ) -> None:
     inputs = inputs_of({"model": put(machine("app")), "text": "file:own.txt"})
-    put(machine("gpu-1", inputs), weights, text)
+    home = machine("gpu-1", inputs)
+    if there:
+        put(home, *there)
     with pytest.raises(error, match=f"{os.uname().nodename} {said}"):
-        check_inputs(settings().inputs)
-
-
-def test_a_model_that_is_not_there_or_may_not_be_read_is_refused(
-    data_dir: Path, machine: Machine
-) -> None:
-    inputs = inputs_of({"model": put(machine("app"))})
-    machine("gpu-1", inputs)  # its path is there, but no folder that models may be read from
-    with pytest.raises(ModelError, match="has no model mine"):
         check_inputs(settings().inputs)
 
 

