@@ -12,13 +12,12 @@ from torch import Tensor
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.models.blocks import block_linears
-from backend.models.loading import weights_hash
 from backend.models.sources.catalog import inspect
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import outlier_share
 from backend.pruning.plan import block_shares, pruning_plan
 from backend.pruning.stage_store import install
-from tests.pruning.stages import cut_short, prune
+from tests.pruning.stages import prune
 
 LAYERS = inspect("toy").linears
 
@@ -118,14 +117,3 @@ def test_a_run_prunes_each_block_to_its_reported_sparsity(
             weights = torch.cat([x.read().flatten() for x in block_linears(model, block).values()])
             zeros = (weights == 0).float().mean().item()
             assert zeros == pytest.approx(share, abs=0.012)  # rows of 64 round down
-
-
-def test_a_stopped_run_resumes_bit_for_bit(
-    toy, calibration: Tensor, tmp_path: Path, recorder
-) -> None:
-    """The run stops during the outlier pass, after it, and during the first pass."""
-    chosen, ids, model, again = config(), calibration[:8], toy(), toy()
-    prune(model, ids, chosen, tmp_path / "whole")
-    cut_short(toy, ids, chosen, tmp_path / "cut", (1, 3, 4), recorder)
-    prune(again, ids, chosen, tmp_path / "cut")
-    assert weights_hash(again) == weights_hash(model)
