@@ -16,6 +16,7 @@ from backend.errors import ConfigError
 from backend.models.loading import load
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import ARCHITECTURES, END, base, built, drafter_of, random_ids, toy_prompts
+from tests.refusals import refusal
 
 GROWTH = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 0, 0), 0.1), ((2,), 0.1)]
 
@@ -64,9 +65,8 @@ def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
 
 
 def test_more_than_one_prompt_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2 prompts") as refused:
+    with refusal("prompt", "2 prompts", "once per prompt", error=ConfigError):
         list(generate(base(), None, torch.ones(2, 4, dtype=torch.long)))
-    assert refused.value.field == "prompt" and "once per prompt" in refused.value.do
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,8 @@ def test_more_than_one_prompt_is_refused() -> None:
 def test_unsupported_generation_settings_are_refused(name: str, value: object) -> None:
     model = built(ARCHITECTURES["grouped"])
     setattr(model.generation_config, name, value)
-    with pytest.raises(ConfigError, match=name) as refused:
+    with refusal("model", name, error=ConfigError):
         list(generate(model, None, [5, 6], 4))
-    assert refused.value.field == "model" and name in refused.value.do
 
 
 def test_the_models_own_repetition_penalty_is_kept() -> None:

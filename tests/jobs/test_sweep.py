@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError
 from backend.queue import service
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
@@ -19,6 +19,7 @@ from backend.store.tables import Job, Result
 from jobs import sweep
 from jobs.submit import command_line
 from tests.queue.conftest import HOST, Wait
+from tests.refusals import refusal
 from tests.shell import slimscope
 
 TOY = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
@@ -47,9 +48,8 @@ def test_values_are_lists_ranges_and_quoted() -> None:
     ],
 )
 def test_what_cannot_be_swept_names_its_field(pairs: list[tuple[str, str]], field: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with refusal(field, error=ConfigError):
         sweep.read("sds", pairs)
-    assert refused.value.field == field
 
 
 def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -> None:
@@ -78,9 +78,8 @@ def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -
 def test_one_bad_refuses_all(
     queue: Path, values: dict, swept: dict, field: str, message: str
 ) -> None:
-    with pytest.raises(SlimscopeError) as refused:
+    with refusal(field, message):
         sweep.queue("sds", TOY | values, swept, HOST)
-    assert refused.value.field == field and message in str(refused.value)
     assert queries.jobs() == []
 
 

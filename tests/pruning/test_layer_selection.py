@@ -21,6 +21,7 @@ from backend.pruning.pattern import Pattern, read_overrides
 from backend.pruning.plan import layer_patterns
 from backend.pruning.stage_store import install
 from tests.pruning.stages import prune
+from tests.refusals import refusal
 
 LAYERS = inspect("toy").linears
 
@@ -130,9 +131,8 @@ def test_the_last_match_wins_and_excluded_layers_have_no_pattern() -> None:
 def test_impossible_selections_are_reported_at_their_field(
     fields: dict, field: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refusal(field, message, error=ConfigError):
         layer_patterns(LAYERS, config(**fields))
-    assert caught.value.field == field and message in str(caught.value) and caught.value.do
 
 
 def zero_share(W: Tensor) -> float:

@@ -24,6 +24,7 @@ from backend.errors import ConfigError, OverloadError
 from backend.kernels.library import BLOCK
 from backend.models.loading import load
 from tests.decoding.serving.conftest import alone, ask, prompt_of, target_of
+from tests.refusals import refusal
 
 Open = Callable[..., ServingEngine]
 
@@ -48,9 +49,8 @@ def test_invalid_requests_are_refused(
     opened: Open, prompt: list[int], limit: int, more: dict, name: str
 ) -> None:
     engine = opened(blocks=6)
-    with pytest.raises(ConfigError) as refused:
+    with refusal(name, error=ConfigError):
         ask(engine, prompt, limit, **more)
-    assert refused.value.field == name and refused.value.why
     assert engine.status().waiting == 0
 
 

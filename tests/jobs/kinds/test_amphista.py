@@ -34,6 +34,7 @@ from jobs.reproduction import compare
 from jobs.submit import check_and_estimate
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
+from tests.refusals import refusal
 
 SMALL = {
     "model": "toy",
@@ -134,9 +135,8 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
-    with pytest.raises(ModelError, match="the answers generated at once") as refused:
+    with refusal("answer_tokens", "the answers generated at once", error=ModelError):
         check_and_estimate("amphista", config)
-    assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
 

@@ -9,7 +9,6 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from backend.decoding.benchmark import Decoder
-from backend.errors import SlimscopeError
 from backend.evaluation.zero_shot import questions, score_endings
 from backend.metric_key import MetricKey
 from backend.models.loading import load
@@ -44,7 +43,6 @@ from jobs.metrics import (
     TOP1_AGREEMENT,
     ZERO_SHARE,
 )
-from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -165,30 +163,6 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     rows[MODEL, SPEED_UP].stderr = stderr
     sentence = size_and_speed(rows)[0]
     assert words in sentence and "20 tokens/s (19 to 22)" in sentence
-
-
-@pytest.mark.parametrize(
-    ("values", "field", "words"),
-    [
-        ({"model": "sds-0009"}, "model", "no run"),
-        ({"model": "count-0001"}, "model", "not saved a model"),
-        ({"model": "toy", "dense": "smollm2-135m"}, "dense", "was not derived from"),
-        ({"model": "toy", "context": 100_000}, "context", "does not fit"),
-        ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
-        ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
-        ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
-        ({"model": "toy", "tasks": "endings", "context": 64}, "tasks", "too short"),
-        ({"model": "toy", "batch": 0}, "batch", "Batch size"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_beside_its_field(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, values: dict, field: str, words: str
-) -> None:
-    monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
-    submit("count", {}, HOST)
-    with pytest.raises(SlimscopeError, match=words) as refused:
-        check_and_estimate("evaluation", values)
-    assert refused.value.field == field
 
 
 def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:

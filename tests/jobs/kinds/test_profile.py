@@ -33,32 +33,6 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("changed", "field", "message"),
-    [
-        ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
-        ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
-        ({"formats": ""}, "formats", "0 formats are given"),
-        ({"measured": "70%"}, "measured", "70% is not among the formats"),
-        ({"windows": 9}, "windows", "Only 8 windows are held out"),
-        ({"holdout": 0}, "holdout", "No text is held out"),
-        (
-            {"calibration_text": "self"},
-            "calibration_text",
-            "cannot use text sampled from the model",
-        ),
-        ({"context": 4096}, "context", "does not fit"),
-    ],
-)
-def test_what_cannot_work_is_refused_beside_its_field(
-    queue: object, changed: dict[str, object], field: str, message: str
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        submit("profile", SMALL | changed, HOST)
-    assert refused.value.field == field
-    assert message in str(refused.value)
-
-
 def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     with pytest.raises(NotFoundError, match="no sensitivity profile of toy"):
         budget("toy", bits="3")

@@ -35,6 +35,7 @@ from jobs.sds.kind import SDSJob, memory_bytes, requirements
 from jobs.submit import check_and_estimate, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
+from tests.refusals import refusal
 
 SMALL = {
     "model": "toy",
@@ -247,11 +248,10 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
     _, estimate = check_and_estimate("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
-    with pytest.raises(ModelError) as refused:
+    with refusal("segments", "on disk", error=ModelError):
         check_and_estimate(
             "sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"}
         )
-    assert refused.value.field == "segments" and "on disk" in refused.value.do
     check_and_estimate(
         "sds", {**SMALL, "segments": 4096, "context": 256}
     )  # they wait on disk by themselves
@@ -289,9 +289,8 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
         sizes[0] + states,
     ]
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(ConfigError, match="6 stages") as refused:
+    with refusal("until", "6 stages", error=ConfigError):
         check_and_estimate("sds", SMALL)
-    assert refused.value.field == "until"
 
 
 def test_the_disk_estimate_holds(wait: Wait) -> None:

@@ -22,6 +22,7 @@ from jobs.submit import submit
 from tests.conftest import Given
 from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
+from tests.refusals import refusal
 
 ADA, BOB, EVE = (Actor(guest_name(f"aa{n}", "1234"), "guest", f"10.0.0.{n}") for n in range(3))
 SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
@@ -77,9 +78,8 @@ def test_guests_may_ask_by_default_but_not_queue_runs() -> None:
 def test_invalid_settings_are_refused_with_their_field(
     values: dict[str, object], field: str
 ) -> None:
-    with pytest.raises(SlimscopeError) as refused:
+    with refusal(field):
         asks(HOST, **values)
-    assert refused.value.field == field and refused.value.what
     assert conversations.newest_conversations(9) == []
 
 
