@@ -127,15 +127,6 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert p_value(counts, wanted) > 0.001
 
 
-def test_the_chi_square_test_detects_a_wrong_temperature() -> None:
-    """The test above has power: it fails at a slightly different temperature."""
-    logits = table()
-    drawn = drawn_pairs(logits, Sampling(temperature=1.1))
-    expected = exact(logits, Sampling(temperature=1.0))
-    counts, wanted = zip(*[(drawn[p], WALKS * c) for p, c in expected.items()], strict=True)
-    assert p_value(counts, wanted) < 0.001
-
-
 class ConstantProposer:
     """Proposer that drafts the same tokens at every step."""
 
@@ -174,24 +165,6 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
             expected[text[1:]] += chance.item()
     counts, wanted = zip(*[(drawn[p], count * c) for p, c in expected.items()], strict=True)
     assert p_value(counts, wanted) > 0.001
-
-
-def test_a_repetition_penalty_sees_the_path_of_each_node() -> None:
-    target, prompt = base(), toy_prompts()[0]
-    drafter = drafter_of(target, scale=0.2, heads=2)
-    sampling = Sampling(repetition_penalty=1.3)
-    ids = torch.tensor([prompt])
-    expected = target.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=40,
-        repetition_penalty=1.3,
-        eos_token_id=None,
-    )[0, len(prompt) :].tolist()
-    for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
-        steps = decode(target, proposer, prompt, 40, sampling=sampling)
-        assert [t for step in steps for t in step.tokens] == expected
 
 
 @pytest.mark.parametrize(

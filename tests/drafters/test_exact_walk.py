@@ -21,7 +21,7 @@ from backend.drafters.generate import TreeProposer
 from backend.drafters.training.hidden_state_cache import CachedSequence
 from backend.drafters.training.prompts import write_answers
 from backend.reporter import SilentReporter
-from tests.drafters.toys import base, drafter_of, random_ids, toy_prompts
+from tests.drafters.toys import base, drafter_of, toy_prompts
 
 LIMIT = 40
 TREE = Tree([(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
@@ -71,17 +71,6 @@ def test_a_replay_equals_decoding(name: str) -> None:
         assert (walk.accepted, walk.nodes) == (tokens, nodes)
     assert walk.accepted_length == pytest.approx(sum(tokens) / len(tokens), rel=0.03)
     assert (walk.accepted_length > 1) == (name != "none")
-
-
-def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
-    """Learned positions end with the context."""
-    target = base("gpt2")
-    drafter = drafter_of(target, scale=0.3, architecture="eagle")
-    proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))
-    limit = 20
-    prompt = random_ids(target, target.context - limit).tolist()
-    steps = [*decode(target, proposer, prompt, limit)]
-    assert sum(len(step.tokens) for step in steps) == limit
 
 
 def test_the_speed_up_counts_nodes_and_drafts() -> None:

@@ -45,13 +45,6 @@ def test_the_choice_is_measured_once_and_logged(
     assert choose("work", RUNS) == choice
 
 
-def test_a_choice_says_by_how_much() -> None:
-    choice = SpeedComparison(work="texts", seconds={"kernels": 0.02, "PyTorch": 0.05})
-    assert str(choice) == "texts: kernels (PyTorch: 2.50 × the time)"
-    choice = SpeedComparison(work="texts", seconds={"kernels": 0.02, "PyTorch": 0.01})
-    assert str(choice) == "texts: PyTorch (kernels: 2.00 × the time)"
-
-
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
     for choice in CHOICES:
