@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
@@ -18,6 +17,7 @@ from backend.store.tables import Job, Slot
 from jobs import pipeline
 from jobs.fields.models import needed_runs
 from jobs.submit import submit
+from tests.rows import change
 
 HOST = Actor("anna", "host")
 TEXT = """
@@ -32,8 +32,7 @@ steps:
 
 
 def ended(run: Job, state: State) -> None:
-    with writing() as session:
-        session.execute(update(Job).where(Job.id == run.id).values(state=state))
+    change(Job, run.id, state=state)
 
 
 def startable() -> list[int]:

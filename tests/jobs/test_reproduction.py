@@ -18,6 +18,7 @@ from jobs.reproduction import compare, reproduce, reproduced
 from tests.conftest import Given
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, bare_job, succeeded
+from tests.rows import change
 from tests.shell import slimscope
 
 
@@ -88,8 +89,7 @@ def test_what_differs_is_told_in_words(queue: Path) -> None:
 def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> None:
     made(1, {"perplexity": 10.0, "bits_per_byte": 1.0})
     made(2, {"perplexity": 10.0})
-    with writing() as session:
-        session.get_one(Result, (2, "sds", "perplexity", "")).details = {"corpus": "other"}
+    change(Result, (2, "sds", "perplexity", ""), details={"corpus": "other"})
     differences = {d.what: (d.first, d.second) for d in compare(1, 2).results}
     assert differences["Bits per byte, Second pruning (SDS)"] == (1.0, None)
     assert differences["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")
@@ -120,12 +120,8 @@ def test_replay_from_a_shell(supervised: SupervisorLoop) -> None:
     completed = slimscope(*again, "--json", meanwhile=supervised.turn)
     assert completed.returncode == 0, completed.stderr
     assert json.loads(completed.stdout)["outcome"] == "equal"
-    with writing() as session:
-        session.get_one(Result, (1, "run", "total", "")).value = 7.0
-    completed_show = slimscope("show", "2")
-    assert (
-        "count-0001 and count-0002 differ" in completed_show.stdout
-        and "7.0" in completed_show.stdout
-    )
+    change(Result, (1, "run", "total", ""), value=7.0)
+    shown = slimscope("show", "2").stdout
+    assert "count-0001 and count-0002 differ" in shown and "7.0" in shown
     completed = slimscope(*again, meanwhile=supervised.turn)
     assert completed.returncode == 4 and "1 different figure." in completed.stdout

@@ -77,9 +77,12 @@ def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
         ("list", "--limit", "-5"),
         ("submit", "count", "--priority", str(2**70)),
         ("resume", "count-0099"),
+        ("submit", "benchmark", "--drafters", "amphista-0099"),
+        ("pipeline", "file.yaml", "--model", "toy", "--show"),  # which names its own
+        ("pipeline", "file.yaml", "--preset", "prune, quantize", "--show"),
     ):
         refused = slimscope(*words)
-        assert refused.returncode == 2 and refused.stderr, words
+        assert refused.returncode == 2 and refused.stderr.startswith(("slimscope:", "Usage")), words
         assert "Traceback" not in refused.stderr
 
 
@@ -240,12 +243,6 @@ def test_looking_imports_nothing_heavy(queue: Path) -> None:
     )
     assert "--adjust-steps" in completed.stdout
     assert [line for line in completed.stdout.splitlines() if line[:1] == "["] == ["[]", "[]"]
-
-
-@pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantize")])
-def test_a_pipeline_file_takes_no_model_or_preset(queue: Path, words: tuple[str, ...]) -> None:
-    refused = slimscope("pipeline", "file.yaml", *words, "--show")
-    assert refused.returncode == 2 and "names its own steps and model" in refused.stderr
 
 
 def test_a_pipeline_is_followed_until_a_step_does_not_succeed(

@@ -22,6 +22,7 @@ from jobs.cli.server import examine
 from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.queue.engines.ray_head import TOKEN, ray_head
+from tests.rows import change
 from tests.shell import slimscope
 
 
@@ -151,13 +152,11 @@ def test_machines_with_other_versions_are_named(queue: Path) -> None:
         ("gpu-1", local_versions["torch"], False),
         ("gpu-2", "1.0", True),
     ):
-        with writing() as session:
-            row = session.get_one(Job, job.id)
-            row.state = State.SUCCEEDED
-            row.environment = {"host": host, "versions": {**local_versions, "torch": torch}}
+        environment = {"host": host, "versions": {**local_versions, "torch": torch}}
+        change(Job, job.id, state=State.SUCCEEDED, environment=environment)
         assert wrong(cluster.nodes(), "gpu-2 has torch 1.0") is is_other
-    with writing() as session:  # as after an import or a restore
-        session.get_one(Job, job.id).environment = {"versions": local_versions}
+    # as after an import or a restore
+    change(Job, job.id, environment={"versions": local_versions})
     assert cluster.nodes().ok
 
 

@@ -15,7 +15,6 @@ from backend.errors import ConfigError
 from backend.models import blocks
 from backend.models.sources.catalog import inspect
 from backend.store import frames, queries
-from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
@@ -26,6 +25,7 @@ from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, succeeded
 from tests.refusals import refusal
+from tests.rows import change
 
 SMALL = {
     "model": "toy",
@@ -41,10 +41,7 @@ GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
 def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job:
     """Store a finished run with an untrained drafter."""
     job = submit("amphista", {"model": model, "answers": 64}, HOST)
-    with writing() as session:
-        row = session.get_one(Job, job.id)
-        row.state, row.kind = State.SUCCEEDED, kind
-        session.flush()
+    change(Job, job.id, state=State.SUCCEEDED, kind=kind)
     job = queries.job(job.id)
     folder = drafter_folder(job)
     folder.mkdir(parents=True)

@@ -48,7 +48,7 @@ from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
 
 TINY = {"context": 64, "windows": 8, "threads": 1, "sample_tokens": 8}
-SELF = {"model": "toy", "dense": "toy", "speed": False}
+
 Rows = dict[tuple[str, MetricKey], Result]
 
 
@@ -102,31 +102,23 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     assert (MODEL, SPEED_UP) in again
 
 
-def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(wait: Wait) -> None:
-    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0}
-    job = succeeded(wait, "evaluation", {**SELF, "tasks": "Endings", **few})
+def test_a_model_is_equal_to_itself_and_chooses_endings_with_both(wait: Wait) -> None:
+    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 8, "tasks": "Endings"}
+    job = succeeded(wait, "evaluation", {"model": "toy", "dense": "toy", "speed": False, **few})
     rows, loaded = figures(job.id), load("toy")
+    assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
+    assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
+    assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
+    assert (MODEL, TOKENS_PER_SECOND) not in rows
+    assert "too few zeros for sparse formats" in size_and_speed(rows)[0]
     text = evaluation_slice("toystories", loaded.tokenizer, 2, 256)
     expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
     for stage in (DENSE, MODEL):
         assert rows[stage, ENDINGS_ACCURACY].value == expected.accuracy
         assert rows[stage, ENDINGS_ACCURACY].n == len(expected.correct) == 8
-
     again = resumed_without(wait, job.id, ENDINGS_ACCURACY)
     assert again.keys() == rows.keys()
     assert again[MODEL, ENDINGS_ACCURACY].value == expected.accuracy
-
-
-def test_a_model_is_equal_to_itself(wait: Wait) -> None:
-    job = succeeded(wait, "evaluation", SELF | TINY)
-    rows = figures(job.id)
-    assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
-    assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
-    assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
-    assert (MODEL, TOKENS_PER_SECOND) not in rows
-    assert size_and_speed(rows) == [
-        "Size: too few zeros for sparse formats, which would be larger than dense 16-bit."
-    ]
 
 
 def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
