@@ -1,12 +1,17 @@
-"""Tests of the remaining time of a job, from its progress."""
+"""Tests of the remaining time of a job, from its progress; of the resources of its process, and of
+its position among the blocks."""
 
 from itertools import pairwise
 
+import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from backend.reporter import REPLAY
+from backend.reporter import REPLAY, at_block, block_reached
+from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import progress as module
-from jobs.runtime.progress import Progress
+from jobs.runtime.progress import MB, Progress, UsageSampler
 
 
 @pytest.fixture
@@ -15,6 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(module, "MAX_SMOOTHING_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "now_ms", lambda: int(1000 * now[0]))
     return now
 
 
@@ -105,3 +111,32 @@ def test_the_log_is_told_what_has_moved() -> None:
     assert progress.log_line() == ""
     progress.report(0.24, 1.0, "Re-dense, block 3 of 30", phase_end=1.0)
     assert progress.log_line() == "24 %: Re-dense, block 3 of 30." and progress.log_line() == ""
+
+
+def test_points_become_rare_in_a_long_run(clock: list[float]) -> None:
+    points: list[tuple[str, float, int]] = []
+    sampler = UsageSampler(0, lambda *point: points.append(point))
+    for second in range(1, 3600):
+        clock[0] = second
+        sampler.sample()
+    steps = [step for name, _, step in points if name == MEMORY]
+    assert steps[:50] == [*range(1, 51)] and steps == sorted({*steps}) and steps[-1] > 3500
+    assert max(later - step for step, later in pairwise(steps)) <= 37
+    assert 200 < len(steps) < 600 and len(points) == 2 * len(steps)
+
+
+def test_memory_and_processor_are_those_of_this_process(clock: list[float]) -> None:
+    points: dict[str, float] = {}
+    sampler = UsageSampler(-60_000, lambda name, value, step: points.update({name: value}))
+    clock[0] = 2.0
+    sampler.sample()
+    used_mb = psutil.Process().memory_info().rss / MB
+    assert points[MEMORY] == pytest.approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
+    assert MEMORY.axis == PROCESSOR.axis == "seconds"
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
+def test_the_block_an_activity_has_reached_is_read_from_its_words(
+    block: int, more: int, activity: str
+) -> None:
+    assert block_reached(at_block(block, block + more, activity)) == (block + 1, block + more)
