@@ -127,13 +127,10 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert p_value(counts, wanted) > 0.001
 
 
-class ConstantProposer:
+class ConstantProposer(NoDraft):
     """Proposer that drafts the same tokens at every step."""
 
     nodes = len(TREE)
-
-    def start(self, first: int, capacity: int) -> None:
-        pass
 
     def propose(self, hidden: Tensor, tokens: object) -> DraftTokens:
         return DraftTokens([rank for _, rank in TREE.slots], TREE)
@@ -201,17 +198,17 @@ def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
         Sampling(**fields)
 
 
-@pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0])
+@pytest.mark.parametrize("spread", [0.2, 4.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.97), (40, 1.0), (90, 0.9)])
 def test_a_quantile_refers_to_all_probabilities(spread: float, top_k: int, top_p: float) -> None:
     """The share of quantiles that return a token equals its probability."""
     logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
     sampling = Sampling(1.0, top_k, top_p)
     expected = processors(sampling)(torch.zeros(1, 0).long(), logits[None])[0].softmax(-1)
-    places = (torch.arange(2000) + 0.5) / 2000
+    places = (torch.arange(600) + 0.5) / 600
     drawn = torch.tensor([draw(logits.float(), top_k, top_p, float(x)) for x in places])
     counts = drawn.bincount(minlength=3000)
     assert (expected[drawn] > 0).all()
-    assert (counts - 2000 * expected).abs().max() < 1.05  # one quantile more or less
+    assert (counts - 600 * expected).abs().max() < 1.05  # one quantile more or less
     with pytest.raises(ComputeError):
         draw(logits.float() * math.nan, top_k, top_p, 0.5)

@@ -216,7 +216,7 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
 @lru_cache
 def answers() -> list[CachedSequence]:
     """Return the greedy answers of the toy to some prompts."""
-    prompts = [list(prompt) for prompt in toy_prompts(4)]
+    prompts = [list(prompt) for prompt in toy_prompts(2)]
     created = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
     return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, created, strict=True)]
 
@@ -247,9 +247,8 @@ def test_the_speed_up_counts_nodes_and_drafts() -> None:
 @torch.inference_mode()
 def test_a_dynamic_tree_has_the_likely_paths(architecture: str) -> None:
     sizes = []
-    for least in (0.0, 0.05, 0.3, 1.1):
-        proposer = confident(architecture, least)
-        result = walk_answers(proposer, answers()).nodes
+    for least in (0.0, 0.1, 1.1):
+        result = walk_answers(confident(architecture, least), answers()).nodes
         assert max(result) <= 6
         sizes.append(sum(result) / len(result))
     assert sizes == sorted(sizes, reverse=True)

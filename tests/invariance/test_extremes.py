@@ -62,7 +62,7 @@ OVERFLOWING = {"mlp.gate_proj.weight": LARGE, "mlp.up_proj.weight": LARGE}
 
 SHAPES = ("one block", "a context of 64", "256,000 tokens")
 SOLVERS = (*DECLARED_PRUNERS, "rtn", "hqq")  # they see one matrix, and nothing of such shapes
-SLOW = ("medusa", "amphista", "dlqat-kd")  # half a minute each with a large vocabulary
+SLOW = ("medusa", "amphista", "dlqat-kd", "dlqat", "owl", "gptq-order", "rotated-gptq")
 LEFT_OUT = {*product(SHAPES, SOLVERS), *product(("256,000 tokens",), SLOW)}
 
 

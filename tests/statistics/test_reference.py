@@ -147,7 +147,7 @@ def test_a_difference_on_every_window_is_significant_although_windows_differ() -
     assert 1 < actual.low < actual.value < actual.high < 1.04
 
 
-@pytest.mark.parametrize("windows", [5, 8, 16, 32])
+@pytest.mark.parametrize("windows", [5, 32])
 @pytest.mark.parametrize("skew", ["none", "right", "left"])
 def test_the_interval_covers_the_true_ratio_of_skewed_window_losses(
     windows: int, skew: str

@@ -315,7 +315,6 @@ def test_a_run_of_the_plan_produces_the_same_weights(
     ("form", "rest", "format", "found"),
     [
         ("50p", "dense", "compressed-tensors", ""),
-        ("int4-g32", "dense", "compressed-tensors", "4 bits"),
         ("2of4andint3-g32", "int8-g32", "slimscope", "3 bits, model.embed_tokens 8"),
         ("int4-g32", "int8-g32", "gguf", None),
     ],
