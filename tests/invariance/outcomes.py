@@ -1,7 +1,5 @@
 """Every method on a model in memory, and what came of it: what stays of two runs to be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
