@@ -123,8 +123,7 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert set(drawn) <= set(possible)
     counts = [drawn[pair] for pair in possible]
     total = sum(expected[pair] for pair in possible)
-    wanted = [WALKS * expected[pair] / total for pair in possible]
-    assert p_value(counts, wanted) > 0.001
+    assert p_value(counts, [WALKS * expected[pair] / total for pair in possible]) > 0.001
 
 
 class ConstantProposer(NoDraft):

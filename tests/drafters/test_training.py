@@ -297,8 +297,7 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     result = []
     for prompt in toy_prompts(78)[72:]:
-        steps = list(decode(target, proposer, prompt, 48, [END]))
-        result.append(mean_accepted(steps))
+        result.append(mean_accepted(list(decode(target, proposer, prompt, 48, [END]))))
     return mean(result)
 
 

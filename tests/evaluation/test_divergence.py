@@ -78,8 +78,7 @@ def test_divergence_equals_its_definition(
         assert actual.kl == pytest.approx(kl.mean().item(), rel=1e-4)
         assert actual.agreement == pytest.approx(same.mean().item(), abs=1e-12)
         assert actual.tokens == kl.numel()
-        spread = (kl.mean(1).std() / 5**0.5).item()
-        assert actual.kl_stderr == pytest.approx(spread, rel=1e-3)
+        assert actual.kl_stderr == pytest.approx((kl.mean(1).std() / 5**0.5).item(), rel=1e-3)
 
 
 def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> None:
@@ -89,8 +88,7 @@ def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> Non
     with pytest.raises(ValueError, match="other batches"):
         perplexity(dense, text_of(rows), 5, observe=DivergenceObserver(dense, reference))
     comparison = DivergenceObserver(dense, reference)
-    logits = torch.full((2, 40, VOCABULARY), torch.nan)
-    comparison(rows[:2], logits)
+    comparison(rows[:2], torch.full((2, 40, VOCABULARY), torch.nan))
     with pytest.raises(ComputeError, match="not finite"):
         comparison.result()
 

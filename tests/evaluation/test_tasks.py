@@ -62,8 +62,7 @@ def test_a_question_has_a_passage_its_true_ending_and_the_next_three(bos: bool) 
     assert starts[0] == [0, QUESTION_TOKENS, 2 * QUESTION_TOKENS, 3 * QUESTION_TOKENS]
     begin = (WINDOWS - 1) * CONTEXT  # endings wrap around at the end of the window
     assert starts[1] == [begin + k * QUESTION_TOKENS for k in (3, 0, 1, 2)]
-    few = questions(text_of(windows, bos), 4)
-    assert len(few) == 4 == question_count(WINDOWS, CONTEXT, 4)
+    assert len(questions(text_of(windows, bos), 4)) == 4 == question_count(WINDOWS, CONTEXT, 4)
 
 
 @torch.no_grad()

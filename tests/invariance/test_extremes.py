@@ -28,8 +28,7 @@ def tiny(**fields: object) -> LlamaForCausalLM:
         "max_position_embeddings": 64,
         "tie_word_embeddings": True,
     }
-    config = LlamaConfig(**{**sizes, **fields})
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **fields})).eval().requires_grad_(False)
 
 
 def scaled(factors: dict[str, float]) -> LlamaForCausalLM:

@@ -219,8 +219,7 @@ def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPat
     kinds = {run.kind for run in estimates.reference_runs()}
     assert {"sds", "dlqat", "amphista", "benchmark", "profile", "evaluation"} <= kinds
     monkeypatch.setattr(estimates, "processor", lambda: "Another processor")
-    estimate = check_and_estimate("sds", {"model": "smollm2-135m"})[1]
-    assert "reference runs" in estimate.basis
+    assert "reference runs" in check_and_estimate("sds", {"model": "smollm2-135m"})[1].basis
 
 
 # the probe ----------------------------------------------------------------------------------------

@@ -150,8 +150,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
     for name in RUNS:
         folder, model, recorded = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
         base, pattern = name.split()
-        options = config(base=base, pattern=pattern)
-        result = prune(model, ids[:48], options, folder, recorded)
+        result = prune(model, ids[:48], config(base=base, pattern=pattern), folder, recorded)
         both = zip(model.named_parameters(), dense.parameters(), strict=True)
         changed = {name for (name, p), q in both if not torch.equal(p, q)}
         perplexity = {}
@@ -272,8 +271,7 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     losses = {}
     for precision in ("float32", "bfloat16"):
         model = toy()
-        options = config(precision=precision)
-        prune(model, calibration[:32], options, tmp_path / precision)
+        prune(model, calibration[:32], config(precision=precision), tmp_path / precision)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         losses[precision] = fmean(heldout_losses(model, unseen, torch.float32))
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)

@@ -80,8 +80,7 @@ def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: s
             scale = (high - low) / (2**bits - 1)
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
         least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
-    result = search_range(W, bits, 32, grid_type, "mse")
-    assert error(W, result).sum() < 1.01 * least.sum()
+    assert error(W, search_range(W, bits, 32, grid_type, "mse")).sum() < 1.01 * least.sum()
 
 
 def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:

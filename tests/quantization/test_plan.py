@@ -42,8 +42,7 @@ def test_a_plan_has_the_settings_of_every_layer() -> None:
         quantized, settings
     )
     assert created.stages == ("dense", "awq", "lora", "lora-gptq")
-    again = QuantizationPlan.model_validate(created.model_dump(mode="json"))
-    assert again == created
+    assert QuantizationPlan.model_validate(created.model_dump(mode="json")) == created
 
 
 class Exported(DLQATConfig):

@@ -167,8 +167,7 @@ def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
             linear.write(bases[module].into(linear.read()))
         block.input_layernorm.weight.data.fill_(1)
         block.post_attention_layernorm.weight.data.fill_(1)
-    turned = llama.model.embed_tokens.weight @ rotation(width)
-    llama.model.embed_tokens.weight.data = turned
+    llama.model.embed_tokens.weight.data = llama.model.embed_tokens.weight @ rotation(width)
     llama.lm_head.weight.data = (llama.lm_head.weight * final) @ rotation(width)
     llama.model.norm.weight.data.fill_(1)
     assert torch.allclose(llama(ids).logits, exact, atol=1e-4)
@@ -287,5 +286,4 @@ def test_zeros_stay_and_later_columns_compensate(layer, size: int) -> None:
     rounded = grid.nearest(W)
     assert (W[:, ::3] == 0).all() and (rounded[:, ::3] == 0).all()
     naive, its = compensate(layer.W, U, size, grid_of)
-    masked = its.nearest(naive) * (layer.W != 0)
-    assert layer.error(rounded) < layer.error(masked)
+    assert layer.error(rounded) < layer.error(its.nearest(naive) * (layer.W != 0))

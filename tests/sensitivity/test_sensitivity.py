@@ -242,8 +242,7 @@ def test_a_mix_stays_within_its_budget_and_is_almost_optimal(seed: int, share: f
 
 def test_pins_groups_and_formats_that_do_not_fit() -> None:
     known = choices(1)
-    pinned = known.pinned({"layer-2": "f0"})
-    assert best_quality(pinned, 1e9)["layer-2"] == "f0"
+    assert best_quality(known.pinned({"layer-2": "f0"}), 1e9)["layer-2"] == "f0"
     names, cost = grouped(["qkv", "qkv", "qkv", "o", "down"], known.cost)
     assert names == ("qkv", "o", "down")
     np.testing.assert_allclose(cost[0], known.cost[:3].sum(0))

@@ -36,8 +36,7 @@ def test_submit_wait_show_and_logs(queue: Path) -> None:
         2,
     )
     again = json.loads(slimscope("show", records["id"], "--json").stdout)
-    measured_later = {"disk_bytes": records["disk_bytes"]}
-    assert again | measured_later == records
+    assert again | {"disk_bytes": records["disk_bytes"]} == records
     assert "attempt 1" in slimscope("logs", records["id"], "-f").stdout
     assert "===== attempt 1 =====" in slimscope("logs", records["id"], "--all").stdout
     listed = json.loads(slimscope("list", "--json").stdout)

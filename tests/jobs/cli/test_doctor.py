@@ -50,11 +50,8 @@ def test_a_new_data_folder_is_in_order(queue: Path, given: Given, tmp_path: Path
 def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     (settings().artifacts / "sds-0099").mkdir(parents=True)
     completed = slimscope("doctor")
-    assert (
-        completed.returncode == 1
-        and "LOOK artifacts" in completed.stdout
-        and "-> Delete" in completed.stdout
-    )
+    assert completed.returncode == 1
+    assert "LOOK artifacts" in completed.stdout and "-> Delete" in completed.stdout
     checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
     assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
     assert checks["artifacts"]["fix"]

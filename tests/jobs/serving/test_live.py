@@ -295,8 +295,7 @@ def test_a_run_of_the_plan_produces_the_same_weights(
     queue: Path, wait: Wait, state: str, format: str
 ) -> None:
     live_client = LiveClient()
-    events = live_client.ask(state, "refine")
-    assert of(events, "applied")[-1]["exactly"]
+    assert of(live_client.ask(state, "refine"), "applied")[-1]["exactly"]
     (step,) = plan(state, "one-shot")
     job = succeeded(wait, step["kind"], step["config"])
     answer = live_client.post("export", state=state, format=format, name="mine")
@@ -366,8 +365,7 @@ def test_a_state_is_converted_to_configs(queue: Path) -> None:
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]
     assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")
-    mixed = f"~wanda~rtn~50p_2of4_dense~0x{N - 2}_1_2x{1 + OUTSIDE}"
-    (step,) = plan(mixed)
+    (step,) = plan(f"~wanda~rtn~50p_2of4_dense~0x{N - 2}_1_2x{1 + OUTSIDE}")
     one, two = (f"{x.block}.{x.module}" for x in FACTS.linears[-2:])
     assert step["config"]["overrides"] == f"{one}=2:4" and step["config"]["exclude"] == two
     for state, words in (

@@ -100,8 +100,7 @@ def test_counts_are_exact_and_the_input_is_unchanged(name: str, pattern: str, ma
     gram = inputs.gram.clone()
     actual = prune(name, layer.W, inputs, pattern)
     if parsed.structured:
-        mask = (actual != 0).view(8, -1, parsed.group).sum(-1)
-        assert (mask == parsed.keep).all()
+        assert ((actual != 0).view(8, -1, parsed.group).sum(-1) == parsed.keep).all()
     else:
         assert (actual == 0).float().mean().item() == pytest.approx(parsed.drop, abs=0.002)
     assert torch.equal(layer.W, before) and torch.equal(inputs.gram, gram)
