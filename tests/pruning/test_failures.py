@@ -74,9 +74,15 @@ NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"
             r"layers\.\d\.\S+ is not finite at stage redense",
             "damping",
         ),
-        (SOLVER, failing(MemoryError("no more")), ComputeError, BLOCK, "segments"),
-        (SOLVER, failing(NO_MEMORY), ComputeError, BLOCK, "segments"),
-        (SOLVER, failing(torch.OutOfMemoryError("CUDA out of memory.")), ComputeError, BLOCK, ""),
+        (SOLVER, failing(MemoryError("no more")), ComputeError, BLOCK, "weights"),
+        (SOLVER, failing(NO_MEMORY), ComputeError, BLOCK, "weights"),
+        (
+            SOLVER,
+            failing(torch.OutOfMemoryError("CUDA out of memory.")),
+            ComputeError,
+            BLOCK,
+            "weights",
+        ),
         (SOLVER, failing(RuntimeError("shapes differ")), RuntimeError, "shapes differ", None),
         ("sds.heldout_losses", failing(NO_MEMORY), ComputeError, "held-out losses", "context"),
         (
