@@ -47,28 +47,25 @@ def test_a_saved_drafter_is_loaded(arm: str, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
+def other(**changes: int) -> TargetModel:
+    config = type(ARCHITECTURES["grouped"])(**{**ARCHITECTURES["grouped"].to_dict(), **changes})
+    return TargetModel(built(config, seed=1))
+
+
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("make", "said"),
     [
-        ("qwen2", "architecture LlamaForCausalLM"),
-        ("wide", "width 32; this model has 64"),
-        ("words", "vocabulary 128; this model has 256"),
-        ("deep", "layers 3; this model has 4"),
-        ("trained", "sha256"),
+        (lambda: base("qwen2"), "architecture LlamaForCausalLM"),
+        (lambda: other(hidden_size=64, head_dim=16), "width 32; this model has 64"),
+        (lambda: other(vocab_size=256), "vocabulary 128; this model has 256"),
+        (lambda: other(num_hidden_layers=4), "layers 3; this model has 4"),
+        (other, "sha256"),  # of other weights
     ],
 )
-def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
-    saved, grouped = stored(tmp_path), ARCHITECTURES["grouped"].to_dict()
-    changes = {
-        "wide": {"hidden_size": 64, "head_dim": 16},
-        "words": {"vocab_size": 256},
-        "deep": {"num_hidden_layers": 4},
-    }
-    if other == "qwen2":
-        target = base("qwen2")
-    else:
-        config = type(ARCHITECTURES["grouped"])(**{**grouped, **changes.get(other, {})})
-        target = TargetModel(built(config, seed=1))
+def test_another_base_is_refused(
+    tmp_path: Path, make: Callable[[], TargetModel], said: str
+) -> None:
+    saved, target = stored(tmp_path), make()
     with refusal("drafter", said, "train a drafter", error=ConfigError):
         saved.bind(target)
 

@@ -46,8 +46,15 @@ def saved(**fields: object) -> Amphista:
 def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
     model, prompt = base().model, toy_prompts()[0]
     expected = plain(base(), prompt, 30, [END])
-    for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
-        result = list(generate(model, drafter, prompt, 30, nodes=nodes))
+    for drafter, nodes, lookup in (
+        (None, 0, False),
+        (saved(), 4, False),
+        (saved(), 0, False),
+        (PromptLookup(), 0, False),
+        (saved(), 4, True),
+        (saved(), 1, True),
+    ):
+        result = list(generate(model, drafter, prompt, 30, nodes=nodes, lookup=lookup))
         assert [token.id for token in result] == expected
         assert result[0].head == result[0].step == 0  # token of the prefill
         assert all(LOOKUP_HEAD <= token.head <= 4 for token in result)
@@ -65,11 +72,6 @@ def test_lookup_keeps_the_text_and_marks_its_tokens() -> None:
             assert [token.id for token in result] == expected
             assert any(token.head == LOOKUP_HEAD for token in result)
             assert len({token.step for token in result}) < 60
-    known = toy_prompts()[0]
-    expected = plain(base(), known, 20, [END])
-    for nodes in (1, 4):
-        result = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
-        assert [token.id for token in result] == expected
 
 
 def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
