@@ -170,49 +170,32 @@ class ShiftedProposer:
         return DraftTokens(result, chain(len(result)))
 
 
-@pytest.mark.parametrize("depth", [1, 3, 5])
-def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
+@pytest.mark.parametrize(("depth", "shift"), [(1, 0), (3, 0), (5, 0), (3, 1)])
+def test_a_perfect_drafter_is_fully_accepted_and_an_adversarial_one_changes_no_token(
+    depth: int, shift: int
+) -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 61, [])
-    knowing = ShiftedProposer(text, len(prompt), depth, 0, target.vocabulary)
+    knowing = ShiftedProposer(text, len(prompt), depth, shift, target.vocabulary)
     result, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
     assert result == text[: len(result)]
-    assert all(len(step.tokens) == depth + 1 for step in steps[1:])
-    assert mean_accepted(steps) == depth + 1
-    assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
+    assert mean_accepted(steps) == (1 if shift else depth + 1)
+    assert steps[1].heads == ([0] if shift else [*range(1, depth + 1), 0])
+    wrong = [(token + 1) % target.vocabulary for token in text[1 : depth + 1]]
+    assert steps[1].rejected == (wrong if shift else [])
 
 
-def test_an_adversarial_drafter_changes_no_tokens() -> None:
-    target, prompt = base(), toy_prompts()[3]
-    text = plain(target, prompt, 30, [])
-    result, steps = ours(
-        target, ShiftedProposer(text, len(prompt), 3, 1, target.vocabulary), prompt, 30
-    )
-    assert result == text and mean_accepted(steps) == 1.0
-    wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
-    assert steps[1].rejected == wrong  # rejected draft tokens in order
-
-
-@pytest.mark.parametrize("at", range(1, 8))
-def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "at"), [*((40, at) for at in range(1, 8)), *((limit, -1) for limit in (1, 2, 7, 13))]
+)
+def test_a_text_ends_at_an_end_or_the_limit_inside_an_accepted_path(limit: int, at: int) -> None:
     target, prompt = base(), toy_prompts()[4]
     text = plain(target, prompt, 40, [])
-    end = text[at]
-    result, steps = ours(
-        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
-    )
-    assert result == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
+    ends = [text[at]] if at > 0 else []
+    knowing = ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary)
+    result, steps = ours(target, knowing, prompt, limit, ends)
+    assert result == plain(target, prompt, limit, ends)
     assert sum(len(step.heads) for step in steps) == len(result)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 7, 13])
-def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
-    target, prompt = base(), toy_prompts()[4]
-    text = plain(target, prompt, 20, [])
-    result, _ = ours(
-        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, limit
-    )
-    assert result == text[:limit]
 
 
 # cache hygiene ------------------------------------------------------------------------------------
