@@ -81,7 +81,7 @@ def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
         ("pipeline", "file.yaml", "--preset", "prune, quantize", "--show"),
     ):
         refused = slimscope(*words)
-        assert refused.returncode == 2 and refused.stderr.startswith(("slimscope:", "Usage")), words
+        assert refused.returncode == 2 and refused.stderr, words
         assert "Traceback" not in refused.stderr
 
 
