@@ -33,6 +33,15 @@ class Layer:
         """Mean over tokens of the squared change of the outputs, straight from X."""
         return (((W - self.W) @ self.X) ** 2).sum().item() / self.X.shape[1]
 
+    def best_on(self, mask: Tensor) -> Tensor:
+        """Least-squares solution of each row on its mask, in float64."""
+        W, H = self.W.double(), self.inputs.gram.double()
+        best = torch.zeros_like(W)
+        for row, keep in enumerate(mask):
+            on = keep.nonzero().flatten()
+            best[row, on] = torch.linalg.solve(H[on][:, on], H[on] @ W[row])
+        return best.float()
+
 
 @pytest.fixture
 def make_layer() -> Callable[..., Layer]:

@@ -1,19 +1,9 @@
 """Second moments compared with recorded inputs, for several architectures and precisions."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from backend.calibration.second_moments import (
     DenseReference,
@@ -25,24 +15,15 @@ from backend.calibration.second_moments import (
 from backend.errors import CancelledError, ComputeError
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears
+from tests.models.tiny_models import FAMILIES
 
-SMALL: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 32}
 LENGTH = 12
 
 
 def build(kind: str, attention: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
-    if kind == "llama":
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-        config: Any = LlamaConfig(hidden_size=16, intermediate_size=24, **heads, **SMALL)
-    elif kind == "opt":
-        heads = {"num_attention_heads": 4, "num_hidden_layers": 2}
-        config = OPTConfig(hidden_size=16, ffn_dim=24, word_embed_proj_dim=16, **heads, **SMALL)
-    else:
-        config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=4)
-    config._attn_implementation = attention
-    kinds = {"llama": LlamaForCausalLM, "opt": OPTForCausalLM, "gpt2": GPT2LMHeadModel}
-    return kinds[kind](config).eval()
+    config = AutoConfig.for_model(kind, **FAMILIES[kind] | {"num_hidden_layers": 2})
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.generate import TreeProposer
 from backend.errors import ComputeError, ConfigError
 from tests.drafters.toys import base, built, drafter_of, toy_prompts
+from tests.refusals import refusal
 
 VOCABULARY = 3
 WALKS = 8_000  # enough that a temperature wrong by a tenth fails with a chance above 0.9999
@@ -122,26 +123,13 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert set(drawn) <= set(possible)
     counts = [drawn[pair] for pair in possible]
     total = sum(expected[pair] for pair in possible)
-    wanted = [WALKS * expected[pair] / total for pair in possible]
-    assert p_value(counts, wanted) > 0.001
+    assert p_value(counts, [WALKS * expected[pair] / total for pair in possible]) > 0.001
 
 
-def test_the_chi_square_test_detects_a_wrong_temperature() -> None:
-    """The test above has power: it fails at a slightly different temperature."""
-    logits = table()
-    drawn = drawn_pairs(logits, Sampling(temperature=1.1))
-    expected = exact(logits, Sampling(temperature=1.0))
-    counts, wanted = zip(*[(drawn[p], WALKS * c) for p, c in expected.items()], strict=True)
-    assert p_value(counts, wanted) < 0.001
-
-
-class ConstantProposer:
+class ConstantProposer(NoDraft):
     """Proposer that drafts the same tokens at every step."""
 
     nodes = len(TREE)
-
-    def start(self, first: int, capacity: int) -> None:
-        pass
 
     def propose(self, hidden: Tensor, tokens: object) -> DraftTokens:
         return DraftTokens([rank for _, rank in TREE.slots], TREE)
@@ -175,24 +163,6 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     assert p_value(counts, wanted) > 0.001
 
 
-def test_a_repetition_penalty_sees_the_path_of_each_node() -> None:
-    target, prompt = base(), toy_prompts()[0]
-    drafter = drafter_of(target, scale=0.2, heads=2)
-    sampling = Sampling(repetition_penalty=1.3)
-    ids = torch.tensor([prompt])
-    expected = target.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=40,
-        repetition_penalty=1.3,
-        eos_token_id=None,
-    )[0, len(prompt) :].tolist()
-    for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
-        steps = decode(target, proposer, prompt, 40, sampling=sampling)
-        assert [t for step in steps for t in step.tokens] == expected
-
-
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(0.8, seed=3), Sampling(1.0, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=4)],
@@ -223,22 +193,21 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     ],
 )
 def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with refusal(name, error=ConfigError):
         Sampling(**fields)
-    assert refused.value.field == name
 
 
-@pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0])
+@pytest.mark.parametrize("spread", [0.2, 4.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.97), (40, 1.0), (90, 0.9)])
 def test_a_quantile_refers_to_all_probabilities(spread: float, top_k: int, top_p: float) -> None:
     """The share of quantiles that return a token equals its probability."""
     logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
     sampling = Sampling(1.0, top_k, top_p)
     expected = processors(sampling)(torch.zeros(1, 0).long(), logits[None])[0].softmax(-1)
-    places = (torch.arange(2000) + 0.5) / 2000
+    places = (torch.arange(600) + 0.5) / 600
     drawn = torch.tensor([draw(logits.float(), top_k, top_p, float(x)) for x in places])
     counts = drawn.bincount(minlength=3000)
     assert (expected[drawn] > 0).all()
-    assert (counts - 2000 * expected).abs().max() < 1.05  # one quantile more or less
+    assert (counts - 600 * expected).abs().max() < 1.05  # one quantile more or less
     with pytest.raises(ComputeError):
         draw(logits.float() * math.nan, top_k, top_p, 0.5)

@@ -14,7 +14,6 @@ from transformers import (
     MistralConfig,
     Phi3Config,
     PretrainedConfig,
-    PreTrainedModel,
 )
 
 from backend.decoding.draft_tree import (
@@ -32,6 +31,7 @@ from backend.decoding.target_model import TargetModel, fingerprint
 from backend.errors import ModelError
 from backend.models.kv_cache import sliding_window
 from tests.drafters.toys import ARCHITECTURES, MORE, SIZES, base, built, random_ids
+from tests.refusals import refusal
 
 paths = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), max_size=12)
 rank_rows = st.lists(
@@ -184,13 +184,6 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
     torch.testing.assert_close(result[0], expected, rtol=1e-5, atol=2e-5)
 
 
-def fails(model: PreTrainedModel) -> str:
-    with pytest.raises(ModelError) as refused:
-        TargetModel(model)
-    assert refused.value.field == "model" and refused.value.do
-    return refused.value.why
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_that_ignores_the_mask_is_refused(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
@@ -204,7 +197,8 @@ def test_a_base_that_ignores_the_mask_is_refused(
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model.model), "forward", deaf)
-    assert "ignores the given mask" in fails(model)
+    with refusal("model", "ignores the given mask", error=ModelError):
+        TargetModel(model)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +210,15 @@ def test_a_base_that_ignores_the_mask_is_refused(
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_unsupported_models_are_refused(config: PretrainedConfig, why: str) -> None:
-    assert why in fails(AutoModelForCausalLM.from_config(config).eval())
+    with refusal("model", why, error=ModelError):
+        TargetModel(AutoModelForCausalLM.from_config(config).eval())
 
 
 def test_attention_that_takes_no_mask_is_refused() -> None:
     model = built(ARCHITECTURES["grouped"])
     model.config._attn_implementation = "flash_attention_2"
-    assert "does not accept a tree mask" in fails(model)
+    with refusal("model", "does not accept a tree mask", error=ModelError):
+        TargetModel(model)
 
 
 def test_a_fingerprint_depends_on_weights_but_not_on_precision() -> None:

@@ -1,16 +1,30 @@
-"""Decoding loop: greedy text equals that of plain `generate`, whatever is drafted."""
+"""Decoding loop: greedy text equals that of plain `generate`, whatever is drafted. Benchmark of
+decoders: order of the arms, counts, and definitions of the results."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import StaticCache
 
 from backend.decoding.acceptance import Sampling
+from backend.decoding.benchmark import (
+    VANILLA,
+    MedianRange,
+    TimedAnswer,
+    decoders_of,
+    packed,
+    summarize,
+    time_decoders,
+    unpacked,
+)
 from backend.decoding.draft_tree import (
     DraftTokens,
+    DynamicTree,
+    NoDraft,
     PromptLookup,
     PromptLookupFirst,
     Proposer,
@@ -24,22 +38,20 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS
 from backend.drafters.generate import TreeProposer
-from backend.errors import ConfigError
-from backend.models.loading import load
+from backend.errors import CancelledError, ConfigError
+from backend.reporter import SilentReporter
 from tests.drafters.toys import (
     ARCHITECTURES,
     END,
     base,
-    built,
     drafter_of,
     mean_accepted,
     random_ids,
     toy_prompts,
 )
+from tests.toy_layers import Recorder
 
 TREES = {
-    1: Tree([]),
-    4: Tree([(0,), (1,), (2,)]),
     16: Tree([(a,) for a in range(8)] + [(a, 0) for a in range(5)] + [(0, 1), (1, 1)]),
     64: Tree([(a,) for a in range(10)] + [(a, b) for a in range(6) for b in range(9)][:53]),
 }
@@ -93,34 +105,26 @@ def test_every_arm_writes_what_generate_writes(arm: str, nodes: int) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("heads", [1, 5])
-def test_every_architecture_writes_what_generate_writes(name: str, heads: int) -> None:
+def test_every_architecture_writes_what_generate_writes(name: str) -> None:
     target = base(name)
-    paths = [(a,) for a in range(3)] + [(0,) * n for n in range(2, heads + 1)]
-    drafter = drafter_of(target, scale=0.3, heads=heads)
+    tree = Tree([*((a,) for a in range(3)), *((0,) * n for n in range(2, 6))])
+    drafter = drafter_of(target, scale=0.3, heads=5)
     prompt = random_ids(target, 7).tolist()
-    result, _ = ours(target, TreeProposer(drafter, target, Tree(paths)), prompt, 40)
+    result, _ = ours(target, TreeProposer(drafter, target, tree), prompt, 40)
     assert result == plain(target, prompt, 40, [])
 
 
-def test_long_prompts_and_another_cache() -> None:
-    """More than 256 tokens, with the static and the dynamic cache of transformers."""
-    target = base("grouped")
-    prompt = random_ids(target, 300).tolist()
-    drafter = drafter_of(target, scale=0.3, heads=2)
-    result, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 20)
-    static = StaticCache(config=target.model.config, max_cache_len=330)
-    assert result == plain(target, prompt, 20, [])
-    assert result == plain(target, prompt, 20, [], past_key_values=static)
-
-
-def test_up_to_the_last_position_of_learned_positions() -> None:
-    config = type(ARCHITECTURES["gpt2"])(**{**ARCHITECTURES["gpt2"].to_dict(), "n_positions": 48})
-    target = TargetModel(built(config))
-    drafter = drafter_of(target, scale=0.3, heads=2)
-    prompt = random_ids(target, 10).tolist()
-    result, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
-    assert result == plain(target, prompt, 38, [])
+@pytest.mark.parametrize("architecture", ["amphista", "eagle"])
+@pytest.mark.parametrize(("name", "length"), [("grouped", 300), ("gpt2", 1024 - 38)])
+def test_long_prompts_up_to_the_last_position(name: str, length: int, architecture: str) -> None:
+    """GPT-2 has learned positions, which end with the context."""
+    target = base(name)
+    drafter = drafter_of(target, scale=0.3, heads=2, architecture=architecture)
+    prompt = random_ids(target, length).tolist()
+    assert name == "grouped" or target.context == length + 38
+    for tree in (TREES[16], DynamicTree(6, 0.0)):
+        result, _ = ours(target, TreeProposer(drafter, target, tree), prompt, 38)
+        assert result == plain(target, prompt, 38, [])
 
 
 def test_a_drafter_drafts_where_lookup_finds_nothing() -> None:
@@ -145,13 +149,6 @@ def test_a_drafter_drafts_where_lookup_finds_nothing() -> None:
     assert right > 5 and asked > 5
 
 
-def test_in_sixteen_bits_texts_have_the_same_beginning() -> None:
-    """Near ties may resolve differently later, so only float32 must be identical."""
-    target = TargetModel(load("toy", dtype=torch.bfloat16).model)
-    result, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
-    assert result[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
-
-
 # oracles ------------------------------------------------------------------------------------------
 
 
@@ -173,49 +170,32 @@ class ShiftedProposer:
         return DraftTokens(result, chain(len(result)))
 
 
-@pytest.mark.parametrize("depth", [1, 3, 5])
-def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
+@pytest.mark.parametrize(("depth", "shift"), [(1, 0), (3, 0), (5, 0), (3, 1)])
+def test_a_perfect_drafter_is_fully_accepted_and_an_adversarial_one_changes_no_token(
+    depth: int, shift: int
+) -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 61, [])
-    knowing = ShiftedProposer(text, len(prompt), depth, 0, target.vocabulary)
+    knowing = ShiftedProposer(text, len(prompt), depth, shift, target.vocabulary)
     result, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
     assert result == text[: len(result)]
-    assert all(len(step.tokens) == depth + 1 for step in steps[1:])
-    assert mean_accepted(steps) == depth + 1
-    assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
+    assert mean_accepted(steps) == (1 if shift else depth + 1)
+    assert steps[1].heads == ([0] if shift else [*range(1, depth + 1), 0])
+    wrong = [(token + 1) % target.vocabulary for token in text[1 : depth + 1]]
+    assert steps[1].rejected == (wrong if shift else [])
 
 
-def test_an_adversarial_drafter_changes_no_tokens() -> None:
-    target, prompt = base(), toy_prompts()[3]
-    text = plain(target, prompt, 30, [])
-    result, steps = ours(
-        target, ShiftedProposer(text, len(prompt), 3, 1, target.vocabulary), prompt, 30
-    )
-    assert result == text and mean_accepted(steps) == 1.0
-    wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
-    assert steps[1].rejected == wrong  # rejected draft tokens in order
-
-
-@pytest.mark.parametrize("at", range(1, 8))
-def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "at"), [*((40, at) for at in range(1, 8)), *((limit, -1) for limit in (1, 2, 7, 13))]
+)
+def test_a_text_ends_at_an_end_or_the_limit_inside_an_accepted_path(limit: int, at: int) -> None:
     target, prompt = base(), toy_prompts()[4]
     text = plain(target, prompt, 40, [])
-    end = text[at]
-    result, steps = ours(
-        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
-    )
-    assert result == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
+    ends = [text[at]] if at > 0 else []
+    knowing = ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary)
+    result, steps = ours(target, knowing, prompt, limit, ends)
+    assert result == plain(target, prompt, limit, ends)
     assert sum(len(step.heads) for step in steps) == len(result)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 7, 13])
-def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
-    target, prompt = base(), toy_prompts()[4]
-    text = plain(target, prompt, 20, [])
-    result, _ = ours(
-        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, limit
-    )
-    assert result == text[:limit]
 
 
 # cache hygiene ------------------------------------------------------------------------------------
@@ -262,3 +242,82 @@ def test_trees_beyond_the_drafter_are_refused() -> None:
     for tree in (chain(3), Tree([(target.vocabulary,)])):
         with pytest.raises(ConfigError, match="does not fit the drafter"):
             TreeProposer(drafter, target, tree)
+
+
+@dataclass
+class StartRecorder(NoDraft):
+    """Proposer without drafts that records its starts."""
+
+    name: str
+    order: list[str]
+
+    def start(self, first: int, capacity: int) -> None:
+        self.order.append(self.name)
+
+
+def test_all_arms_give_equal_answers_and_are_timed_each_round() -> None:
+    target, prompt = base(), toy_prompts()[2]
+    drafter = drafter_of(target, scale=0.2, heads=2)
+    arms = {
+        VANILLA: NoDraft(),
+        "lookup": PromptLookup(),
+        "own": TreeProposer(drafter, target, chain(2)),
+    }
+    result = time_decoders(decoders_of(target, arms), prompt, 24, [END], 2, SilentReporter())
+    expected = plain(target, prompt, 24, [END])
+    for answer in result.values():
+        assert answer.tokens == expected
+        assert 1 + sum(answer.lengths) == len(expected)  # the first token is the prefill's
+        assert [len(end) + 1 for end in answer.ends[:-1]] == answer.lengths[:-1]  # the last is cut
+        assert len(answer.seconds) == len(answer.parts) == 2
+        assert all(
+            sum(parts.values()) < s for parts, s in zip(answer.parts, answer.seconds, strict=True)
+        )
+    assert set(result[VANILLA].lengths) == {1}
+    assert unpacked(json.loads(json.dumps(packed(result)))) == result
+
+
+def test_every_arm_comes_first_in_turn() -> None:
+    order: list[str] = []
+    arms = {name: StartRecorder(name, order) for name in (VANILLA, "a", "b")}
+    time_decoders(decoders_of(base(), arms), [5, 6], 2, [], 2, SilentReporter(), offset=1)
+    assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
+
+
+def test_cancellation_is_checked_between_answers() -> None:
+    asked = Recorder(stop=lambda _: True)
+    with pytest.raises(CancelledError):
+        time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, asked)
+
+
+def timed(
+    tokens: list[int],
+    seconds: list[float],
+    lengths: list[int],
+    verify: float,
+    ends: list[list[int]] | None = None,
+) -> TimedAnswer:
+    parts = {"draft": 0.25, "verify": verify, "accept": 0.0, "cache": 0.0}
+    return TimedAnswer(
+        tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds)
+    )
+
+
+def test_results_follow_their_definitions() -> None:
+    vanilla = timed([1, 2, 3, 4, 5], [2.0, 5.0, 2.5], [1, 1, 1, 1], 3.75)
+    mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
+    other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])
+    result = summarize(
+        "mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}]
+    )
+    assert result.speed == MedianRange(2.0, 1.0, 5.0)
+    assert result.speed_up == MedianRange(2.0, 0.5, 2.0)
+    assert result.accepted == 2.0 and result.lengths == {1: 1, 2: 2, 3: 1}
+    assert result.hits == {(0,): 0.5, (0, 2): 0.25, (1,): 0.25}
+    assert result.parts["verify"] == pytest.approx(3.75 / 2)
+    assert result.break_even == pytest.approx(2.0)  # 4.0 s over 2 passes, against 4.0 s over 4
+    assert (result.same, result.prompts, result.first_difference) == (1, 2, 3)
+    itself = summarize(VANILLA, [{VANILLA: vanilla}])
+    assert (itself.speed_up.value, itself.accepted, itself.break_even) == (1.0, 1.0, 1.0)
+    short = timed([1, 2], [1.0], [1], 1.0)  # a text that ends early differs where it ends
+    assert summarize("a", [{VANILLA: vanilla, "a": short}]).first_difference == 2

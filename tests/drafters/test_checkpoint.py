@@ -2,18 +2,20 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backend.checkpoints import Checkpoints
+from backend.checkpoints import MANIFEST, Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import CONFIG, FORMAT, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.drafters.config import ARMS, DrafterConfig
 from backend.errors import ConfigError, NotFoundError
 from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
+from tests.refusals import refusal
 
 GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125)]
 
@@ -45,82 +47,62 @@ def test_a_saved_drafter_is_loaded(arm: str, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
-def test_the_folder_has_only_the_drafter(tmp_path: Path) -> None:
-    saved = stored(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
-    count = sum(tensor.numel() for tensor in load_file(tmp_path / WEIGHTS).values())
-    drafter, target = saved.bind(base("grouped")), base("grouped")
-    assert count == drafter.parameter_count() + 2 * target.width + 1 + target.vocabulary
-    config = json.loads((tmp_path / CONFIG).read_text())
-    assert config["base"]["name"] == "grouped" and len(config["base"]["sha256"]) == 64
+def other(**changes: int) -> TargetModel:
+    config = type(ARCHITECTURES["grouped"])(**{**ARCHITECTURES["grouped"].to_dict(), **changes})
+    return TargetModel(built(config, seed=1))
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("make", "said"),
     [
-        ("qwen2", "architecture LlamaForCausalLM"),
-        ("wide", "width 32; this model has 64"),
-        ("words", "vocabulary 128; this model has 256"),
-        ("deep", "layers 3; this model has 4"),
-        ("trained", "sha256"),
+        (lambda: base("qwen2"), "architecture LlamaForCausalLM"),
+        (lambda: other(hidden_size=64, head_dim=16), "width 32; this model has 64"),
+        (lambda: other(vocab_size=256), "vocabulary 128; this model has 256"),
+        (lambda: other(num_hidden_layers=4), "layers 3; this model has 4"),
+        (other, "sha256"),  # of other weights
     ],
 )
-def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
-    saved, grouped = stored(tmp_path), ARCHITECTURES["grouped"].to_dict()
-    changes = {
-        "wide": {"hidden_size": 64, "head_dim": 16},
-        "words": {"vocab_size": 256},
-        "deep": {"num_hidden_layers": 4},
-    }
-    if other == "qwen2":
-        target = base("qwen2")
-    else:
-        config = type(ARCHITECTURES["grouped"])(**{**grouped, **changes.get(other, {})})
-        target = TargetModel(built(config, seed=1))
-    with pytest.raises(ConfigError, match=said) as refused:
+def test_another_base_is_refused(
+    tmp_path: Path, make: Callable[[], TargetModel], said: str
+) -> None:
+    saved, target = stored(tmp_path), make()
+    with refusal("drafter", said, "train a drafter", error=ConfigError):
         saved.bind(target)
-    assert refused.value.field == "drafter" and "train a drafter" in refused.value.do
 
 
-def damage(folder: Path, how: str) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    if how == "no config":
-        (folder / CONFIG).unlink()
-    elif how == "cut weights":
-        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
-    elif how == "not finite":
-        weights = load_file(folder / WEIGHTS)
-        next(W for W in weights.values() if W.is_floating_point()).view(-1)[0] = float("inf")
-        save_file(weights, folder / WEIGHTS)
-    elif how == "other format":
-        (folder / CONFIG).write_text(json.dumps({**config, "format": "slimscope-drafter-9"}))
-    elif how == "unknown field":
-        config["drafter"]["speed"] = 9
-        (folder / CONFIG).write_text(json.dumps(config))
-    else:
-        (folder / CONFIG).write_text("{")
+def edited(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
 
 
-@pytest.mark.parametrize(
-    "how", ["no config", "cut weights", "not finite", "other format", "unknown field", "no json"]
-)
-def test_a_damaged_folder_is_refused(tmp_path: Path, how: str) -> None:
-    stored(tmp_path)
-    damage(tmp_path, how)
-    with pytest.raises(NotFoundError, match="no drafter in") as refused:
-        Amphista.load(tmp_path)
-    assert refused.value.field == "drafter"
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no config": lambda folder: (folder / CONFIG).unlink(),
+    "cut weights": lambda folder: edited(folder / WEIGHTS, lambda x: x[:100]),
+    "no json": lambda folder: edited(folder / CONFIG, lambda _: b"{"),
+    "other format": lambda folder: edited(
+        folder / CONFIG, lambda x: x.replace(FORMAT.encode(), b"slimscope-drafter-9")
+    ),
+    "unknown field": lambda folder: edited(
+        folder / CONFIG, lambda x: x.replace(b'"heads"', b'"speed": 9, "heads"')
+    ),
+    "not finite": lambda folder: save_file(
+        {name: x * torch.inf for name, x in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS
+    ),
+    "changed bits": lambda folder: edited(folder / WEIGHTS, lambda x: x[:-1] + b"?"),
+}
 
 
-def test_a_drafter_that_was_changed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_refused(tmp_path: Path, name: str) -> None:
     with Checkpoints(tmp_path).write("drafter") as draft:
         stored(draft)
-    weights = tmp_path / "drafter" / WEIGHTS
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(NotFoundError, match=f"{WEIGHTS} has changed"):
-        Amphista.load(tmp_path / "drafter")
+    folder = tmp_path / "drafter"
+    told = f"{WEIGHTS} has changed"
+    if name != "changed bits":  # which the manifest tells, as it tells other changes
+        (folder / MANIFEST).unlink()
+        told = "no drafter in"
+    DAMAGES[name](folder)
+    with refusal("drafter", told, error=NotFoundError):
+        Amphista.load(folder)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "drafter-format.md"
@@ -172,6 +154,7 @@ def test_a_saved_drafter_is_as_specified(fields: dict[str, object], tmp_path: Pa
     drafter = drafter_of(target, heads=HEADS, **fields)
     growth = [((0, 1), 0.25)]
     pack(drafter, BaseFingerprint.of(target), growth, {"top1": [0.5]}, {}, 40).save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
     saved = load_file(tmp_path / WEIGHTS)
     own = {
         name: list(t.shape)

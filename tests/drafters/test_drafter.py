@@ -14,6 +14,7 @@ from backend.drafters.registry import build_drafter
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
 from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
+from tests.refusals import refusal
 
 SEQUENTIAL = {"EAGLE", "Hydra"}
 NAMES = ["toy", *ARCHITECTURES]
@@ -100,21 +101,6 @@ def test_a_sequential_draft_is_that_of_the_text_along_each_path(name: str, arm: 
             assert drafted[node] == best[head, tree.slots[node - 1][1]]
 
 
-@pytest.mark.parametrize("name", ["grouped", "gpt2", "capped, some windows"])
-@torch.no_grad()
-def test_a_parallel_draft_is_that_of_the_anchor(name: str) -> None:
-    target = base(name)
-    drafter = drafter_of(target, scale=0.3)
-    ids = random_ids(target, 30)
-    hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
-    whole = guesses(drafter, target, ids)
-    caches = drafter.new_caches(40)
-    for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
-        slots = drafter.draft_slots(hidden[:, start:end], embedded[:, start:end], caches)
-        assert caches[0].length == end
-        torch.testing.assert_close(drafter.logits(slots), whole[end - 1], rtol=1e-4, atol=1e-4)
-
-
 @torch.no_grad()
 def test_only_drafters_with_the_sampled_token_depend_on_it() -> None:
     target = base("grouped")
@@ -130,18 +116,22 @@ def test_only_drafters_with_the_sampled_token_depend_on_it() -> None:
         assert torch.allclose(before, after) != observed, arm
 
 
-@pytest.mark.parametrize("name", ["toy", "grouped", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["toy", "grouped", "gpt2", "opt", "capped, some windows"])
 @torch.no_grad()
 def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
+    """All of them as stages, and the last of each part as a draft."""
     target = base(name)
     drafter = drafter_of(target, scale=0.3)
     ids = random_ids(target, 30)
     hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
-    whole = drafter.stages(hidden, embedded)
-    caches, parts = drafter.new_caches(40), []
+    logits, parts = guesses(drafter, target, ids), []
+    caches, of_drafts = drafter.new_caches(40), drafter.new_caches(40)
     for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
-        parts.append(drafter.stages(hidden[:, start:end], embedded[:, start:end], caches))
-    for number, stage in enumerate(whole):
+        part = hidden[:, start:end], embedded[:, start:end]
+        parts.append(drafter.stages(*part, caches))
+        slots = drafter.draft_slots(*part, of_drafts)
+        torch.testing.assert_close(drafter.logits(slots), logits[end - 1], rtol=1e-4, atol=1e-4)
+    for number, stage in enumerate(drafter.stages(hidden, embedded)):
         result = torch.cat([part[number] for part in parts], 1)
         torch.testing.assert_close(result, stage, rtol=1e-4, atol=1e-4)
     assert [cache.length for cache in caches] == [29, 29]
@@ -221,7 +211,6 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
         "backend.drafters.adaptation.AutoModel.from_config",
         lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
     )
-    with pytest.raises(ModelError, match="cannot be cloned") as refused:
+    with refusal("architecture", "cannot be cloned", "medusa", error=ModelError):
         build_drafter(DrafterConfig(), target, torch.arange(8))
-    assert refused.value.field == "architecture" and "medusa" in refused.value.do
     build_drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))

@@ -22,6 +22,7 @@ from backend.reporter import SilentReporter
 from backend.text.chat_template import prompt_ids
 from backend.text.prompts import SELF, STORIES, Prompt
 from tests.drafters.toys import base
+from tests.refusals import refusal
 from tests.toy_layers import Recorder
 
 TOKENIZER = load("toy").tokenizer
@@ -96,9 +97,8 @@ def test_a_user_message_ends_at_the_closing_token(
 )
 def test_other_sets_replace_a_template_without_a_user_turn(tmp_path: Path, template: str) -> None:
     chat = chats(template)
-    with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
+    with refusal("prompts", "user turn cannot be found", error=DatasetError):
         ask(tmp_path, 5, 1, chat)
-    assert refused.value.field == "prompts"
 
 
 def test_other_sets_replace_missing_prompts(

@@ -13,8 +13,6 @@ float32.
                epsilon 256 times as large
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any

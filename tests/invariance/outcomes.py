@@ -1,7 +1,5 @@
 """Every method on a model in memory, and what came of it: what stays of two runs to be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -130,8 +128,7 @@ def drafted(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
         drafter = build_drafter(config, target, torch.arange(target.vocabulary))
         drafter.initialize(target, learned.spread(512))
         told = _Losses()
-        trainer = DrafterTrainer(drafter, target, learned, heldout, short, 0, checkpoints, told)
-        trainer.run()
+        DrafterTrainer(drafter, target, learned, heldout, short, 0, checkpoints, told).run()
     few = len(told.losses) // 3
     return Outcome("", {}, {"first": fmean(told.losses[:few]), "last": fmean(told.losses[-few:])})
 

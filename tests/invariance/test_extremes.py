@@ -28,8 +28,7 @@ def tiny(**fields: object) -> LlamaForCausalLM:
         "max_position_embeddings": 64,
         "tie_word_embeddings": True,
     }
-    config = LlamaConfig(**{**sizes, **fields})
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **fields})).eval().requires_grad_(False)
 
 
 def scaled(factors: dict[str, float]) -> LlamaForCausalLM:
@@ -62,7 +61,7 @@ OVERFLOWING = {"mlp.gate_proj.weight": LARGE, "mlp.up_proj.weight": LARGE}
 
 SHAPES = ("one block", "a context of 64", "256,000 tokens")
 SOLVERS = (*DECLARED_PRUNERS, "rtn", "hqq")  # they see one matrix, and nothing of such shapes
-SLOW = ("medusa", "amphista", "dlqat-kd")  # half a minute each with a large vocabulary
+SLOW = ("medusa", "amphista", "dlqat-kd", "dlqat", "owl", "gptq-order", "rotated-gptq")
 LEFT_OUT = {*product(SHAPES, SOLVERS), *product(("256,000 tokens",), SLOW)}
 
 

@@ -1,7 +1,5 @@
 """Tiny models of many shapes, trained on the spot on the stories of the built-in toy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

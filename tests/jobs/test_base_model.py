@@ -1,6 +1,7 @@
 """Tests of models that decode: catalog models and saved models, including packed weights."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,8 @@ from jobs.submit import check_and_estimate, submit
 from tests.jobs.serving.answers import answer
 from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait, succeeded
+from tests.refusals import refusal
+from tests.rows import change
 
 ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 
@@ -37,13 +40,11 @@ ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 def saved(kind: str, bits: int = 0) -> str:
     """Store a finished run with the saved toy model, quantized if `bits` is given."""
     job = submit("amphista", {"model": "toy", "answers": 64}, HOST)
-    with writing() as session:
-        row = session.get_one(Job, job.id)
-        row.kind, row.state = kind, State.SUCCEEDED
-        session.flush()
-        path = f"{row.run}/model"
-        session.add(Artifact(job_id=job.id, kind="model", path=path, bytes=1, created_at=now_ms()))
+    change(Job, job.id, kind=kind, state=State.SUCCEEDED)
     run, toy = queries.job(job.id).run, load("toy")
+    with writing() as session:
+        artifact = {"kind": "model", "path": f"{run}/model", "bytes": 1, "created_at": now_ms()}
+        session.add(Artifact(job_id=job.id, **artifact))
     folder = run_folder(run) / "model"
     folder.mkdir(parents=True)
     if not bits:
@@ -69,17 +70,18 @@ def test_packed_weights_under_a_wrong_config_are_refused(
     arguments = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
     assert load_it(resolve_model(str(folder)), *arguments)
     config = json.loads((folder / "config.json").read_text())
-    for change, message in (
+    for changed, message in (
         ({"rms_norm_eps": -1.0}, "not finite"),
         ({"model_type": "none such"}, "transformers cannot read it"),
     ):
-        (folder / "config.json").write_text(json.dumps(config | change))
+        (folder / "config.json").write_text(json.dumps(config | changed))
         with pytest.raises(ModelError, match=message):
             load_it(resolve_model(str(folder)), *arguments)
 
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
     plain, packed = saved("sds"), saved("dlqat", bits=4)
+    packed_id = queries.job(packed).id
     assert resolve_model("toy").source == "toy" and not resolve_model("toy").packed
     assert resolve_model(plain).source == str(run_folder(plain) / "model")
     assert resolve_model(packed).packed and not resolve_model(plain).packed
@@ -88,15 +90,14 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
         assert (facts.linears, facts.title) == (toy.linears, run)
         assert facts.default_text == "toystories"
     with writing() as session:  # what the last one began with was purged, or is not here at all
-        session.get_one(Job, queries.job(packed).id).config = {"model": plain}
+        session.get_one(Job, packed_id).config = {"model": plain}
         session.execute(delete(Artifact).where(Artifact.job_id == queries.job(plain).id))
     assert resolve_model(packed).facts.default_text == "toystories"
-    with writing() as session:  # imported under the number of what it began with elsewhere
-        session.get_one(Job, queries.job(packed).id).config = {"model": packed}
+    # imported under the number of what it began with elsewhere
+    change(Job, packed_id, config={"model": packed})
     assert resolve_model(packed).facts.default_text == "wikipedia"
-    with pytest.raises(ConfigError, match="sds-0999") as refused:
+    with refusal("sides", "sds-0999", error=ConfigError):
         resolve_model("sds-0999", "sides")
-    assert refused.value.field == "sides"
 
 
 SMALL = {
@@ -119,20 +120,16 @@ def test_a_packed_model_of_a_run_is_a_model_for_every_kind(wait: Wait, kind: str
     succeeded(wait, kind, {"model": saved("dlqat", bits=4), "threads": 1, **SMALL[kind]})
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut short"])
-def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: str) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: os.truncate(file, 20)])
+def test_a_saved_model_that_is_not_whole_any_more_is_refused(
+    queue: Path, harm: Callable[[Path], None]
+) -> None:
     run = saved("sds")
-    config = run_folder(run) / "model" / "config.json"
-    if harm == "gone":
-        config.unlink()
-    else:
-        config.write_text(config.read_text()[:20])
-    with pytest.raises(ConfigError, match="damaged") as refused:
+    harm(run_folder(run) / "model" / "config.json")
+    with refusal("model", "damaged", error=ConfigError):
         check_and_estimate("benchmark", {"model": run})
-    assert refused.value.field == "model"
-    with pytest.raises(ConfigError, match="damaged") as refused:
+    with refusal("sides", "damaged", error=ConfigError):
         ask({**ASKED, "sides": run}, False, HOST)
-    assert refused.value.field == "sides"
 
 
 @pytest.mark.parametrize("kind", ["amphista", "benchmark"])
@@ -140,13 +137,10 @@ def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> Non
     run = saved("dlqat", bits=4)
     check_and_estimate(kind, {"model": run})
     ask({**ASKED, "sides": run}, False, HOST)
-    for check in (
-        lambda: check_and_estimate(kind, {"model": run, "precision": "float32"}),
-        lambda: ask({**ASKED, "sides": run, "precision": "float32"}, False, HOST),
-    ):
-        with pytest.raises(ConfigError, match="do not support float32") as refused:
-            check()
-        assert refused.value.field == "precision"
+    with refusal("precision", "do not support float32", error=ConfigError):
+        check_and_estimate(kind, {"model": run, "precision": "float32"})
+    with refusal("precision", "do not support float32", error=ConfigError):
+        ask({**ASKED, "sides": run, "precision": "float32"}, False, HOST)
 
 
 def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) -> None:
@@ -165,8 +159,7 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
     alone, drafted = (answer(side, **ASKED, nodes=2) for side in (base, trained.run))
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
     other_run = saved("dlqat", bits=3)
-    with writing() as session:  # as if its base had been trained anew
-        row = session.get_one(Job, trained.id)
-        row.config = {**row.config, "model": other_run}
+    # as if its base had been trained anew
+    change(Job, trained.id, config={**trained.config, "model": other_run})
     with pytest.raises(SlimscopeError, match="belongs to another model"):
         answer(trained.run, **ASKED)

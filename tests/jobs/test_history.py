@@ -9,19 +9,18 @@ from backend.queue.actor import Actor, guest_name
 from backend.queue.artifacts import work_folder
 from backend.queue.service import enqueue
 from backend.store import queries
-from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS
 from tests.conftest import Given
 from tests.queue.conftest import HOST
+from tests.rows import change
 
 
 def in_state(state: State) -> str:
     """Store a run in this state, with a checkpoint."""
     job = enqueue("count", {"steps": 1}, HOST)
-    with writing() as session:
-        session.get_one(Job, job.id).state = state
+    change(Job, job.id, state=state)
     (work_folder(job.run) / "step-0").mkdir(parents=True)
     return job.run
 

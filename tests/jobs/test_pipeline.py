@@ -1,10 +1,10 @@
 """Tests of pipelines."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
@@ -18,6 +18,7 @@ from backend.store.tables import Job, Slot
 from jobs import pipeline
 from jobs.fields.models import needed_runs
 from jobs.submit import submit
+from tests.rows import change
 
 HOST = Actor("anna", "host")
 TEXT = """
@@ -32,8 +33,7 @@ steps:
 
 
 def ended(run: Job, state: State) -> None:
-    with writing() as session:
-        session.execute(update(Job).where(Job.id == run.id).values(state=state))
+    change(Job, run.id, state=state)
 
 
 def startable() -> list[int]:
@@ -61,34 +61,30 @@ def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> Non
 
 
 def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> None:
-    sds, dlqat, drafter, speed = queued
+    sds, *_, speed = queued
     assert startable() == [sds.id]
     ended(sds, State.FAILED)
     assert startable() == []  # and no slot is taken in vain
     with writing() as session:
         session.merge(Slot(host="here", number=0))
-        session.flush()
         assert start_attempt(session, "here", "local", 1) is None
     service.resume([sds.run], HOST)
-    ended(sds, State.SUCCEEDED)
-    assert startable() == [dlqat.id]
-    ended(dlqat, State.SUCCEEDED)
-    assert startable() == [drafter.id]
-    ended(drafter, State.SUCCEEDED)
-    assert startable() == [speed.id] and awaited([speed.id]) == {}
+    for before, after in pairwise(queued):
+        ended(before, State.SUCCEEDED)
+        assert startable() == [after.id]
+    assert awaited([speed.id]) == {}
 
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
-    first = submit("benchmark", {"model": "toy", "count": 2}, HOST)
-    with pytest.raises(ConfigError, match="has not saved a model"):
-        submit("dlqat", {"model": first.run}, HOST)
-    pruned = submit("sds", {"model": "toy"}, HOST)
-    ended(pruned, State.FAILED)
-    with pytest.raises(ConfigError, match="has not saved a model"):
-        submit("dlqat", {"model": pruned.run}, HOST)
-    drafter = submit("amphista", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="has not saved a model"):
-        submit("dlqat", {"model": drafter.run}, HOST)
+    for kind, state in (
+        ("benchmark", State.QUEUED),
+        ("sds", State.FAILED),
+        ("amphista", State.QUEUED),
+    ):
+        before = submit(kind, {"model": "toy"}, HOST)
+        ended(before, state)
+        with pytest.raises(ConfigError, match="has not saved a model"):
+            submit("dlqat", {"model": before.run}, HOST)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +167,7 @@ def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
 def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
     queued = pipeline.queue(pipeline.read(TEXT.replace("steps:", "alone: true\nsteps:", 1)), HOST)
     sds, *_, speed = queued[:4]
-    kinds = ["dlqat", "benchmark", "amphista", "benchmark"]
-    assert [job.kind for job in queued[4:]] == kinds
+    assert [job.kind for job in queued[4:]] == ["dlqat", "benchmark", "amphista", "benchmark"]
     assert [job.config["model"] for job in queued[4:]] == [
         "toy",
         queued[4].run,

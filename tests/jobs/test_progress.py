@@ -1,12 +1,19 @@
-"""Tests of the remaining time of a job, from its progress."""
+"""Tests of the remaining time of a job, from its progress; of the resources of its process, and of
+its position among the blocks."""
 
 from itertools import pairwise
+from unittest.mock import ANY
 
+import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import approx
 
-from backend.reporter import REPLAY
+from backend.reporter import REPLAY, at_block, block_reached
+from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import progress as module
-from jobs.runtime.progress import Progress
+from jobs.runtime.progress import MB, Progress, UsageSampler
 
 
 @pytest.fixture
@@ -15,6 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(module, "MAX_SMOOTHING_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "now_ms", lambda: int(1000 * now[0]))
     return now
 
 
@@ -23,47 +31,50 @@ def eta(progress: Progress) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def test_nobody_knows_before_something_is_done(clock: list[float]) -> None:
-    progress = Progress()
-    assert eta(progress) is None
-    progress.report(0.0, 1.0, "One", phase_end=1.0)
-    clock[0] = 100
-    assert eta(progress) is None
+CASES = {  # estimate; then time, share done, activity, end of its phase, and seconds that remain
+    "nobody knows before something is done": (
+        None,
+        [(0, 0.0, "One", 1.0, None), (100, 0.0, "One", 1.0, None)],
+    ),
+    "the rest of a phase takes its own pace": (
+        None,
+        [
+            (0, 0.0, "Fast", 0.5, None),
+            (50, 0.5, "Fast", 0.5, approx(50)),
+            (50, 0.5, "Slow", 0.75, ANY),
+            # a tenth in 50 s, where the first half took as long
+            (100, 0.6, "Slow", 0.75, approx(0.15 * 500 + 0.25 * 100 / 0.6)),
+        ],
+    ),
+    "what is only looked up again has no pace": (
+        None,
+        [
+            (0, 0.0, "One", 1.0, None),
+            (1, 0.5, REPLAY, 1.0, None),
+            (41, 0.6, "One", 1.0, approx(160)),
+        ],
+    ),
+    "the estimate counts until the pace is known": (
+        180.0,
+        [
+            (0, 0.0, "One", 1.0, ANY),
+            (3, 1e-5, "One", 1.0, approx(185, abs=5)),  # by its pace alone 83 hours
+            (200, 0.5, "One", 1.0, approx(190, abs=10)),  # slower than estimated, and known well
+        ],
+    ),
+}
 
 
-def test_the_rest_of_a_phase_takes_its_own_pace(clock: list[float]) -> None:
-    progress = Progress()
-    progress.report(0.0, 1.0, "Fast", phase_end=0.5)
-    clock[0] = 50
-    progress.report(0.5, 1.0, "Fast", phase_end=0.5)
-    assert eta(progress) == pytest.approx(50)
-    progress.report(0.5, 1.0, "Slow", phase_end=0.75)
-    clock[0] = 100  # a tenth in 50 s, where the first half took as long
-    progress.report(0.6, 1.0, "Slow", phase_end=0.75)
-    assert eta(progress) == pytest.approx(0.15 * 500 + 0.25 * 100 / 0.6)
-
-
-def test_what_is_only_looked_up_again_has_no_pace(clock: list[float]) -> None:
-    progress = Progress()
-    progress.report(0.0, 1.0, "One", phase_end=1.0)
-    clock[0] = 1
-    progress.report(0.5, 1.0, REPLAY, phase_end=1.0)
-    assert eta(progress) is None
-    clock[0] = 41
-    progress.report(0.6, 1.0, "One", phase_end=1.0)
-    assert eta(progress) == pytest.approx(160)
-
-
-def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None:
-    progress = Progress(180.0)
-    assert eta(progress) == pytest.approx(180)
-    progress.report(0.0, 1.0, "One", phase_end=1.0)
-    clock[0] = 3
-    progress.report(1e-5, 1.0, "One", phase_end=1.0)  # by its pace alone 83 hours
-    assert 180 <= float(eta(progress) or 0) < 190
-    clock[0] = 200
-    progress.report(0.5, 1.0, "One", phase_end=1.0)  # slower than estimated, and known well
-    assert 180 < float(eta(progress) or 0) < 200
+@pytest.mark.parametrize(("estimate", "points"), CASES.values(), ids=CASES)
+def test_the_remaining_time_follows_the_pace(
+    clock: list[float], estimate: float | None, points: list[tuple]
+) -> None:
+    progress = Progress(estimate)
+    assert eta(progress) == estimate
+    for now, share, activity, end, expected in points:
+        clock[0] = now
+        progress.report(share, 1.0, activity, phase_end=end)
+        assert eta(progress) == expected
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(1e-9, 100, 1000), (30.0, 0, 10)])
@@ -79,7 +90,7 @@ def test_what_is_told_moves_slowly_toward_what_is_reckoned(
         progress.report(share, 1.0, "Work", phase_end=0.5 if second < 50 else 1.0)
         estimates.append(float(eta(progress) or 0))
     assert least <= max(after - before for before, after in pairwise(estimates)) < most
-    assert estimates[0] == pytest.approx(90) and estimates[-1] == pytest.approx(150, abs=10)
+    assert estimates[0] == approx(90) and estimates[-1] == approx(150, abs=10)
 
 
 def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reckoned(
@@ -87,10 +98,10 @@ def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reck
 ) -> None:
     monkeypatch.setattr(module, "MAX_SMOOTHING_S", 30.0)
     progress = Progress(7200.0)
-    assert eta(progress) == pytest.approx(7200)
+    assert eta(progress) == approx(7200)
     clock[0] = 4
     progress.report(0.8, 1.0, REPLAY, phase_end=1.0)
-    assert eta(progress) == pytest.approx(1440)
+    assert eta(progress) == approx(1440)
     progress = Progress(600.0)
     progress.report(0.0, 1.0, "One", phase_end=1.0)
     for second in range(1, 60):
@@ -105,3 +116,32 @@ def test_the_log_is_told_what_has_moved() -> None:
     assert progress.log_line() == ""
     progress.report(0.24, 1.0, "Re-dense, block 3 of 30", phase_end=1.0)
     assert progress.log_line() == "24 %: Re-dense, block 3 of 30." and progress.log_line() == ""
+
+
+def test_points_become_rare_in_a_long_run(clock: list[float]) -> None:
+    points: list[tuple[str, float, int]] = []
+    sampler = UsageSampler(0, lambda *point: points.append(point))
+    for second in range(1, 3600):
+        clock[0] = second
+        sampler.sample()
+    steps = [step for name, _, step in points if name == MEMORY]
+    assert steps[:50] == [*range(1, 51)] and steps == sorted({*steps}) and steps[-1] > 3500
+    assert max(later - step for step, later in pairwise(steps)) <= 37
+    assert 200 < len(steps) < 600 and len(points) == 2 * len(steps)
+
+
+def test_memory_and_processor_are_those_of_this_process(clock: list[float]) -> None:
+    points: dict[str, float] = {}
+    sampler = UsageSampler(-60_000, lambda name, value, step: points.update({name: value}))
+    clock[0] = 2.0
+    sampler.sample()
+    used_mb = psutil.Process().memory_info().rss / MB
+    assert points[MEMORY] == approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
+    assert MEMORY.axis == PROCESSOR.axis == "seconds"
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
+def test_the_block_an_activity_has_reached_is_read_from_its_words(
+    block: int, more: int, activity: str
+) -> None:
+    assert block_reached(at_block(block, block + more, activity)) == (block + 1, block + more)

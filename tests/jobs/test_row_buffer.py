@@ -24,44 +24,29 @@ def point(step: int) -> Row:
 
 
 class Database:
-    """Receives the figures."""
+    """Receives the figures of a buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.rows: list[Row] = []
+        self.messages: list[str] = []
         self.error: Exception | None = None
-        self.answers = threading.Event()
+        self.answers, self.called = threading.Event(), 0
         self.answers.set()
-        self.called = 0
+        self.spool = RowSpool(folder)
+        self.buffer = RowBuffer(self.write, self.spool, self.messages.append)
 
     def write(self, rows: list[Row], durable: bool) -> None:
         self.called += 1
-        self.answers.wait(60)
+        self.answers.wait(20)
         if self.error:
             raise self.error
         self.rows += rows
 
 
 @pytest.fixture
-def database() -> Database:
-    return Database()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> RowSpool:
-    return RowSpool(tmp_path / "work" / "figures")
-
-
-@pytest.fixture
-def messages() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def buffer(
-    database: Database, spool: RowSpool, messages: list[str], monkeypatch: pytest.MonkeyPatch
-) -> RowBuffer:
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
     monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
-    return RowBuffer(database.write, spool, messages.append)
+    return Database(tmp_path / "work" / "figures")
 
 
 @contextmanager
@@ -84,95 +69,92 @@ def served(buffer: RowBuffer) -> Iterator[threading.Thread]:
 
 
 def test_who_waits_goes_on_when_all_is_written(
-    buffer: RowBuffer, database: Database, spool: RowSpool, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_buffer, "MAX_ROWS", 3)
-    with served(buffer):
+    with served(database.buffer):
         for turn in range(3):
             for step in range(7):
-                buffer.add(point(7 * turn + step))
-            buffer.settle()
+                database.buffer.add(point(7 * turn + step))
+            database.buffer.settle()
             assert [values["step"] for _, values in database.rows] == [*range(7 * turn + 7)]
-    assert spool.read() == []
+    assert database.spool.read() == []
 
 
 def test_a_database_that_stands_still_is_waited_for_once(
-    buffer: RowBuffer,
     database: Database,
-    spool: RowSpool,
-    messages: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 0.05)
     database.answers.clear()
-    with served(buffer):
+    with served(database.buffer):
         for step in range(3):
-            buffer.add(point(step))
-            buffer.settle()
-            assert spool.read() == [point(each) for each in range(step + 1)]
-        assert database.called == 1 and len(messages) == 1 and "no answer" in messages[0]
+            database.buffer.add(point(step))
+            database.buffer.settle()
+            assert database.spool.read() == [point(each) for each in range(step + 1)]
+        assert (
+            database.called == 1
+            and len(database.messages) == 1
+            and "no answer" in database.messages[0]
+        )
         database.answers.set()
         until(lambda: len(database.rows) == 3)
-        until(lambda: len(messages) == 2)
-        assert "is available again" in messages[1] and spool.read() == []
+        until(lambda: len(database.messages) == 2)
+        assert "is available again" in database.messages[1] and database.spool.read() == []
         monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
-        buffer.add(point(3))
-        buffer.settle()
+        database.buffer.add(point(3))
+        database.buffer.settle()
     assert database.rows == [point(step) for step in range(4)]
 
 
-def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
-    buffer: RowBuffer, database: Database, spool: RowSpool, messages: list[str]
-) -> None:
+def test_while_it_is_away_figures_are_kept_in_order_and_written_once(database: Database) -> None:
     database.error = AWAY
     for step in range(3):
-        buffer.add(point(step))
-        buffer.settle()
-    assert database.called == 1 and len(spool.read()) == 3 and len(messages) == 1
+        database.buffer.add(point(step))
+        database.buffer.settle()
+    assert database.called == 1 and len(database.spool.read()) == 3 and len(database.messages) == 1
     with pytest.raises(OperationalError):
-        buffer.flush()
+        database.buffer.flush()
     database.error = None
-    buffer.flush()
-    assert database.rows == [point(step) for step in range(3)] and spool.read() == []
+    database.buffer.flush()
+    assert database.rows == [point(step) for step in range(3)] and database.spool.read() == []
 
 
 def test_the_next_attempt_takes_over_what_the_last_one_left(
-    buffer: RowBuffer, database: Database, spool: RowSpool, tmp_path: Path
+    database: Database, tmp_path: Path
 ) -> None:
     tensor = TensorRow, {"job_id": 7, "counts": b"\x00\xff", "stats": {"x": None}}
-    spool.append([point(1), tensor])
+    database.spool.append([point(1), tensor])
     with (tmp_path / "work" / "figures").open("ab") as file:
         file.write(b'["metric_po')  # killed as it wrote this
-    buffer.take_over(1)
-    buffer.add(point(2))
+    database.buffer.take_over(1)
+    database.buffer.add(point(2))
     database.error = AWAY
-    buffer.settle()
+    database.buffer.settle()
     ours = TensorRow, tensor[1] | {"job_id": 1}
     assert RowSpool(tmp_path / "work" / "figures").read() == [point(1), tensor, point(2)]
     database.error = None
-    buffer.flush()
+    database.buffer.flush()
     assert database.rows == [point(1), ours, point(2)]
 
 
-def test_another_error_is_that_of_who_waits(buffer: RowBuffer, database: Database) -> None:
+def test_another_error_is_that_of_who_waits(database: Database) -> None:
     database.error = ValueError("no number")
-    with served(buffer):
-        buffer.add(point(1))
+    with served(database.buffer):
+        database.buffer.add(point(1))
         with pytest.raises(ValueError, match="no number"):
-            buffer.settle()
+            database.buffer.settle()
         database.error = None
-        buffer.settle()
+        database.buffer.settle()
     assert database.rows == [point(1)]
 
 
-def test_who_has_lost_the_job_leaves_nothing(
-    buffer: RowBuffer, database: Database, spool: RowSpool
-) -> None:
+def test_who_has_lost_the_job_leaves_nothing(database: Database) -> None:
     database.error = LeaseLostError()
-    with served(buffer) as thread:
-        buffer.add(point(1))
+    with served(database.buffer) as thread:
+        database.buffer.add(point(1))
         for _ in range(2):
             with pytest.raises(LeaseLostError):
-                buffer.settle()
+                database.buffer.settle()
         thread.join(60)
-    assert spool.read() == []
+    assert database.spool.read() == []

@@ -1,15 +1,24 @@
-"""The choice of instructions on processors, systems and compilers that lack some."""
+"""The choice of instructions on processors, systems and compilers that lack some, and the choice
+between implementations by their measured speed."""
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from backend import compiler
 from backend.compiler import CompilerError, Unit
-from backend.kernels import library as room
-from backend.kernels.library import described, instruction_sets, kernels, obstacle
+from backend.evaluation import native_text
+from backend.kernels import library, speeds
+from backend.kernels.library import described, instruction_sets, kernels, kernels_or_none, obstacle
+from backend.kernels.speeds import SpeedComparison, choose
+from backend.linalg import gram
+from backend.models import blocks
+from backend.pruning import redense
 from tests.kernels.sets import in_hardware
 
 AMX = "amx"
@@ -22,34 +31,33 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def claim(name: str, *, permitted: bool = True, built: tuple[str, ...] = ()) -> None:
         needs = frozenset(instruction_sets()[name].needs)
-        monkeypatch.setattr(room, "processor_flags", lambda: needs)
-        monkeypatch.setattr(room, "_tiles_permitted", lambda: permitted)
-        monkeypatch.setattr(room, "_passes_trial", lambda name: True)
+        monkeypatch.setattr(library, "processor_flags", lambda: needs)
+        monkeypatch.setattr(library, "_tiles_permitted", lambda: permitted)
+        monkeypatch.setattr(library, "_passes_trial", lambda name: True)
         tables = {f"slimscope_{each}": None for each in built or instruction_sets()}
-        monkeypatch.setattr(room, "library", lambda: SimpleNamespace(**tables))
+        monkeypatch.setattr(library, "library", lambda: SimpleNamespace(**tables))
 
     return claim
 
 
 @x86
-@pytest.mark.parametrize("name", ["amx", "bf16", "vnni", "avx512", "avx2", "plain"])
-def test_a_processor_gets_the_best_set_it_has(name: str, processor: Callable[..., None]) -> None:
-    processor(name)
-    usable = [each for each in instruction_sets() if not obstacle(each)]
-    assert usable[0] == name and usable[-1] == "plain"
-    assert "the processor has no" in described(name) or name == "amx"
-
-
-@x86
-def test_a_system_that_permits_no_tiles_gets_the_next_best(
-    processor: Callable[..., None],
+@pytest.mark.parametrize(
+    ("name", "changes", "best", "why"),
+    [
+        ("amx", {}, "amx", ""),
+        *((x, {}, x, "the processor has no") for x in ("bf16", "vnni", "avx512", "avx2", "plain")),
+        ("amx", {"permitted": False}, "bf16", "the system does not permit tile registers"),
+        ("amx", {"built": ("bf16", "plain")}, "bf16", "the compiler does not know the"),
+    ],
+)
+def test_a_processor_gets_the_best_set_it_has(
+    name: str, changes: dict, best: str, why: str, processor: Callable[..., None]
 ) -> None:
-    processor(AMX, permitted=False)
-    assert obstacle(AMX) == "the system does not permit tile registers"
-    assert not obstacle("bf16")
-    assert "(not AMX with BF16 and INT8: the system does not permit tile registers)" in described(
-        "bf16"
-    )
+    processor(name, **changes)
+    usable = [each for each in instruction_sets() if not obstacle(each)]
+    assert usable[0] == best and usable[-1] == "plain"
+    assert obstacle(AMX).startswith(why) and bool(why) == bool(obstacle(AMX))
+    assert why in described(best)
 
 
 @x86
@@ -59,13 +67,15 @@ def test_instructions_that_a_processor_only_claims_to_have_are_not_used(
 ) -> None:
     """A set runs in a child process first, which dies where the instructions are missing."""
     has_instructions = in_hardware(name)
-    monkeypatch.setattr(room, "processor_flags", lambda: frozenset(_needs(name)))
-    monkeypatch.setattr(room, "_tiles_permitted", lambda: True)
-    room._passes_trial.cache_clear()
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(_needs(name)))
+    monkeypatch.setattr(library, "_tiles_permitted", lambda: True)
+    library._passes_trial.cache_clear()
     expected = "the processor fails at the instructions that it claims to have"
     assert obstacle(name) == ("" if has_instructions else expected)
-    assert room.machine_file(f"trial of {name}").exists() == (has_instructions and name != "plain")
-    room._passes_trial.cache_clear()
+    assert library.machine_file(f"trial of {name}").exists() == (
+        has_instructions and name != "plain"
+    )
+    library._passes_trial.cache_clear()
 
 
 def _needs(name: str) -> tuple[str, ...]:
@@ -75,32 +85,25 @@ def _needs(name: str) -> tuple[str, ...]:
 def test_a_trial_that_cannot_start_says_nothing_about_the_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "machine_file", lambda content: tmp_path / "none")
-    monkeypatch.setattr(room.sys, "executable", str(tmp_path / "no-python"))
-    room._passes_trial.cache_clear()
-    assert room._passes_trial(next(iter(instruction_sets())))
+    monkeypatch.setattr(library, "machine_file", lambda content: tmp_path / "none")
+    monkeypatch.setattr(library.sys, "executable", str(tmp_path / "no-python"))
+    library._passes_trial.cache_clear()
+    assert library._passes_trial(next(iter(instruction_sets())))
     assert not (tmp_path / "none").exists()
-    room._passes_trial.cache_clear()
+    library._passes_trial.cache_clear()
 
 
 def test_machines_with_other_processors_share_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library in a shared folder has all sets, and each machine tries and chooses its own."""
-    path, trial = room.library()._name, room.machine_file("trial")
-    monkeypatch.setattr(room, "processor_flags", lambda: frozenset())
-    monkeypatch.setattr(room.platform, "node", lambda: "another")
-    for cached in (room.library, kernels):
+    path, trial = library.library()._name, library.machine_file("trial")
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset())
+    monkeypatch.setattr(library.platform, "node", lambda: "another")
+    for cached in (library.library, kernels):
         cached.cache_clear()
-    assert room.library()._name == path and room.machine_file("trial") != trial
+    assert library.library()._name == path and library.machine_file("trial") != trial
     assert kernels().name == "plain"
-    for cached in (room.library, kernels):
+    for cached in (library.library, kernels):
         cached.cache_clear()
-
-
-@x86
-def test_a_compiler_that_is_too_old_leaves_a_set_out(processor: Callable[..., None]) -> None:
-    processor(AMX, built=("bf16", "plain"))
-    assert obstacle(AMX) == "the compiler does not know the instructions"
-    assert not obstacle("bf16")
 
 
 def test_what_the_compiler_refuses_is_left_out_unless_it_is_needed(tmp_path: Path) -> None:
@@ -119,17 +122,164 @@ def test_a_processor_that_tells_nothing_gets_the_plain_set(
 ) -> None:
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text, encoding="latin-1")
-    monkeypatch.setattr(room, "PROCESSOR", tmp_path / "cpuinfo")
-    room.processor_flags.cache_clear()
-    found = room.processor_flags()
-    room.processor_flags.cache_clear()
-    assert not found or room.platform.system() == "Darwin"
+    monkeypatch.setattr(library, "PROCESSOR", tmp_path / "cpuinfo")
+    library.processor_flags.cache_clear()
+    found = library.processor_flags()
+    library.processor_flags.cache_clear()
+    assert not found or library.platform.system() == "Darwin"
 
 
 def test_a_set_that_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     best = next(iter(instruction_sets()))
-    monkeypatch.setattr(room, "obstacle", lambda name: "the processor has none")
+    monkeypatch.setattr(library, "obstacle", lambda name: "the processor has none")
     kernels.cache_clear()
     with pytest.raises(CompilerError, match="The processor has none"):
         kernels(best)
     kernels.cache_clear()
+
+
+RUNS = {"kernels": lambda: None, "PyTorch": lambda: sum(range(100_000))}
+CHOICES = (
+    blocks.precision_choice,
+    native_text.reading_choice,
+    gram.gram_choice,
+    redense.descent_choice,
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a machine on which nothing has been measured."""
+    monkeypatch.setattr(speeds, "machine_file", lambda work: tmp_path / "speeds.json")
+    return tmp_path / "speeds.json"
+
+
+def test_the_choice_is_measured_once_and_logged(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "slimscope.kernels")
+    choice = choose("work", RUNS)
+    assert choice.fastest == "kernels"
+    assert f"Fastest on this machine: {choice}." in caplog.text
+    monkeypatch.setattr(speeds, "shortest_s", lambda *_: pytest.fail("they are known"))
+    assert choose("work", RUNS) == choice
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    for choice in CHOICES:
+        choice.cache_clear()
+    yield
+    for choice in CHOICES:
+        choice.cache_clear()
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_takes_a_moment_and_leaves_no_trace(
+    file: Path, choice: Callable[[], SpeedComparison]
+) -> None:
+    functions = kernels_or_none()
+    if functions is None or (choice in CHOICES[2:] and not functions.bfloat16):
+        pytest.skip("the kernels do not support this work here")
+    torch.manual_seed(0)
+    first, threads, began = torch.rand(1), torch.get_num_threads(), time.process_time()
+    torch.manual_seed(0)
+    assert len(choice().seconds) == 2 and file.exists()
+    assert time.process_time() - began < 5  # some 0.1 s where nothing else computes
+    assert torch.equal(torch.rand(1), first) and torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        '{"work": "work", "seconds": {}}',
+        '{"work": "work", "seconds": {"kernels": 1, "another": 1}}',
+        '{"work": "work", "seconds": {"kernels": 0, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": -1, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": NaN, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": Infinity, "PyTorch": 1}}',
+        '{"work": "work", "seconds": {"kernels": "fast", "PyTorch": 1}}',
+        "[" * 10_000,
+    ],
+)
+def test_a_damaged_file_is_measured_anew(
+    file: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    file.write_text(text)
+    monkeypatch.setattr(speeds, "shortest_s", lambda *_: {"kernels": 4, "PyTorch": 1})
+    right = choose("work", RUNS)
+    assert right.fastest == "PyTorch"
+    assert SpeedComparison.model_validate_json(file.read_bytes()) == right
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds, "machine_file", lambda work: file / "no" / "folder.json")
+    assert choose("work", RUNS).fastest == "kernels"
+
+
+def test_other_work_machines_and_versions_have_files_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {library.machine_file("work"), library.machine_file("other work")}
+    for name, value in (
+        ("processor_flags", lambda: frozenset({"none"})),
+        ("kernel_version", lambda: "another"),
+        ("version", lambda _: "0.0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, name, value)
+            names.add(library.machine_file("work"))
+    monkeypatch.setattr(library.platform, "node", lambda: "another")
+    assert len(names | {library.machine_file("work")}) == 6
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_without_kernels_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise CompilerError("No kernels.", "No compiler.", "Install one.")
+
+    monkeypatch.setattr(native_text, "NativeModel", missing)
+    monkeypatch.setattr(native_text, "choose", lambda *_: pytest.fail("there is no choice"))
+    with pytest.raises(CompilerError):
+        native_text.reading_choice()
+    for module, supported in ((gram, "kernels_or_none"), (redense, "kernels_or_none")):
+        monkeypatch.setattr(module, supported, lambda: None)
+        monkeypatch.setattr(module, "choose", lambda *_: pytest.fail("there is no choice"))
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    inputs = redense.InputStatistics(2, torch.ones(2), torch.eye(2), torch.bfloat16)
+    assert not gram.is_fast(x) and not redense.is_fast(inputs, redense.SHRINK)
+
+
+@pytest.mark.parametrize("fastest", ["kernels", "PyTorch"])
+def test_gram_matrices_and_descents_use_the_faster_implementation(
+    monkeypatch: pytest.MonkeyPatch, fastest: str
+) -> None:
+    seconds = {"kernels": 1.0, "PyTorch": 1.0} | {fastest: 0.5}
+    choice = SpeedComparison(work="work", seconds=seconds)
+    monkeypatch.setattr(gram, "gram_choice", lambda: choice)
+    monkeypatch.setattr(redense, "descent_choice", lambda: choice)
+    functions = kernels_or_none()
+    supported = functions is not None and bool(functions.bfloat16)
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    assert gram.is_fast(x) == (supported and fastest == "kernels")
+    inputs = redense.InputStatistics(2, torch.ones(2), torch.eye(2), torch.bfloat16)
+    assert redense.is_fast(inputs, redense.SHRINK) == (supported and fastest == "kernels")
+
+
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+def test_the_forward_precision_is_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, fastest: str
+) -> None:
+    seconds = {"float32": 1.0, "bfloat16": 1.0} | {fastest: 0.5}
+    monkeypatch.setattr(
+        blocks, "precision_choice", lambda: SpeedComparison(work="", seconds=seconds)
+    )
+    assert blocks.resolve_dtype("auto", torch.device("cpu")) == fastest
+    assert blocks.resolve_dtype("float32", torch.device("cpu")) == "float32"
+    assert blocks.resolve_dtype("auto", torch.device("meta")) == "float32"

@@ -93,8 +93,9 @@ def test_codes_of_8_bits(instructions: Kernels) -> None:
 @pytest.mark.parametrize("inputs", [192, 80])  # 80: the last inputs do not fill a tile
 def test_weights_of_16_bits(instructions: Kernels, inputs: int) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(inputs, OUTPUTS, dtype=torch.bfloat16)
+    linear = nn.Linear(inputs, 75, dtype=torch.bfloat16)  # nor do the outputs fill a register
     native = NativeLinear(linear, instructions)
+    assert native(torch.randn(3, 7, inputs)).shape == (3, 7, 75)
     for rows in ROWS:
         x = torch.randn(rows, inputs)
         entering = x.bfloat16().float() if instructions.bfloat16 else x
@@ -105,9 +106,12 @@ def test_weights_of_16_bits(instructions: Kernels, inputs: int) -> None:
 
 
 def test_zeros_that_are_left_out_change_no_bit(instructions: Kernels) -> None:
+    """Rows with anything between no and all weights, and rows of two in four."""
     torch.manual_seed(0)
     linear = nn.Linear(INPUTS, OUTPUTS, dtype=torch.bfloat16)
     linear.weight.data *= torch.rand(OUTPUTS, INPUTS) < torch.rand(OUTPUTS, 1) ** 2
+    linear.weight.data[: OUTPUTS // 2, 1::2] = 0
+    linear.weight.data[3, 7] = -0.0
     sparse, dense = (NativeLinear(linear, instructions, sparse=x) for x in (True, False))
     assert sparse.sparse == bool(instructions.bfloat16) and not dense.sparse
     for rows in ROWS:

@@ -1,7 +1,5 @@
 """Fixtures: the toy model in the dtype of its files as a live model, and a familiar text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 

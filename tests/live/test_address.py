@@ -1,7 +1,5 @@
 """Addresses of states, as written by the Workbench and by others."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Changes and measurements of a live model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 

@@ -1,16 +1,12 @@
 """Helpers that stop and resume runs, and compare their stages."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError
 from backend.models.blocks import all_linears
 from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
@@ -40,25 +36,6 @@ def prune(
     return run_sds(
         model, parts[0], config, plan, checkpoints, reporter, stored_dtype, parts[1], reader
     )
-
-
-def cut_short(
-    model: Callable[[], PreTrainedModel],
-    ids: Tensor,
-    config: SDSConfig,
-    folder: Path,
-    counts: Sequence[int],
-    recorder: Callable[..., Any],
-) -> list[tuple[str, float, int]]:
-    """Run several attempts, each stopped when a number of blocks is stored, and return their
-    metrics."""
-    metrics = []
-    for count in counts:
-        stop = recorder(stop=lambda _, n=count: len([*folder.glob("*-0*")]) >= n)
-        with pytest.raises(CancelledError):
-            prune(model(), ids, config, folder, stop)
-        metrics += stop.metrics
-    return metrics
 
 
 def stage_hashes(model: PreTrainedModel, folder: Path, config: SDSConfig) -> dict[SDSStage, str]:

@@ -85,21 +85,6 @@ def test_the_number_of_threads_changes_no_bit(kind: int, monkeypatch: pytest.Mon
         assert torch.equal(W, actual[0][0]) and torch.equal(lowest, actual[0][1])
 
 
-@pytest.mark.parametrize("pattern", ["1:2", "2:4", "3:4", "4:8", "8:16", "15:16", "50%", "97%"])
-@pytest.mark.parametrize("soft", [True, False])
-def test_no_row_gets_worse_or_denser(pattern: str, soft: bool) -> None:
-    dense, inputs = layer_of(24, 64)
-    p = Pattern.parse(pattern)
-    start = dense * keep_mask(dense.abs(), p)
-    for steps in (0, 1, 2, 30):
-        actual = adjust(start, dense, inputs, p, steps, soft)
-        bound = errors(start, dense, inputs) * (1 + 1e-5)
-        assert (errors(actual, dense, inputs) <= bound).all()
-        assert ((actual != 0).sum(1) <= (start != 0).sum(1)).all()
-        if p.structured:
-            assert ((actual != 0).view(24, -1, p.group).sum(-1) <= p.keep).all()
-
-
 def identity(columns: int) -> InputStatistics:
     """Make inputs for which one step ends at the dense weights from any start."""
     inputs = inputs_of(torch.eye(columns))

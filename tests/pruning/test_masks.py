@@ -11,7 +11,6 @@ from backend.pruning.masks import (
     SMALL_GROUP,
     masked,
     overlap,
-    top_overall,
     top_per_group,
     top_per_row,
 )
@@ -58,14 +57,6 @@ def test_each_group_keeps_n(case: tuple[np.ndarray, int, int]) -> None:
     mask = top_per_group(torch.from_numpy(scores), keep, group)
     expected = [reference_mask(part, keep) for part in scores.reshape(-1, group).tolist()]
     assert mask.reshape(-1, group).tolist() == expected
-
-
-@given(rows_and_counts())
-@settings(max_examples=50, deadline=None)
-def test_top_overall_treats_the_tensor_as_one_row(case: tuple[np.ndarray, list[int]]) -> None:
-    scores, counts = case
-    mask = top_overall(torch.from_numpy(scores), counts[0])
-    assert mask.flatten().tolist() == reference_mask(scores.flatten().tolist(), counts[0])
 
 
 def test_masked_leaves_no_negative_zero() -> None:

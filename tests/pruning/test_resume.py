@@ -1,94 +1,109 @@
-"""A run that was stopped, killed or damaged resumes bit for bit."""
+"""A run that was stopped, killed or damaged resumes bit for bit; no other run takes its place."""
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
-from backend.calibration.second_moments import StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
-from backend.linalg.gram import NotPositiveDefiniteError
-from backend.models.blocks import block_linears
-from backend.models.loading import weights_hash
-from backend.pruning import passes
+from backend.errors import CancelledError, ConfigError
+from backend.models.loading import load, weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.pruners.magnitude import magnitude
-from backend.pruning.pruners.registry import PRUNERS, Pruner
 from tests.pruning.stages import prune, stage_hashes
+from tests.toy_layers import Recorder
+
+Outcome = tuple[dict[SDSStage, str], SDSStage, list[tuple[str, float, int]]]
+FEW = {"redense_steps": 5, "adjust_steps": 2, "control": True}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "float32": {"precision": "float32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "owl": {"precision": "float32", "pattern": "60%", "allocation": "owl"},
+    "blocks": {"precision": "float32", "reconstruct": 2},
+    "blocks on disk": {"precision": "float32", "reconstruct": 2, "activations": "disk"},
+}
 
 
-def config(**fields: object) -> SDSConfig:
-    given = {"precision": "float32", "adjust_steps": 5, "control": True}
-    return SDSConfig.model_validate(given | fields)
+def config(name: str, **fields: object) -> SDSConfig:
+    return SDSConfig.model_validate({**FEW, **OPTIONS[name], **fields})
 
 
 @pytest.fixture
 def ids(calibration: Tensor) -> Tensor:
-    return calibration[:16]
+    return calibration[:12]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str], SDSStage]]:
-    runs = {}
-    for precision in ("float32", "bfloat16"):
-        model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
-        options = config(precision=precision)
-        result = prune(model, _toy[1][:16], options, folder)
-        runs[precision] = stage_hashes(model, folder, config()), result.kept
-    return runs
+def uninterrupted(_toy, tmp_path_factory) -> Callable[[str], Outcome]:
+    """Return a function: stages, kept stage and metrics of an uninterrupted run."""
 
+    @cache
+    def run(name: str) -> Outcome:
+        model, folder, recorded = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole"), Recorder()
+        result = prune(model, _toy[1][:12], config(name), folder, recorded)
+        kept = weights_hash(model)
+        hashes = stage_hashes(model, folder, config(name))
+        assert hashes[result.kept] == kept
+        return hashes, result.kept, recorded.metrics
 
-def finished(workspace: Path) -> int:
-    return len([*workspace.glob("first-*"), *workspace.glob("second-*")])
+    return run
 
 
 @pytest.mark.parametrize(
-    ("precision", "blocks"), [*(("float32", k) for k in (0, 2, 3, 5)), ("bfloat16", 4)]
+    ("name", "counts", "streamed"),
+    [
+        *(("float32", (count,), False) for count in (0, 2, 3, 5)),
+        ("float32", (1, 3, 5), True),
+        ("bfloat16", (4,), False),
+        ("owl", (1, 3, 4), False),  # during the outlier pass, after it, and in the first pass
+        ("blocks", (7, 11), False),  # in either pass of reconstruction
+        ("blocks on disk", (7, 11), False),
+    ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(
-    precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
+    name: str, counts: tuple[int, ...], streamed: bool, toy, ids, tmp_path: Path, uninterrupted
 ) -> None:
-    """The run stops when `blocks` of the six checkpoints exist; each pass has three."""
-    options = config(precision=precision)
-    with pytest.raises(CancelledError):
-        stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
-        prune(toy(), ids, options, Checkpoints(tmp_path), stop)
-    assert finished(tmp_path) == blocks
-    model, recorded = toy(), recorder()
-    result = prune(model, ids, options, tmp_path, recorded)
-    expected, kept = uninterrupted[precision]
-    assert (weights_hash(model), result.kept) == (expected[kept], kept)
-    assert stage_hashes(model, tmp_path, config()) == expected
-    solved = {(s.block, s.stage) for s in recorded.snapshots}
-    assert len(solved) == 4 * max(0, 3 - blocks) + 2 * min(3, 6 - blocks)
+    """Each attempt ends when so many blocks are stored; `streamed`: every other one is streamed."""
+    models = [toy, lambda: load("toy", streamed=True).model if streamed else toy()]
+    metrics = []
+    for attempt, count in enumerate(counts):
+        stop = Recorder(stop=lambda _, n=count: len([*tmp_path.glob("*-0*")]) >= n)
+        with pytest.raises(CancelledError):
+            prune(models[1 - attempt % 2](), ids, config(name), tmp_path, stop)
+        assert len([*tmp_path.glob("*-0*")]) == count
+        metrics += stop.metrics
+    model, recorded = toy(), Recorder()
+    result = prune(model, ids, config(name), tmp_path, recorded)
     assert recorded.progressed[-1][0] == recorded.progressed[-1][1]
+    hashes = stage_hashes(model, tmp_path, config(name))
+    assert (hashes, result.kept, metrics + recorded.metrics) == uninterrupted(name)
 
 
 @pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])
 def test_a_damaged_block_is_computed_again(
-    damaged: str, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
+    damaged: str, toy, ids, tmp_path: Path, uninterrupted
 ) -> None:
-    prune(toy(), ids, config(), tmp_path)
+    prune(toy(), ids, config("float32"), tmp_path)
     file = next((tmp_path / damaged).glob("s*.safetensors" if "second" in damaged else "r*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    model, recorded = toy(), recorder()
-    prune(model, ids, config(), tmp_path, recorded)
-    assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
+    model, recorded = toy(), Recorder()
+    prune(model, ids, config("float32"), tmp_path, recorded)
+    assert stage_hashes(model, tmp_path, config("float32")) == uninterrupted("float32")[0]
     assert {s.block for s in recorded.snapshots} == {int(damaged[-1])}
 
 
-def test_stored_blocks_have_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+def test_stored_blocks_have_been_reported(toy, ids, tmp_path: Path) -> None:
     """A job writes its figures before a checkpoint appears; later figures could be lost."""
-    recorded, reports = recorder(), []
+    recorded, reports = Recorder(), []
     checkpoints = Checkpoints(
         tmp_path, lambda: reports.append((len(recorded.snapshots), len(recorded.metrics)))
     )
-    prune(toy(), ids, config(), checkpoints, recorded, heldout_share=0)
+    prune(toy(), ids, config("float32"), checkpoints, recorded, heldout_share=0)
     first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
     counts = [(0, 0)]
     for snapshots, metrics in (first, first, first, second, second, second):
@@ -96,98 +111,29 @@ def test_stored_blocks_have_been_reported(toy, ids: Tensor, tmp_path: Path, reco
     assert reports == counts
 
 
-def test_another_run_cannot_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
-    model = toy()
-    prune(model, ids, config(), tmp_path)
-    other_blocks = [
-        (toy(), ids, config(pattern="4:8")),
-        (toy(), ids[:8], config()),
-        (model, ids, config()),  # pruned already
-    ]
-    for other in other_blocks:
+def test_another_run_cannot_use_the_workspace(toy, ids, tmp_path: Path) -> None:
+    model, options = toy(), config("float32")
+    prune(model, ids, options, tmp_path)
+    for other in (
+        (toy(), ids, config("float32", pattern="4:8")),
+        (toy(), ids[:8], options),
+        (model, ids, options),  # pruned already
+    ):
         with pytest.raises(ConfigError, match="another run"):
             prune(*other, tmp_path)
 
 
 def test_a_run_resumes_in_its_original_precision(
-    toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
+    toy, ids, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted
 ) -> None:
     """On a cluster, the next node may have another processor."""
-    computes = "backend.models.blocks.computes_bfloat16"
-    options = config(precision="auto")
+    computes, options = "backend.models.blocks.computes_bfloat16", config("bfloat16")
+    automatic = config("bfloat16", precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(CancelledError):
-        stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
-        prune(toy(), ids, options, tmp_path, stop)
+        stop = Recorder(stop=lambda _: any(tmp_path.glob("first-0001")))
+        prune(toy(), ids, automatic, tmp_path, stop)
     monkeypatch.setattr(computes, lambda device: False)
     model = toy()
-    prune(model, ids, options, tmp_path)
-    assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
-
-
-def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Path) -> None:
-    model = toy()
-    block_linears(model, 1)["mlp.up_proj"].layer.weight.data[3, 4] = torch.nan
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
-        prune(model, ids, config(), tmp_path)
-
-
-@pytest.mark.parametrize("shape", [(0, 16), (4, 1), (16,)])
-def test_unusable_text_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="calibration"):
-        prune(toy(), torch.zeros(shape).long(), config(), tmp_path)
-
-
-def test_overflowing_activations_are_reported_with_the_layer(
-    toy, ids: Tensor, tmp_path: Path
-) -> None:
-    model = toy()
-    block_linears(model, 1)["mlp.up_proj"].layer.weight.data.mul_(1e38)
-    with pytest.raises(ComputeError, match=r"layers\.1\.mlp\.down_proj"):
-        prune(model, ids, config(), tmp_path)
-
-
-def test_a_diverging_solver_is_reported_with_the_layer(
-    toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(passes, "redense", lambda sparse, *_: sparse * torch.inf)
-    with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
-        prune(toy(), ids, config(), tmp_path)
-
-
-@pytest.fixture
-def stubborn(monkeypatch: pytest.MonkeyPatch):
-    """Make magnitude pruning require a damping of at least `enough`."""
-
-    def make(enough: float) -> None:
-        def prune(W, inputs, pattern, damping):
-            if damping < enough:
-                raise NotPositiveDefiniteError
-            return magnitude(W, inputs, pattern, damping)
-
-        stub = Pruner(prune, StatisticsLevel.NOTHING)
-        monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
-
-    return make
-
-
-def test_damping_has_a_limit(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
-    stubborn(1e9)
-    with pytest.raises(ComputeError, match=r"q_proj could not be pruned") as caught:
-        prune(toy(), ids, config(base="magnitude"), tmp_path)
-    assert caught.value.do
-
-
-def test_a_hessian_of_too_little_text_is_damped_with_a_warning(
-    toy, ids: Tensor, tmp_path: Path, recorder
-) -> None:
-    """32 tokens give a matrix of rank 32 or less for layers with 64 and 192 inputs."""
-    recorded, model = recorder(), toy()
-    options = config(base="sparsegpt", damping=1e-7, until="first", control=False)
-    result = prune(model, ids[:2, :16], options, tmp_path, recorded, heldout_share=0)
-    raised = [text for text in result.warnings if "not positive definite" in text]
-    assert raised and set(raised) <= set(recorded.lines)
-    for block in range(3):
-        for linear in block_linears(model, block).values():
-            W = linear.read()
-            assert W.isfinite().all() and ((W.view(-1, 4) != 0).sum(1) <= 2).all()
+    prune(model, ids, automatic, tmp_path)
+    assert stage_hashes(model, tmp_path, options) == uninterrupted("bfloat16")[0]

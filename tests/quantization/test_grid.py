@@ -1,14 +1,138 @@
-"""Codes, scales and zero-points of a layer, and refusals."""
+"""Range searches; codes, scales and zero-points of a layer, and refusals."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from backend.errors import ModelError
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
-from backend.quantization.range_search import search_range
+from backend.quantization.range_search import _gradients, search_range
+
+SPACES = ["minmax", "mse", "weighted", "lsq"]
+
+
+@pytest.fixture
+def W() -> Tensor:  # noqa: N802
+    """[24, 96], with a few outliers."""
+    random = torch.Generator().manual_seed(0)
+    W = torch.randn(24, 96, generator=random) * 0.1
+    W[torch.rand(W.shape, generator=random) < 0.01] *= 6
+    return W
+
+
+@pytest.fixture
+def energy() -> Tensor:
+    """Return energies [96]; some inputs are much larger than others."""
+    return torch.randn(96, generator=torch.Generator().manual_seed(1)).exp()
+
+
+def error(W: Tensor, grid: QuantGrid, energy: Tensor | None = None) -> Tensor:
+    """Return the squared error of each group."""
+    D = (grid.nearest(W) - W).square() * (1 if energy is None else energy)
+    return D.view(len(W), grid.groups, -1).sum(-1)
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_min_max_grid_reaches_both_ends(W: Tensor, bits: int, grid_type: str) -> None:
+    grid = search_range(W, bits, 32, grid_type, "minmax")
+    step = grid.scale.repeat_interleave(32, 1)
+    assert ((grid.nearest(W) - W).abs() <= step * (0.5 + 1e-4)).all()
+    if grid_type == "symmetric":
+        assert (grid.zero == 2 ** (bits - 1)).all()
+    elif grid_type == "zero-point":
+        assert torch.equal(grid.zero, grid.zero.round().clamp(0, grid.top))
+    else:  # both ends of every group are points of the grid
+        V, near = W.view(-1, 32), grid.nearest(W).view(-1, 32)
+        for end in (V.argmin(1, keepdim=True), V.argmax(1, keepdim=True)):
+            assert torch.allclose(near.gather(1, end), V.gather(1, end), atol=1e-6)
+
+
+def test_the_min_max_equations(W: Tensor) -> None:
+    V = W.view(24, 3, 32)
+    low, high = V.amin(-1).clamp(max=0), V.amax(-1).clamp(min=0)
+    free = search_range(W, 3, 32, "zero-point", "minmax")
+    assert torch.allclose(free.scale, (high - low) / 7)
+    assert torch.equal(free.zero, (-low / free.scale).round())
+    even = search_range(W, 3, 32, "symmetric", "minmax")
+    assert torch.allclose(even.scale, V.abs().amax(-1) / 3.5)
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: str) -> None:
+    """Compared with a search over all ratios."""
+    least = torch.full((24, 3), torch.inf)
+    for ratio in (1 - step / 100 for step in range(60)):
+        V = W.view(24, 3, 32)
+        low, high = V.amin(-1).clamp(max=0) * ratio, V.amax(-1).clamp(min=0) * ratio
+        if grid_type == "offset":
+            middle, half = (V.amax(-1) + V.amin(-1)) / 2, (V.amax(-1) - V.amin(-1)) / 2
+            scale = 2 * half * ratio / (2**bits - 1)
+            zero = (half * ratio - middle) / scale
+        elif grid_type == "symmetric":
+            scale = torch.maximum(-low, high) / (2 ** (bits - 1) - 0.5)
+            zero = torch.full_like(scale, 2 ** (bits - 1))
+        else:
+            scale = (high - low) / (2**bits - 1)
+            zero = (-low / scale).round().clamp(0, 2**bits - 1)
+        least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
+    assert error(W, search_range(W, bits, 32, grid_type, "mse")).sum() < 1.01 * least.sum()
+
+
+def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
+    grids = {space: search_range(W, 3, 32, "symmetric", space, energy) for space in SPACES}
+    plain = {space: error(W, grid).sum() for space, grid in grids.items()}
+    weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
+    assert plain["mse"] < min(plain["minmax"], plain["weighted"])
+    assert (weighted["weighted"] <= weighted["mse"] + 1e-6).all()
+    assert (weighted["lsq"] <= weighted["weighted"]).all()  # not worse in any group
+    assert weighted["lsq"].sum() < weighted["weighted"].sum()
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_learned_grids_are_grids(W: Tensor, energy: Tensor, grid_type: str) -> None:
+    grid = search_range(W, 2, 32, grid_type, "lsq", energy)
+    assert (grid.scale > 0).all()
+    assert (grid.zero == 2).all() == (grid_type == "symmetric")
+    if grid_type != "offset":
+        assert torch.equal(grid.zero, grid.zero.round().clamp(0, 3))
+
+
+def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: Tensor) -> None:
+    """Compared with autograd and the straight-through round of LSQ+."""
+    random = torch.Generator().manual_seed(3)
+    V = torch.randn(5, 3, 32, generator=random, dtype=torch.float64)
+    scale = (torch.rand(5, 3, generator=random, dtype=torch.float64) + 0.3).requires_grad_()
+    zero = torch.full((5, 3), 1.3, dtype=torch.float64, requires_grad=True)
+    s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
+    u = V / s + z
+    q = (u + (u.round() - u).detach()).clamp(0, 3)
+    weight = energy.double().view(3, 32)
+    ((s * (q - z) - V).square() * weight).sum().backward()
+    result = _gradients(V, scale.detach(), zero.detach(), 3, weight)
+    assert torch.allclose(result[0], scale.grad, atol=1e-12)
+    assert torch.allclose(result[1], zero.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, grid_type: str) -> None:
+    W = torch.stack([torch.zeros(32), torch.linspace(0.1, 1, 32), -torch.linspace(0.1, 1, 32)])
+    grid = search_range(W, 4, 16, grid_type, space)
+    assert grid.scale.isfinite().all() and (grid.scale > 0).all()
+    assert (grid.nearest(W)[0] == 0).all()
+    assert (grid.nearest(W) - W).abs().max() < 0.2
+
+
+def test_large_matrices_are_searched_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
+    whole = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
+    monkeypatch.setattr("backend.quantization.range_search.PANEL_WEIGHTS", 5 * 96)
+    parts = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
+    assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)
 
 
 def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> QuantGrid:

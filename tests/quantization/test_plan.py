@@ -16,6 +16,7 @@ from backend.quantization.plan import (
     plan,
     trainable,
 )
+from tests.refusals import refusal
 
 
 def model(columns: int = 96) -> SimpleNamespace:
@@ -41,8 +42,7 @@ def test_a_plan_has_the_settings_of_every_layer() -> None:
         quantized, settings
     )
     assert created.stages == ("dense", "awq", "lora", "lora-gptq")
-    again = QuantizationPlan.model_validate(created.model_dump(mode="json"))
-    assert again == created
+    assert QuantizationPlan.model_validate(created.model_dump(mode="json")) == created
 
 
 class Exported(DLQATConfig):
@@ -75,13 +75,12 @@ def test_a_stored_plan_must_match_its_config() -> None:
     ],
 )
 def test_invalid_settings_are_refused_at_their_field(fields: dict, field: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as refused:
+    with refusal(field, said, error=ConfigError):
         plan(config(**fields), model())
-    assert refused.value.field == field
 
 
 @pytest.mark.parametrize(
-    ("stages", "architecture", "refused"),
+    ("stages", "architecture", "named"),
     [
         ("awq", "LlamaForCausalLM", ""),
         ("awq", "GPT2LMHeadModel", "AWQ"),
@@ -90,15 +89,14 @@ def test_invalid_settings_are_refused_at_their_field(fields: dict, field: str, s
     ],
 )
 def test_llama_only_quantizers_are_refused_for_other_blocks(
-    stages: str, architecture: str, refused: str
+    stages: str, architecture: str, named: str
 ) -> None:
     facts = SimpleNamespace(linears=model().linears, architecture=architecture)
-    if not refused:
+    if not named:
         assert plan(config(stages=stages), facts)
         return
-    with pytest.raises(ConfigError, match=f"{refused} cannot be used") as error:
+    with refusal("stages", f"{named} cannot be used", architecture, error=ConfigError):
         plan(config(stages=stages), facts)
-    assert error.value.field == "stages" and architecture in error.value.why
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,6 @@ def test_a_packed_file_has_one_layout_and_a_mixed_plan_is_refused() -> None:
     mixed = created.model_copy(
         update={"groups": (*created.groups, replace(created.groups[0], bits=3))}
     )
-    with pytest.raises(ConfigError, match="cannot be saved as gptq") as refused:
+    with refusal("format", "cannot be saved as gptq", error=ConfigError):
         layout_of(mixed, "gptq")
-    assert refused.value.field == "format"
     assert layout_of(mixed, "dense").format == "dense"

@@ -44,39 +44,6 @@ def test_a_row_does_not_depend_on_the_others(layer, name: str, space: str) -> No
     assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
 
 
-# act-order ----------------------------------------------------------------------------------------
-
-
-def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
-    """Optimal brain quantization in a given order of columns, on a given grid. The inverse Hessian
-    of the remaining columns is recomputed after each column."""
-    W, rounded, left = W.double().clone(), torch.zeros_like(W), order.tolist()
-    nearest = QuantGrid(
-        grid.bits, *(part.repeat_interleave(SIZE, 1) for part in (grid.scale, grid.zero))
-    ).nearest
-    while left:
-        j, inverse = left[0], torch.linalg.inv(H[left][:, left].double())
-        rounded[:, j] = nearest(W.float())[:, j]
-        step = (W[:, j] - rounded[:, j]) / inverse[0, 0]
-        W[:, left] -= torch.outer(step, inverse[0])
-        left = left[1:]
-    return rounded
-
-
-@pytest.mark.parametrize("block", [128, 16])
-def test_act_order_equals_the_algorithm_of_the_paper(
-    layer, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("backend.quantization.gptq.BLOCK", block)
-    H = layer.inputs.gram + 0.01 * layer.inputs.energy.mean() * torch.eye(COLUMNS)
-    grid = search_range(layer.W, 3, SIZE, "offset", "minmax")
-    order, U = layer.inputs.ordered_root(0.01)
-    assert torch.equal(order, layer.inputs.energy.argsort(descending=True, stable=True))
-    result = grid.nearest(compensate_ordered(layer.W, order, U, grid))
-    same = (result - slowly(layer.W, H, order, grid)).abs() < 1e-4
-    assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
-
-
 # HQQ ----------------------------------------------------------------------------------------------
 
 
@@ -200,8 +167,7 @@ def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
             linear.write(bases[module].into(linear.read()))
         block.input_layernorm.weight.data.fill_(1)
         block.post_attention_layernorm.weight.data.fill_(1)
-    turned = llama.model.embed_tokens.weight @ rotation(width)
-    llama.model.embed_tokens.weight.data = turned
+    llama.model.embed_tokens.weight.data = llama.model.embed_tokens.weight @ rotation(width)
     llama.lm_head.weight.data = (llama.lm_head.weight * final) @ rotation(width)
     llama.model.norm.weight.data.fill_(1)
     assert torch.allclose(llama(ids).logits, exact, atol=1e-4)
@@ -233,9 +199,9 @@ def test_awq_takes_the_power_with_the_least_error_of_all_layers_that_share_the_i
     llama: LlamaForCausalLM,
 ) -> None:
     layers = layers_of(llama, 0, SETTINGS)
-    basis = input_scales(layers)["mlp.gate_proj"]
-    assert basis is input_scales_of(layers, "mlp.up_proj", basis)
-    inputs = layers.inputs["mlp.up_proj"]
+    bases, inputs = input_scales(layers), layers.inputs["mlp.up_proj"]
+    scale = bases["mlp.gate_proj"].scale
+    assert torch.equal(bases["mlp.up_proj"].scale, scale)
 
     def error(t: Tensor) -> float:
         total = 0.0
@@ -248,14 +214,8 @@ def test_awq_takes_the_power_with_the_least_error_of_all_layers_that_share_the_i
 
     scales = [inputs.energy.sqrt() ** power for power in POWERS]
     tried = [error(t / (t.max() * t.min()).sqrt()) for t in scales]
-    assert error(basis.scale) == pytest.approx(min(tried), rel=1e-4)
+    assert error(scale) == pytest.approx(min(tried), rel=1e-4)
     assert min(tried) < 0.9 * tried[0]  # power 0: plain rounding
-
-
-def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
-    """Return the basis of `module`; the same object if its scale equals that of `like`."""
-    result = input_scales(layers)[module]
-    return like if torch.equal(result.scale, like.scale) else result
 
 
 @pytest.mark.parametrize("find", [rotations, input_scales])
@@ -268,45 +228,54 @@ def test_other_blocks_are_refused(find: Callable) -> None:
 # GPTQ ---------------------------------------------------------------------------------------------
 
 
-def grid_of(V: Tensor, columns: slice, bits: int = 3) -> QuantGrid:
-    return search_range(V, bits, 0, "zero-point", "minmax")
-
-
-def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
+def slowly(W: Tensor, H: Tensor, order: list[int], grid_at: Callable) -> Tensor:
     """Optimal brain quantization as derived in the paper: the inverse Hessian of the remaining
-    columns is recomputed after each column."""
-    W, rounded = W.double().clone(), torch.zeros_like(W, dtype=torch.float64)
-    for j in range(W.shape[1]):
-        if j % size == 0:
-            grid = grid_of(W[:, j : j + size].float().contiguous(), slice(0), bits)
-        rounded[:, j] = grid.nearest(W[:, j : j + 1].float())[:, 0].double()
-        inverse = torch.linalg.inv(H[j:, j:].double())
+    columns is recomputed after each column. `grid_at(W, j)`: the grid of column j, given the
+    weights by then."""
+    W, rounded, left = W.double().clone(), torch.zeros_like(W), order
+    while left:
+        j, inverse = left[0], torch.linalg.inv(H[left][:, left].double())
+        rounded[:, j] = grid_at(W.float(), j).nearest(W[:, j : j + 1].float())[:, 0]
         step = (W[:, j] - rounded[:, j]) / inverse[0, 0]
-        W[:, j:] -= torch.outer(step, inverse[0])
-    return rounded.float()
+        W[:, left] -= torch.outer(step, inverse[0])
+        left = left[1:]
+    return rounded
 
 
+def grid_of(V: Tensor, *_: object) -> QuantGrid:
+    return search_range(V, 3, 0, "zero-point", "minmax")
+
+
+@pytest.mark.parametrize("block", [128, 16])
+@pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("size", [64, 16])
-def test_gptq_equals_the_algorithm_of_the_paper(layer, size: int) -> None:
-    inputs, damping = layer.inputs, 0.01
-    H = inputs.gram + damping * inputs.energy.mean() * torch.eye(COLUMNS)
-    W, grid = compensate(layer.W, inputs.inverse_root(damping), size, grid_of)
-    same = (grid.nearest(W) - slowly_by_groups(layer.W, H, size)).abs() < 1e-4
+def test_gptq_equals_the_algorithm_of_the_paper(
+    layer, size: int, in_order: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With act-order the grid is that of the dense weights; otherwise each group has one when its
+    first column is reached."""
+    monkeypatch.setattr("backend.quantization.gptq.BLOCK", block)
+    H = layer.inputs.gram + 0.01 * layer.inputs.energy.mean() * torch.eye(COLUMNS)
+    dense, grids = search_range(layer.W, 3, size, "zero-point", "minmax"), dict[int, QuantGrid]()
+
+    def grid_at(W: Tensor, j: int) -> QuantGrid:
+        group = j // size
+        if in_order:
+            return QuantGrid(3, dense.scale[:, group, None], dense.zero[:, group, None])
+        if group not in grids:
+            grids[group] = grid_of(W[:, j : j + size].contiguous())
+        return grids[group]
+
+    if in_order:
+        order, U = layer.inputs.ordered_root(0.01)
+        assert torch.equal(order, layer.inputs.energy.argsort(descending=True, stable=True))
+        result = dense.nearest(compensate_ordered(layer.W, order, U, dense))
+    else:
+        order, U = torch.arange(COLUMNS), layer.inputs.inverse_root(0.01)
+        W, grid = compensate(layer.W, U, size, grid_of)
+        result = grid.nearest(W)
+    same = (result - slowly(layer.W, H, order.tolist(), grid_at)).abs() < 1e-4
     assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
-
-
-def test_blocks_of_columns_change_nothing(layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    U = layer.inputs.inverse_root(0.01)
-    whole, _ = compensate(layer.W, U, 64, grid_of)
-    monkeypatch.setattr("backend.quantization.gptq.BLOCK", 16)
-    parts, _ = compensate(layer.W, U, 64, grid_of)
-    assert torch.allclose(whole, parts, atol=1e-4)
-
-
-def test_uncorrelated_inputs_need_no_compensation(layer) -> None:
-    W, grid = compensate(layer.W, torch.eye(COLUMNS), 16, grid_of)
-    assert torch.equal(W, layer.W)
-    assert torch.equal(grid.scale, search_range(layer.W, 3, 16, "zero-point", "minmax").scale)
 
 
 @pytest.mark.parametrize("size", [64, 16])
@@ -317,5 +286,4 @@ def test_zeros_stay_and_later_columns_compensate(layer, size: int) -> None:
     rounded = grid.nearest(W)
     assert (W[:, ::3] == 0).all() and (rounded[:, ::3] == 0).all()
     naive, its = compensate(layer.W, U, size, grid_of)
-    masked = its.nearest(naive) * (layer.W != 0)
-    assert layer.error(rounded) < layer.error(masked)
+    assert layer.error(rounded) < layer.error(its.nearest(naive) * (layer.W != 0))

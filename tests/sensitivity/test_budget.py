@@ -200,8 +200,7 @@ def test_layers_of_one_matrix_share_a_format_under_a_budget_of_milliseconds(
 )
 def test_damaged_times_are_ignored(timed: SensitivityProfile, change: object) -> None:
     stored = timed.times.model_dump() | change if isinstance(change, dict) else change
-    profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)
-    assert profile.times is None
+    assert profile_of("p", "toy", timed.layers, FORMATS, {}, stored).times is None
     with pytest.raises(ConfigError, match="did not measure decoding times"):
         BudgetSolver(replace(timed, times=None)).solve(Budget("ms", 5))
 

@@ -26,7 +26,8 @@ from backend.decoding.native.families import unsupported
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adaptation import ClonedLayer, NativeLayer
-from tests.decoding.native.test_decoder import LONG, SIZES, built, distance
+from tests.decoding.native.test_decoder import LLAMA3, LONG, SIZES, built, distance
+from tests.kernels.sets import VARIANTS, kernel_set
 
 TREE = Tree([(0,), (1,), (2,), (0, 0), (1, 0), (1, 1), (1, 0, 0), (1, 0, 0, 0)])
 PROMPT, LENGTH = 9, 40
@@ -87,7 +88,12 @@ def phi(chance: random.Random) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, Callable[[random.Random], PretrainedConfig]] = {
-    "llama": lambda r: LlamaConfig(**sizes(r), attention_bias=r.random() < 0.5),
+    "llama": lambda r: LlamaConfig(
+        **sizes(r),
+        attention_bias=r.random() < 0.5,
+        mlp_bias=r.random() < 0.5,
+        rope_parameters=r.choice([LLAMA3, None]),
+    ),
     "mistral": lambda r: MistralConfig(**sizes(r), sliding_window=r.randint(2, 30)),
     "qwen2": lambda r: Qwen2Config(
         **sizes(r), use_sliding_window=True, sliding_window=r.randint(2, 30), max_window_layers=1
@@ -103,13 +109,13 @@ FAMILIES: dict[str, Callable[[random.Random], PretrainedConfig]] = {
         **gemma(r), rope_scaling={"rope_type": "linear", "factor": 1.0 + r.randint(0, 7)}
     ),
     "phi3": lambda r: Phi3Config(**phi(r)),
+    "256,000 tokens": lambda r: GemmaConfig(
+        **sizes(r) | {"vocab_size": 256_000, "num_hidden_layers": 1}
+    ),
 }
 
 
-@pytest.fixture(params=[(name, seed) for name in FAMILIES for seed in range(3)], ids=str)
-def config(request: pytest.FixtureRequest) -> PretrainedConfig:
-    name, seed = request.param
-    return FAMILIES[name](random.Random(f"{name} {seed}"))
+CASES = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 
 
 def along(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -117,11 +123,14 @@ def along(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return model(input_ids=ids[None], use_cache=False).logits[0].float()
 
 
+@pytest.mark.parametrize(("name", "variant"), CASES)
 @torch.inference_mode()
-def test_logits_are_those_of_transformers(config: PretrainedConfig) -> None:
+def test_logits_are_those_of_transformers(name: str, variant: str) -> None:
+    """On each instruction set for another random model."""
+    config = FAMILIES[name](random.Random(f"{name} {VARIANTS.index(variant)}"))
     model = built(config)
     assert unsupported(model) == ""
-    native, generator = NativeModel(model), torch.manual_seed(1)
+    native, generator = NativeModel(model, kernel_set(variant)), torch.manual_seed(1)
     ids = torch.randint(config.vocab_size, (LENGTH + len(TREE),), generator=generator)
     context, nodes = ids[:LENGTH], ids[LENGTH:]
     rounded = along(model, context)
@@ -149,18 +158,6 @@ def test_its_layers_are_cloned_for_drafters(name: str) -> None:
         cloned = ClonedLayer(model, block, torch.float32)
         found = NativeLayer(cloned, target)(states)
         assert distance(found, cloned(states)) < 0.05  # rounded to 8 bits
-
-
-@torch.inference_mode()
-def test_a_vocabulary_of_256_thousand_is_read() -> None:
-    fields = gemma(random.Random(0)) | {"vocab_size": 256_000, "num_hidden_layers": 1}
-    fields["layer_types"] = ["sliding_attention"]
-    model = built(Gemma2Config(**fields))
-    ids = torch.tensor([0, 255_999, 128_000])
-    native = NativeModel(model)
-    logits = native.forward(ids, native.new_cache(64), read_out=3)[1]
-    assert logits.shape == (3, 256_000)
-    assert distance(logits, along(model.float(), ids)) < 0.05
 
 
 @pytest.mark.parametrize(

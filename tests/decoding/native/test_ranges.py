@@ -71,6 +71,9 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     "more caches than lengths": lambda m: m._run(
         Pass(), [6], [m.new_cache(8) for _ in range(4)], range(6), [None]
     ),
+    "a cache of another model": lambda m: m.forward(
+        IDS, NativeModel(built(LlamaConfig(**SIZES | {"num_key_value_heads": 1}))).new_cache(8)
+    ),
     "narrow states": lambda m: NativeBlocks.__call__(m, torch.zeros(3, 48), m.new_cache(8)),
     "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),
     "rows not read": lambda m: m.new_cache(8).rewind(3),
@@ -97,12 +100,6 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
 def test_a_pass_over_what_is_out_of_range_is_refused(native: NativeModel, name: str) -> None:
     with pytest.raises(ValueError):
         PASSES[name](native)
-
-
-def test_a_cache_of_another_model_is_refused(native: NativeModel) -> None:
-    small = LlamaConfig(**SIZES | {"num_key_value_heads": 1, "num_hidden_layers": 1})
-    with pytest.raises(ValueError):
-        native.forward(IDS, NativeModel(built(small)).new_cache(8))
 
 
 @pytest.mark.parametrize(
@@ -188,26 +185,30 @@ def test_packed_tables_that_do_not_fit_together_are_refused(
         NativeLinear(PackedLinear(QuantizedWeight(grid, made["codes"].byte())))
 
 
-@pytest.mark.parametrize("inputs", [1, 7, 24, 63])
-@pytest.mark.parametrize("rounded", [False, True])
-def test_inputs_that_fill_no_register_are_refused(inputs: int, rounded: bool) -> None:
+def product(linear: nn.Module, *shape: int, rounded: bool = False) -> object:
+    return NativeLinear(linear, rounded=rounded)(torch.zeros(*shape))
+
+
+PRODUCTS: dict[str, Callable[[], object]] = {
+    "1 input": lambda: product(nn.Linear(1, 32), 1),  # fills no register
+    "7 inputs, rounded": lambda: product(nn.Linear(7, 32), 7, rounded=True),
+    "24 inputs": lambda: product(nn.Linear(24, 32), 24),
+    "63 inputs, rounded": lambda: product(nn.Linear(63, 32), 63, rounded=True),
+    "half the inputs": lambda: product(nn.Linear(64, 32), 32),
+    "half the inputs of codes": lambda: product(packed(), 32),
+    "twice the inputs": lambda: product(nn.Linear(64, 32), 2, 128),
+    "a quarter of the inputs of codes": lambda: product(packed(), 4, 16),
+    "no ranks": lambda: top_k(torch.zeros(4, 50), 0),
+    "negative ranks": lambda: top_k(torch.zeros(4, 50), -3),
+    "ranks of a vector": lambda: top_k(torch.zeros(50), 2),
+    "ranks of three dimensions": lambda: top_k(torch.zeros(2, 2, 2), 1),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_or_ranks_of_what_does_not_fit_are_refused(name: str) -> None:
     with pytest.raises(ValueError):
-        NativeLinear(nn.Linear(inputs, 32), rounded=rounded)
-
-
-@pytest.mark.parametrize("shape", [(32,), (2, 128), (4, 16)])
-def test_inputs_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
-    for linear in (nn.Linear(64, 32), packed()):
-        with pytest.raises(ValueError):
-            NativeLinear(linear)(torch.zeros(*shape))
-
-
-@pytest.mark.parametrize(
-    ("shape", "ranks"), [((4, 50), 0), ((4, 50), -3), ((50,), 2), ((2, 2, 2), 1)]
-)
-def test_ranks_of_no_rows_are_refused(shape: tuple[int, ...], ranks: int) -> None:
-    with pytest.raises(ValueError):
-        top_k(torch.zeros(*shape), ranks)
+        PRODUCTS[name]()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])

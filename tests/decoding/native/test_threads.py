@@ -4,7 +4,6 @@ last model, and not missed by a fork."""
 import gc
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from backend.models.loading import load
 from backend.models.saving import check_saved, save
 from tests.decoding.native.test_decoder import SIZES, built
 from tests.fork_server import elsewhere
+from tests.waiting import until
 
 IDS = torch.arange(3, 23)
 TASKS = Path("/proc/self/task")
@@ -29,14 +29,14 @@ def model() -> NativeModel:
     return NativeModel(built(LlamaConfig(**SIZES)))
 
 
-def logits(native: NativeModel, threads: int, nice: int = 0) -> Tensor:
-    """Of a pass in a thread that has so many, and this priority."""
+def logits(native: NativeModel, threads: int, nice: int = 0, rows: int = 32) -> Tensor:
+    """Of a pass in a thread that has so many, and this priority, over a cache of so many rows."""
 
     def decode() -> Tensor:
         torch.set_num_threads(threads)
         if nice:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-        return native.forward(IDS, native.new_cache(32), read_out=len(IDS))[1]
+        return native.forward(IDS, native.new_cache(rows), read_out=len(IDS))[1]
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(decode).result()
@@ -66,9 +66,7 @@ def lives() -> list[int]:
     counts.append(len(niceness()))
     del other
     gc.collect()
-    for _ in range(100):  # ended threads are listed for a moment
-        if niceness():
-            time.sleep(0.02)
+    until(lambda: not niceness(), 20)  # ended threads are listed for a moment
     return [*counts, len(niceness())]
 
 
@@ -111,10 +109,11 @@ def test_a_fork_has_threads_of_its_own() -> None:
 
 
 def test_passes_at_the_same_time_have_threads_each() -> None:
+    """Longer caches make the model extend its tables meanwhile."""
     native = model()
     expected = logits(native, 1)
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(lambda n: logits(native, 1 + n % 4), range(60)))
+        found = list(threads.map(lambda n: logits(native, 1 + n % 4, rows=32 + n), range(60)))
     assert all(torch.equal(each, expected) for each in found)
 
 

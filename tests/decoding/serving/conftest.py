@@ -112,8 +112,7 @@ def alone(
 
 
 def prompt_of(length: int, seed: int) -> tuple[int, ...]:
-    ids = torch.randint(3, 203, (length,), generator=torch.manual_seed(seed))
-    return tuple(ids.tolist())
+    return tuple(torch.randint(3, 203, (length,), generator=torch.manual_seed(seed)).tolist())
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The text of a request is the same in any batch and with any drafts."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial

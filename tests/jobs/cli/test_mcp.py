@@ -56,8 +56,7 @@ def test_every_error_has_a_reason(queue: Path, monkeypatch: pytest.MonkeyPatch) 
     def fail(run: str) -> dict[str, Any]:
         raise OSError("The disk is full.") if run == "1" else RuntimeError("something else")
 
-    failing = replace(OPERATIONS["show"], function=fail)
-    monkeypatch.setitem(OPERATIONS._entries, "show", failing)
+    monkeypatch.setitem(OPERATIONS._entries, "show", replace(OPERATIONS["show"], function=fail))
     full, unexpected, both, priority = talk(
         mcp_server.build(HOST),
         ("show", {"run": "1"}),

@@ -48,6 +48,9 @@ def test_the_lines_of_the_guide_work_in_their_order(supervised: SupervisorLoop) 
         turn = supervised.turn if "--wait" in words else None
         completed = slimscope(*words, *more, meanwhile=turn)
         assert completed.returncode == 0, (words, completed.stdout, completed.stderr)
+        assert "benchmark" not in words or "responses match vanilla's" in " ".join(
+            completed.stdout.split()
+        )
     runs = {job.run: job.state for job in queries.jobs()}
     assert [*runs][::-1][:5] == [
         "sds-0001",

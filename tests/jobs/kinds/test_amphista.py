@@ -34,6 +34,7 @@ from jobs.reproduction import compare
 from jobs.submit import check_and_estimate
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
+from tests.refusals import refusal
 
 SMALL = {
     "model": "toy",
@@ -95,18 +96,15 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert plain == drafted
 
 
-def test_the_terms_of_the_base_go_with_the_drafter(wait: Wait, queue: Path) -> None:
+def test_medusa_learns_from_text_and_has_the_terms_of_its_base(wait: Wait, queue: Path) -> None:
     folder = queue / "models" / "base"
     shutil.copytree(TOY_FOLDER, folder)
     (folder / "NOTICE").write_text("Terms of the base.")
-    texts = {"data": "text", "training_text": "toystories", "answer_tokens": 32}
-    job = finished(wait, model=str(folder), architecture="medusa", steps=2, answers=30, **texts)
-    assert (run_folder(job.run) / "drafter" / "NOTICE").read_text() == "Terms of the base."
-
-
-def test_medusa_learns_from_text(wait: Wait) -> None:
-    job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
-    assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
+    text = {"data": "text", "training_text": "toystories", "architecture": "medusa"}
+    job = finished(wait, model=str(folder), answer_tokens=32, steps=12, answers=30, **text)
+    drafter = run_folder(job.run) / "drafter"
+    assert (drafter / "NOTICE").read_text() == "Terms of the base."
+    assert Amphista.load(drafter).arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = check_and_estimate("amphista", {**SMALL, "data": "text"})
     assert "predict the base model's responses less well" in estimate.warnings[0]
@@ -134,9 +132,8 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
-    with pytest.raises(ModelError, match="the answers generated at once") as refused:
+    with refusal("answer_tokens", "the answers generated at once", error=ModelError):
         check_and_estimate("amphista", config)
-    assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
 

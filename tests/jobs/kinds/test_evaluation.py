@@ -9,7 +9,6 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from backend.decoding.benchmark import Decoder
-from backend.errors import SlimscopeError
 from backend.evaluation.zero_shot import questions, score_endings
 from backend.metric_key import MetricKey
 from backend.models.loading import load
@@ -30,7 +29,6 @@ from jobs.evaluation.kind import (
     load_samples,
     memory_bytes,
     size_and_speed,
-    verdict,
 )
 from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality, decoders_of, record_decoding
 from jobs.fields.text import SAMPLE_PROMPTS
@@ -44,13 +42,11 @@ from jobs.metrics import (
     TOP1_AGREEMENT,
     ZERO_SHARE,
 )
-from jobs.submit import check_and_estimate, submit
-from jobs.wording import StageComparison
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
 
 TINY = {"context": 64, "windows": 8, "threads": 1, "sample_tokens": 8}
-SELF = {"model": "toy", "dense": "toy", "speed": False}
+
 Rows = dict[tuple[str, MetricKey], Result]
 
 
@@ -73,10 +69,8 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     job = succeeded(wait, "evaluation", {"model": pruned.run, **TINY})
     rows, pruned_rows = figures(job.id), figures(pruned.id)
     kept_stage = queries.job(pruned.id).kept_stage
-    for own_stage, stage in (
-        (DENSE, "dense"),
-        (MODEL, kept_stage),
-    ):  # the same text, the same figure
+    # the same text, the same figure
+    for own_stage, stage in ((DENSE, "dense"), (MODEL, kept_stage)):
         expected = pruned_rows[stage, PERPLEXITY].value
         assert rows[own_stage, PERPLEXITY].value == pytest.approx(expected, rel=5e-4)  # 16 bits, 32
         assert rows[own_stage, PERPLEXITY].details["decoder"].startswith("native, bfloat16")
@@ -89,46 +83,31 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     prompts = [[s["prompt"] for s in load_samples(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
-    summary = " ".join(size_and_speed(rows))
-    assert "as 2:4, the linear layers take 56 % of dense" in summary
-    sentence = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
-    assert sentence == "Perplexity is 25.0 % higher than the dense model."
+    assert "as 2:4, the linear layers take 56 % of dense" in " ".join(size_and_speed(rows))
 
     again = resumed_without(wait, job.id, KL_TO_DENSE)
-    assert again.keys() == rows.keys()
-    kl = (MODEL, KL_TO_DENSE)
-    assert again[kl].value == rows[kl].value and again[kl].value > 0
-    assert (
-        again[MODEL, TOKENS_PER_SECOND].value == rows[MODEL, TOKENS_PER_SECOND].value
-    )  # not measured again
-    assert (MODEL, SPEED_UP) in again
+    assert again.keys() == rows.keys() and (MODEL, SPEED_UP) in again
+    for metric in (KL_TO_DENSE, TOKENS_PER_SECOND):  # which is not measured again
+        assert again[MODEL, metric].value == rows[MODEL, metric].value
 
 
-def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(wait: Wait) -> None:
-    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0}
-    job = succeeded(wait, "evaluation", {**SELF, "tasks": "Endings", **few})
+def test_a_model_is_equal_to_itself_and_chooses_endings_with_both(wait: Wait) -> None:
+    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 8, "tasks": "Endings"}
+    job = succeeded(wait, "evaluation", {"model": "toy", "dense": "toy", "speed": False, **few})
     rows, loaded = figures(job.id), load("toy")
+    assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
+    assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
+    assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
+    assert (MODEL, TOKENS_PER_SECOND) not in rows
+    assert "too few zeros for sparse formats" in size_and_speed(rows)[0]
     text = evaluation_slice("toystories", loaded.tokenizer, 2, 256)
     expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
     for stage in (DENSE, MODEL):
         assert rows[stage, ENDINGS_ACCURACY].value == expected.accuracy
         assert rows[stage, ENDINGS_ACCURACY].n == len(expected.correct) == 8
-
     again = resumed_without(wait, job.id, ENDINGS_ACCURACY)
     assert again.keys() == rows.keys()
     assert again[MODEL, ENDINGS_ACCURACY].value == expected.accuracy
-
-
-def test_a_model_is_equal_to_itself(wait: Wait) -> None:
-    job = succeeded(wait, "evaluation", SELF | TINY)
-    rows = figures(job.id)
-    assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
-    assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
-    assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
-    assert (MODEL, TOKENS_PER_SECOND) not in rows
-    assert size_and_speed(rows) == [
-        "Size: too few zeros for sparse formats, which would be larger than dense 16-bit."
-    ]
 
 
 def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
@@ -165,30 +144,6 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     rows[MODEL, SPEED_UP].stderr = stderr
     sentence = size_and_speed(rows)[0]
     assert words in sentence and "20 tokens/s (19 to 22)" in sentence
-
-
-@pytest.mark.parametrize(
-    ("values", "field", "words"),
-    [
-        ({"model": "sds-0009"}, "model", "no run"),
-        ({"model": "count-0001"}, "model", "not saved a model"),
-        ({"model": "toy", "dense": "smollm2-135m"}, "dense", "was not derived from"),
-        ({"model": "toy", "context": 100_000}, "context", "does not fit"),
-        ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
-        ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
-        ({"model": "toy", "tasks": "../etc"}, "tasks", "task names"),
-        ({"model": "toy", "tasks": "endings", "context": 64}, "tasks", "too short"),
-        ({"model": "toy", "batch": 0}, "batch", "Batch size"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_beside_its_field(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, values: dict, field: str, words: str
-) -> None:
-    monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
-    submit("count", {}, HOST)
-    with pytest.raises(SlimscopeError, match=words) as refused:
-        check_and_estimate("evaluation", values)
-    assert refused.value.field == field
 
 
 def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:
@@ -237,60 +192,59 @@ class KilledError(Exception):
     """Simulates the end of a process before a further record."""
 
 
-class Recorder:
-    """Keeps the records until the process is killed."""
+def recorder(kept: list[str], most: int) -> Any:
+    """Return a context that keeps names of records until the process is killed."""
 
-    def __init__(self, most: int) -> None:
-        self.kept: list[str] = []
-        self.most = most
-
-    def _keep(self, name: str) -> None:
-        if len(self.kept) == self.most:
+    def keep(name: str) -> None:
+        if len(kept) == most:
             raise KilledError
-        self.kept.append(name)
+        kept.append(name)
 
-    def profile(self, profile: Any) -> None:
-        self._keep(profile.name)
-
-    def result(self, stage: str, metric: MetricKey, value: float, **_: Any) -> None:
-        self._keep(str(metric))
-
-    def has_result(self, stage: str, metric: MetricKey) -> bool:
-        return str(metric) in self.kept
-
-    def log(self, text: str) -> None:
-        pass
+    return SimpleNamespace(
+        profile=lambda profile: keep(profile.name),
+        result=lambda stage, metric, value, **_: keep(str(metric)),
+        has_result=lambda stage, metric: str(metric) in kept,
+        log=lambda text: None,
+    )
 
 
-def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
+def quality(context: Any, monkeypatch: pytest.MonkeyPatch) -> Quality:
     """Return the measurements of a stage with precomputed figures."""
-    module = "jobs.evaluation.quality"
     measured = SimpleNamespace(value=2.0, stderr=0.1, bits_per_byte=1.0, tokens=8, windows=[1.0])
     compared = SimpleNamespace(agreement=0.9, agreement_stderr=0.1, kl=0.1, kl_stderr=0.1, tokens=8)
-    monkeypatch.setattr(f"{module}.perplexity", lambda *_: measured)
-    monkeypatch.setattr(f"{module}.text_facts", lambda _: {})
-    monkeypatch.setattr(
-        f"{module}.DivergenceObserver", lambda *_: SimpleNamespace(result=lambda: compared)
-    )
+    observer = SimpleNamespace(result=lambda: compared)
+    for name, replacement in (
+        ("perplexity", lambda *_: measured),
+        ("text_facts", lambda _: {}),
+        ("DivergenceObserver", lambda *_: observer),
+    ):
+        monkeypatch.setattr(f"jobs.evaluation.quality.{name}", replacement)
     measurements = Quality.__new__(Quality)
-    measurements._divergence = True
-    measurements._loaded, measurements._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
-    measurements._context, measurements._batch, measurements._labels = context, 1, {}  # type: ignore[assignment]
-    measurements._new_store, measurements._reference = list, None  # type: ignore[assignment]
-    measurements._decoder, measurements._rounded = "", {}
-    monkeypatch.setattr(measurements, "_read", lambda: None)
-    monkeypatch.setattr(measurements, "_comparable", lambda _: True)
+    vars(measurements).update(
+        _divergence=True,
+        _loaded=SimpleNamespace(model=None),
+        _text=None,
+        _context=context,
+        _batch=1,
+        _labels={},
+        _new_store=list,
+        _reference=None,
+        _decoder="",
+        _rounded={},
+        _read=lambda: None,
+        _comparable=lambda _: True,
+    )
     return measurements
 
 
 @pytest.mark.parametrize("role", ["", "kept"])
 def test_a_kill_between_two_figures_loses_none(monkeypatch: pytest.MonkeyPatch, role: Any) -> None:
-    complete = Recorder(99)
-    quality(complete, monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
-    assert "window_losses" in complete.kept and ("kl_to_dense" in complete.kept) == bool(role)
-    for most in range(len(complete.kept)):
-        context = Recorder(most)
-        measurements = quality(context, monkeypatch)
+    complete: list[str] = []
+    quality(recorder(complete, 99), monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
+    assert "window_losses" in complete and ("kl_to_dense" in complete) == bool(role)
+    for most in range(len(complete)):
+        kept: list[str] = []
+        measurements = quality(recorder(kept, most), monkeypatch)
         with pytest.raises(KilledError):
             measurements._measure_text("sds", role, None)  # type: ignore[arg-type]
-        assert measurements._text_missing("sds", role), f"killed behind {context.kept}"
+        assert measurements._text_missing("sds", role), f"killed behind {kept}"

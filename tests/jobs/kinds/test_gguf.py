@@ -12,6 +12,7 @@ from backend.store import queries
 from jobs.submit import check_and_estimate, submit
 from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST, Wait, succeeded
+from tests.refusals import refusal
 
 
 def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
@@ -35,9 +36,8 @@ def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
         ({"type": "Q4_1", "embedding": "Q8_0"}, "embedding", "copied unchanged"),
         ({"type": "F16"}, "type", "once more"),
     ):
-        with pytest.raises(ConfigError, match=why) as refused:
+        with refusal(field, why, error=ConfigError):
             check_and_estimate("gguf", {"model": job.run, **config})
-        assert refused.value.field == field
     plain = submit("dlqat", {**small, "embedding": "dense", "format": "dense"}, HOST)
     assert check_and_estimate("gguf", {"model": plain.run, "type": "F16"})[1].sizes
 

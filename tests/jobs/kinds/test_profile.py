@@ -10,7 +10,6 @@ from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.artifacts import run_folder
 from backend.sensitivity.profile import IN_SAMPLE, TOKEN_WISE
 from backend.store import queries
-from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.operations.live import budget
 from jobs.profile.kind import ProfileJob, requirements
@@ -23,6 +22,7 @@ from jobs.profile.profiles import (
 )
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, succeeded
+from tests.rows import change
 
 SMALL = {
     "model": "toy",
@@ -31,32 +31,6 @@ SMALL = {
     "formats": "int2-g64, int4-g64, 50%, 2:4",
     "measured": "int2-g64, 50%",
 }
-
-
-@pytest.mark.parametrize(
-    ("changed", "field", "message"),
-    [
-        ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
-        ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
-        ({"formats": ""}, "formats", "0 formats are given"),
-        ({"measured": "70%"}, "measured", "70% is not among the formats"),
-        ({"windows": 9}, "windows", "Only 8 windows are held out"),
-        ({"holdout": 0}, "holdout", "No text is held out"),
-        (
-            {"calibration_text": "self"},
-            "calibration_text",
-            "cannot use text sampled from the model",
-        ),
-        ({"context": 4096}, "context", "does not fit"),
-    ],
-)
-def test_what_cannot_work_is_refused_beside_its_field(
-    queue: object, changed: dict[str, object], field: str, message: str
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        submit("profile", SMALL | changed, HOST)
-    assert refused.value.field == field
-    assert message in str(refused.value)
 
 
 def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
@@ -97,16 +71,12 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
         with pytest.raises(ConfigError):
             budget("toy", **wrong)
-    with writing() as session:
-        session.get_one(Job, job.id).environment = {}  # as profiles had it that were in sample
+    change(Job, job.id, environment={})  # as profiles had it that were in sample
     assert budget("toy", bits="3.25")["estimate"] == IN_SAMPLE
-    with writing() as session:
-        session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
+    change(Job, job.id, environment={WEIGHTS_MARK: "of other weights"})
     with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} measured other"):
         budget("toy", bits="3.25")
-    with writing() as session:
-        stored = session.get_one(Job, job.id)
-        stored.config = stored.config | {"model": "smollm2-135m"}
+    change(Job, job.id, config=job.config | {"model": "smollm2-135m"})
     with pytest.raises(NotFoundError, match="no sensitivity profile of toy"):
         budget("toy", bits="3.25")  # the profile is of another model
 

@@ -35,6 +35,7 @@ from jobs.sds.kind import SDSJob, memory_bytes, requirements
 from jobs.submit import check_and_estimate, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
+from tests.refusals import refusal
 
 SMALL = {
     "model": "toy",
@@ -219,26 +220,19 @@ def amount(config: SDSJob, step: str) -> float:
 
 
 def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_block() -> None:
-    facts, work, memory, states = inspect("toy"), [], [], []
-    for epochs in (0, 1, 3):
-        config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
-        work.append(amount(config, "block reconstruction"))
-        needed = memory_bytes(config, facts, 10**10)[1]
-        memory.append(needed.get("reconstruction", 0))
-        states.append(needed["activations"])
-    one_pass = facts.linear_weights * config.segments * config.context
-    passes = [round((products - work[0]) / one_pass, 6) for products in work]
-    heldout_share = 2 * config.heldout_windows / config.segments
-    assert passes == [
-        0,
-        2 * (2 + 3 + heldout_share),
-        2 * (2 + 9 + heldout_share),
-    ]  # of the control and of SDS
+    facts, epochs = inspect("toy"), (0, 1, 3)
+    configs = [SDSJob.model_validate({**SMALL, "reconstruct": n}) for n in epochs]
+    needed = [memory_bytes(config, facts, 10**10)[1] for config in configs]
+    one_pass = facts.linear_weights * configs[0].segments * configs[0].context
+    passes = [amount(config, "block reconstruction") / one_pass for config in configs]
+    share = 2 * configs[0].heldout_windows / configs[0].segments
+    expected = [0, 2 * (2 + 3 + share), 2 * (2 + 9 + share)]  # of the control and of SDS
+    assert [n - passes[0] for n in passes] == pytest.approx(expected)
+    memory = [each.get("reconstruction", 0) for each in needed]
     assert memory[0] == 0 < memory[1] == memory[2]
-    both = (
-        2 * states[0] * (1 + heldout_share / 2)
-    )  # those of the dense model, too, and held-out windows
-    assert states == [states[0], both, both]
+    states = [each["activations"] for each in needed]
+    # those of the dense model, too, and held-out windows
+    assert states[1] == states[2] == 2 * states[0] * (1 + share / 2)
 
 
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
@@ -247,11 +241,10 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
     _, estimate = check_and_estimate("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
-    with pytest.raises(ModelError) as refused:
+    with refusal("segments", "on disk", error=ModelError):
         check_and_estimate(
             "sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"}
         )
-    assert refused.value.field == "segments" and "on disk" in refused.value.do
     check_and_estimate(
         "sds", {**SMALL, "segments": 4096, "context": 256}
     )  # they wait on disk by themselves
@@ -270,28 +263,18 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [
-        requirements(SDSJob.model_validate({**SMALL, **x})).disk.bytes
-        for x in (
-            {},
-            {"control": False},
-            {"base": "sparsegpt"},
-            {"until": "first"},
-            {"activations": "disk"},
-        )
-    ]
-    states = 2 * 4 * 8 * 64 * facts.hidden
-    assert sizes == [
-        sizes[0],
-        sizes[0] - 2 * pruned,
-        sizes[0],
-        sizes[0] - 8 * pruned,
-        sizes[0] + states,
-    ]
+    whole = requirements(SDSJob.model_validate(SMALL)).disk.bytes
+    for values, more in (
+        ({"control": False}, -2 * pruned),
+        ({"base": "sparsegpt"}, 0),
+        ({"until": "first"}, -8 * pruned),
+        ({"activations": "disk"}, 2 * 4 * 8 * 64 * facts.hidden),  # hidden states
+    ):
+        config = SDSJob.model_validate({**SMALL, **values})
+        assert requirements(config).disk.bytes == whole + more
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(ConfigError, match="6 stages") as refused:
+    with refusal("until", "6 stages", error=ConfigError):
         check_and_estimate("sds", SMALL)
-    assert refused.value.field == "until"
 
 
 def test_the_disk_estimate_holds(wait: Wait) -> None:

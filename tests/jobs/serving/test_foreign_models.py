@@ -4,6 +4,7 @@ model."""
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,7 @@ def test_other_requests_are_answered_during_an_attack(folder: Path, attack: str)
         with pytest.raises(ModelError) as refused:
             await attacking
         if "decoder" not in attack:
-            whole = await answer(pool, mine, "One day", "bob")
-            assert whole["usage"]["completion_tokens"] == 8
+            assert await answer(pool, mine, "One day", "bob")["usage"]["completion_tokens"] == 8
         return refused.value, answered
 
     error, answered = asyncio.run(attacked())
@@ -211,18 +211,19 @@ def test_a_model_cannot_claim_to_be_shipped(folder: Path) -> None:
     assert not has_shipped_tokenizer(str(tokenizer.name_or_path))
 
 
-def test_a_model_saved_by_a_run_keeps_the_trust_of_its_source(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(TOY_FOLDER)
-    tokenizer.save_pretrained(tmp_path)
+SPOILS: dict[str, Callable[[Path], object]] = {
+    "a template": lambda folder: (folder / "chat_template.jinja").write_text(TOLD),
+    "a template in its config": lambda folder: change(
+        folder / "tokenizer_config.json", chat_template=TOLD
+    ),
+    "another tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "more templates": lambda folder: (folder / "additional_chat_templates").mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", SPOILS)
+def test_a_model_saved_by_a_run_keeps_the_trust_of_its_source(tmp_path: Path, name: str) -> None:
+    AutoTokenizer.from_pretrained(TOY_FOLDER).save_pretrained(tmp_path)
     assert has_shipped_tokenizer(str(tmp_path))
-    (tmp_path / "chat_template.jinja").write_text(TOLD)
-    assert not has_shipped_tokenizer(str(tmp_path))
-    (tmp_path / "chat_template.jinja").unlink()
-    change(tmp_path / "tokenizer_config.json", chat_template=TOLD)
-    assert not has_shipped_tokenizer(str(tmp_path))
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert not has_shipped_tokenizer(str(tmp_path))
-    (tmp_path / "additional_chat_templates").mkdir()
-    tokenizer.save_pretrained(tmp_path)
+    SPOILS[name](tmp_path)
     assert not has_shipped_tokenizer(str(tmp_path))

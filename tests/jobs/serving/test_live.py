@@ -19,7 +19,6 @@ from starlette.applications import Starlette
 from torch import Tensor
 
 from backend.errors import ConfigError, ForbiddenError
-from backend.kernels import library
 from backend.live.address import WORKBENCH
 from backend.models.sources.catalog import inspect
 from backend.queue.actor import Actor
@@ -34,6 +33,7 @@ from jobs.serving.live import answering, models
 from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
 from tests.conftest import Given
+from tests.decoding.native.test_decoder import forget_library
 from tests.queue.conftest import Wait, succeeded
 
 FACTS = inspect("toy")
@@ -238,15 +238,11 @@ def test_a_guest_waits_for_hosts_for_a_limited_time(
 def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
     """Disable the native decoder, as if it could not be compiled."""
     given(NATIVE="false")
-    library.library.cache_clear()
-    library.kernels.cache_clear()
-    library.kernels_or_none.cache_clear()
+    forget_library()
     yield
     monkeypatch.undo()
     settings.cache_clear()
-    library.library.cache_clear()
-    library.kernels.cache_clear()
-    library.kernels_or_none.cache_clear()
+    forget_library()
 
 
 def test_without_a_compiler_pytorch_is_used(no_decoder: None) -> None:
@@ -292,7 +288,6 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state", "format"),
     [
-        (address("50p"), "dense"),
         (address("2of4", "sparsegpt"), "dense"),
         (address("int4-g32", "wanda", "gptq"), "compressed-tensors"),
     ],
@@ -301,30 +296,27 @@ def test_a_run_of_the_plan_produces_the_same_weights(
     queue: Path, wait: Wait, state: str, format: str
 ) -> None:
     live_client = LiveClient()
-    events = live_client.ask(state, "refine")
-    assert of(events, "applied")[-1]["exactly"]
-    (step,) = OPERATIONS["plan-state"].function(model="toy", state=state, effort="one-shot")
+    assert of(live_client.ask(state, "refine"), "applied")[-1]["exactly"]
+    (step,) = plan(state, "one-shot")
     job = succeeded(wait, step["kind"], step["config"])
     answer = live_client.post("export", state=state, format=format, name="mine")
     assert answer.status_code == 200
     live, run = weights_of(Path(answer.json()["folder"])), weights_of(run_folder(job.run) / "model")
     assert live.keys() == run.keys() and all(torch.equal(live[k], run[k]) for k in run)
     if format == "dense":  # a run is traced as the state it was made of
-        traced = [
+        traced, of_run = (
             live_client.ask(state, "why", text=TEXT),
             live_client.ask("", text=TEXT, against=job.run),
-        ]
-        assert of(traced[0], "why") == of(traced[1], "why") and of(traced[0], "tokens")
+        )
+        assert of(traced, "why") == of(of_run, "why") and of(traced, "tokens")
 
 
 @pytest.mark.parametrize(
     ("form", "rest", "format", "found"),
     [
         ("50p", "dense", "compressed-tensors", ""),
-        ("int4-g32", "dense", "compressed-tensors", "4 bits"),
         ("2of4andint3-g32", "int8-g32", "slimscope", "3 bits, model.embed_tokens 8"),
         ("int4-g32", "int8-g32", "gguf", None),
-        ("50p", "dense", "gguf", None),
     ],
 )
 def test_exports_contain_the_current_state(
@@ -361,33 +353,20 @@ def test_unsupported_formats_are_refused_and_leave_no_files(
 
 
 def plan(state: str, effort: str = "full") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = OPERATIONS["plan-state"].function(
-        model="toy", state=state, effort=effort
-    )
-    return found
+    return OPERATIONS["plan-state"].function(model="toy", state=state, effort=effort)
 
 
 def test_a_state_is_converted_to_configs(queue: Path) -> None:
-    (sds,), (gptq,) = (
-        plan(address("60p", "wanda")),
-        plan(address("int4-g32", "wanda", "gptq"), "one-shot"),
-    )
-    assert (sds["kind"], sds["config"]) == (
-        "sds",
-        {"model": "toy", "pattern": "60%", "base": "wanda"},
-    )
-    assert gptq["config"] == {
-        "model": "toy",
-        "bits": 4,
-        "group_size": 32,
-        "stages": "gptq",
-        "embedding": "dense",
-    }
+    (sds,) = plan(address("60p", "wanda"))
+    config = {"model": "toy", "pattern": "60%", "base": "wanda"}
+    assert (sds["kind"], sds["config"]) == ("sds", config)
+    (gptq,) = plan(address("int4-g32", "wanda", "gptq"), "one-shot")
+    few = {"bits": 4, "group_size": 32, "stages": "gptq", "embedding": "dense"}
+    assert gptq["config"] == {"model": "toy", **few}
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]
     assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")
-    mixed = f"~wanda~rtn~50p_2of4_dense~0x{N - 2}_1_2x{1 + OUTSIDE}"
-    (step,) = plan(mixed)
+    (step,) = plan(f"~wanda~rtn~50p_2of4_dense~0x{N - 2}_1_2x{1 + OUTSIDE}")
     one, two = (f"{x.block}.{x.module}" for x in FACTS.linears[-2:])
     assert step["config"]["overrides"] == f"{one}=2:4" and step["config"]["exclude"] == two
     for state, words in (

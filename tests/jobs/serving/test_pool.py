@@ -1,9 +1,7 @@
 """Models in the pool: which stay in memory, and which requests wait for memory."""
 
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +14,7 @@ from jobs.serving import pool as pools
 from jobs.serving.pool import ModelPool, folder_version, model_key, weight_bytes
 from jobs.serving.server import CpuShare
 from tests.conftest import Given
+from tests.waiting import until
 
 TOY = weight_bytes(resolve_model("toy"), "cpu", "float32")
 
@@ -57,13 +56,11 @@ class PoolUser:
                 pass
 
 
-@pytest.fixture
-def pool_user(current: object) -> Callable[..., PoolUser]:
-    return PoolUser
+pytestmark = pytest.mark.usefixtures("current")
 
 
-def test_the_two_most_recently_used_models_stay(pool_user: Callable[..., PoolUser]) -> None:
-    user = pool_user()
+def test_the_two_most_recently_used_models_stay() -> None:
+    user = PoolUser()
     user.use("a", "b", "a", "b")
     assert user.loaded == ["a", "b"] and user.said == ["Loading Toy stories (built in)"] * 2
     user.use("a", "c")  # b was used longest ago
@@ -74,41 +71,39 @@ def test_the_two_most_recently_used_models_stay(pool_user: Callable[..., PoolUse
     assert user.threads == [2] * 4 and user.pool.threads() == 4
 
 
-def test_a_limit_of_one_model(
-    pool_user: Callable[..., PoolUser], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_of_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "MAX_MODELS", 1)
-    user = pool_user()
+    user = PoolUser()
     user.use("a", "b", "a")
     assert user.loaded == ["a", "b", "a"] and len(user.pool) == 1
 
 
-def test_models_in_use_may_exceed_the_limit(pool_user: Callable[..., PoolUser]) -> None:
-    user = pool_user()
+def test_models_in_use_may_exceed_the_limit() -> None:
+    user = PoolUser()
     with ExitStack() as stack:
         models = [stack.enter_context(user.using(name)) for name in "abca"]
         assert len(user.pool) == 3 and models[0] is models[3] and models[0].users == 2
     assert len(user.pool) == 2
 
 
-def test_a_request_without_memory_waits_and_can_be_cancelled(
-    pool_user: Callable[..., PoolUser],
-) -> None:
-    user, entered = pool_user(budget=TOY), threading.Event()
+def test_a_request_without_memory_waits_and_can_be_cancelled() -> None:
+    user, entered = PoolUser(budget=TOY), threading.Event()
     with user.using("a"):
         thread = threading.Thread(target=lambda: (user.use("b"), entered.set()))
         thread.start()
-        assert not entered.wait(0.2) and "Waiting for" in user.said[-1]
-    thread.join(60)
-    assert entered.is_set() and user.loaded == ["a", "b"] and len(user.pool) == 1
+        until(lambda: any("Waiting for" in said for said in user.said), 20)
+        assert not entered.is_set()
+    assert entered.wait(20)
+    thread.join()
+    assert user.loaded == ["a", "b"] and len(user.pool) == 1
     with user.using("a"):
         user.stopped = True
         with pytest.raises(CancelledError):
             user.use("b")
 
 
-def test_a_model_that_fails_to_load_takes_no_memory(pool_user: Callable[..., PoolUser]) -> None:
-    user = pool_user()
+def test_a_model_that_fails_to_load_takes_no_memory() -> None:
+    user = PoolUser()
     with pytest.raises(ModelError), user.using("a", fails=True):
         pass
     assert len(user.pool) == 0
@@ -131,26 +126,20 @@ def test_active_runs_get_half_of_the_threads(given: Given) -> None:
 
 
 def test_a_drafter_is_loaded_once_for_all_its_trees(
-    pool_user: Callable[..., PoolUser], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bound: list[object] = []
     made: list[int] = []
 
-    @dataclass(frozen=True)
-    class Saved:
-        weights: dict[str, object] = field(default_factory=dict)
-
-        def bind(self, target: object) -> object:
-            bound.append(target)
-            return object()
+    saved = SimpleNamespace(weights={}, bind=lambda target: bound.append(target) or object())
 
     def make(_: object, __: object, nodes: int, **___: object) -> object:
         made.append(nodes)
         return SimpleNamespace(nodes=nodes)
 
-    monkeypatch.setattr(pools.Amphista, "load", lambda _: Saved())
+    monkeypatch.setattr(pools.Amphista, "load", lambda _: saved)
     monkeypatch.setattr(pools, "make_proposer", make)
-    with pool_user().using("a") as model:
+    with PoolUser().using("a") as model:
         model.target = None
         one, same, other = (model.proposer(tmp_path, nodes) for nodes in (3, 3, 4))
         assert len(bound) == 1 and made == [3, 4]  # measured once for each tree
@@ -175,9 +164,9 @@ def drafters(tmp_path: Path) -> list[Path]:
 
 
 def test_drafters_count_toward_the_budget_and_the_oldest_are_dropped(
-    pool_user: Callable[..., PoolUser], drafters: list[Path]
+    drafters: list[Path],
 ) -> None:
-    user = pool_user(budget=3 * TOY)
+    user = PoolUser(budget=3 * TOY)
     for number, drafter in enumerate(drafters):
         with user.using("a", drafter=drafter) as model:
             assert model.bytes == min(number + 2, 3) * TOY
@@ -187,9 +176,9 @@ def test_drafters_count_toward_the_budget_and_the_oldest_are_dropped(
 
 
 def test_a_request_without_memory_for_its_drafter_waits(
-    pool_user: Callable[..., PoolUser], drafters: list[Path]
+    drafters: list[Path],
 ) -> None:
-    user, entered = pool_user(budget=3 * TOY), threading.Event()
+    user, entered = PoolUser(budget=3 * TOY), threading.Event()
 
     def draft() -> None:
         with user.using("b", drafter=drafters[1]):
@@ -198,14 +187,15 @@ def test_a_request_without_memory_for_its_drafter_waits(
     with user.using("a", drafter=drafters[0]):  # two of three
         thread = threading.Thread(target=draft)
         thread.start()
-        assert not entered.wait(0.2) and "Waiting for" in user.said[-1]
+        until(lambda: any("Waiting for" in said for said in user.said), 20)
         user.use("b")  # without a drafter there is room
-    thread.join(60)
-    assert entered.is_set()
+        assert not entered.is_set()
+    assert entered.wait(20)
+    thread.join()
 
 
 def test_a_drafter_beyond_the_budget_is_tried(
-    pool_user: Callable[..., PoolUser], drafters: list[Path]
+    drafters: list[Path],
 ) -> None:
-    with pool_user(budget=TOY).using("a", drafter=drafters[0]) as model:
+    with PoolUser(budget=TOY).using("a", drafter=drafters[0]) as model:
         assert model.bytes == 2 * TOY

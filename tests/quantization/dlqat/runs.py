@@ -3,11 +3,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears
+from backend.models.families.experts import split_experts
 from backend.quantization.config import DLQATConfig
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan, plan
@@ -18,9 +20,8 @@ QUIET = SilentReporter()
 
 def plan_of(config: DLQATConfig, model: PreTrainedModel) -> QuantizationPlan:
     """Return the plan of a config for a model."""
-    blocks = range(len(decoder_blocks(model)))
-    linears = [x for block in blocks for x in block_linears(model, block).values()]
-    return plan(config, SimpleNamespace(linears=linears, architecture=type(model).__name__))
+    facts = SimpleNamespace(linears=all_linears(model), architecture=type(model).__name__)
+    return plan(config, facts)
 
 
 def begun(
@@ -48,6 +49,26 @@ def begun(
         seed,
         heldout=heldout,
     )
+
+
+def begun_mixture(folder: Path, **fields: object) -> DLQAT:
+    """Return a run of a mixture of eight experts on segments of three tokens."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=8,
+        num_experts_per_tok=1,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    split_experts(model)
+    rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
+    few = {"group_size": 8, "start": "rounded", "range_search": "minmax", "stages": "dlqat"}
+    return begun(model, folder, rows, **few | fields)
 
 
 def finished(qat: DLQAT, reporter: Reporter = QUIET) -> DLQAT:

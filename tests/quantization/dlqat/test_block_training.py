@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from backend.errors import CancelledError, ComputeError
+from backend.errors import ComputeError
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import decoder_blocks
-from backend.models.families.experts import split_experts
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import block_training
 from backend.quantization.dlqat.block_training import TrainedGrids
@@ -20,7 +19,7 @@ from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.grid import QuantGrid
 from backend.quantization.plan import QuantSettings
 from backend.training.block_reconstruction import Reconstruction, reconstruct, relative_error
-from tests.quantization.dlqat.runs import QUIET, begun, finished
+from tests.quantization.dlqat.runs import QUIET, begun, begun_mixture, finished
 
 BLOCKS = DLQATStage.BLOCKS
 
@@ -70,19 +69,6 @@ def test_block_training_gets_closer_to_the_dense_model(
     whole = grid != "offset"
     for layer in qat.converted(BLOCKS).values():
         assert (layer.grid.zero == layer.grid.zero.round()).all() or not whole
-
-
-def test_a_stopped_run_goes_on_to_the_same_bits(start, tmp_path: Path, recorder) -> None:
-    def codes(qat: DLQAT) -> list[Tensor]:
-        return [part for x in qat.converted(BLOCKS).values() for part in x.tensors().values()]
-
-    expected = codes(finished(start("whole", grid="offset")))
-    for count in (1, 2):
-        stop = recorder(stop=lambda _, n=count: len([*tmp_path.glob("cut/block-wise-0*")]) >= n)
-        with pytest.raises(CancelledError):
-            finished(start("cut", grid="offset"), stop)
-    again = codes(finished(start("cut", grid="offset")))
-    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
 def test_dlqat_can_start_from_it(start) -> None:
@@ -142,47 +128,9 @@ def test_trained_and_stored_weights_are_equal(grid: str) -> None:
     assert outside.any() and (gradient.view(4, 2, 32)[outside] == 0).all()
 
 
-def mixture() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=8,
-        num_experts_per_tok=1,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    split_experts(model)
-    return model
-
-
-def started(folder: Path, **fields: object) -> DLQAT:
-    rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
-    few = {"group_size": 8, "start": "rounded", "range_search": "minmax", "stages": "dlqat"}
-    return begun(mixture(), folder, rows, **few | fields)
-
-
-def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path: Path) -> None:
-    fields = {"steps": 6, "batch": 1, "length": 16, "rank": 2}
-    whole = started(tmp_path / "whole", **fields)
-    whole.make("dlqat", QUIET)
-    with pytest.raises(CancelledError):
-        stop = recorder(stop=lambda r: sum(name == "loss@dlqat" for name, *_ in r.metrics) >= 2)
-        started(tmp_path / "cut", **fields).make("dlqat", stop)
-    again = started(tmp_path / "cut", **fields)
-    again.make("dlqat", QUIET)
-    before, after = (run.converted("dlqat") for run in (whole, again))
-    for name, layer in before.items():
-        assert torch.equal(layer.codes, after[name].codes)
-        assert torch.equal(layer.grid.scale, after[name].grid.scale)
-
-
 def test_blocks_whose_trained_experts_a_segment_does_not_reach_are_trained(tmp_path: Path) -> None:
     """With three tokens per segment, most of the eight experts see no token."""
-    qat = started(tmp_path, exclude="self_attn.*, *.experts.[0-6].*", stages="block-wise")
+    qat = begun_mixture(tmp_path, exclude="self_attn.*, *.experts.[0-6].*", stages="block-wise")
     qat.make("block-wise", QUIET)
     layers = qat.converted("block-wise")
     assert all(".experts.7." in name for name in layers)
