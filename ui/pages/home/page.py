@@ -22,11 +22,12 @@ from jobs.operations.submission import submit_run
 from ui.format import runs
 from ui.frame import Page, current_user, live
 from ui.gradio_patches import event_data
-from ui.pages.home.showcase import TOY_NAME, exhibits, film, toy_run
+from ui.pages.home.showcase import TOY_NAME, exhibits, film
 from ui.runs.actions import next_links
 from ui.runs.html import error_of, progress, time_left, took
 from ui.runs.queue_eta import start_times, start_words
 from ui.runs.results import RunResults, kind_of
+from ui.runs.rows import newest_of
 from ui.templates import fragments
 from ui.widgets.explorer import page_state
 from ui.widgets.html import HtmlPanel, notice, show_error, show_html, show_success, skeleton
@@ -74,7 +75,7 @@ def draw(seen: Any, request: gr.Request) -> Updates:
 
 def toy_html(actor: Actor) -> Markup:
     """Progress of the visitor's toy from the first second, then its result."""
-    job = toy_run(actor)
+    job = newest_of(actor, TOY_NAME)
     if job is None:
         return Markup()
     if job.state in ACTIVE:
