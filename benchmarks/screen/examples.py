@@ -1,65 +1,78 @@
-"""Makes the example runs anew: real runs of every method on SmolLM2-135M.
+"""Example runs: real runs of every method on SmolLM2-135M, and a conversation with their models.
 
     make examples
-    make examples ARGS="--data FOLDER"     (the newest runs of these names there)
+    make examples ARGS="--data FOLDER"     (a data folder of your own)
 
-Takes about two hours on two quiet cores, most of it training. The runs are submitted with the
-commands below, which their records keep. What is exported has no weights, and the profiles of a few
-blocks. The recorded conversation beside them, conversation.json, stays as it is.
+Takes about MINUTES minutes on two quiet cores. Runs of these names that have succeeded in the data
+folder are kept: the command can be interrupted and repeated. Exported runs have no weights, and the
+profiles of a few blocks only.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import lzma
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.backup.examples import FOLDER, PACKED_SUFFIX, example_name
+import httpx
+
+from backend.backup.examples import CONVERSATION, FOLDER, PACKED_SUFFIX, example_name
+from backend.queue import conversations
+from backend.queue.actor import Actor
+from backend.settings import settings
 from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import SENSITIVITY
 from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
+from benchmarks.screen.server import dashboard, reads
+from jobs.chat import ask
 
 MODEL = "--model=smollm2-135m"
-FOUR_BITS = ("--bits=4", "--group-size=64")
+DRAFTER = (MODEL, "--answers=640", "--heldout=32", "--minutes=0", "--steps=350")
 # file -> the words of the command and the name of the run; {file}: the run of another file
 RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "sds": (
+        (MODEL, "--pattern=2:4", "--base=wanda", "--control"),
+        "2:4: SDS after Wanda",
+    ),
+    "sds-2": (
         (MODEL, "--pattern=2:4", "--base=alps", "--reconstruct=3", "--until=first"),
-        "2:4 by ALPS, blocks reconstructed",
+        "2:4: ALPS, blocks reconstructed",
     ),
     "dlqat": (
-        (MODEL, *FOUR_BITS, "--stages=rtn, gptq, dlqat, dlqat-kd"),
-        "4 bits",
+        (MODEL, "--bits=3", "--stages=gptq, block-wise, dlqat, dlqat-kd"),
+        "3 bits: DL-QAT after GPTQ",
     ),
     "dlqat-2": (
-        ("--model={sds}", *FOUR_BITS, "--keep-zeros", "--stages=gptq, dlqat-kd"),
-        "Pruned, then 4 bits",
-    ),
-    "profile": ((MODEL,), "Which layers break first"),
-    "sds-2": ((MODEL, "--pattern=2:4", "--control"), "2:4 by Wanda: what goes wrong"),
-    "amphista": (
         (
-            MODEL,
-            "--architecture=hydra",
-            "--answers=640",
-            "--heldout=32",
-            "--minutes=0",
-            "--steps=350",
-            "--threads=1",
+            "--model={sds-2}",
+            "--bits=4",
+            "--keep-zeros",
+            "--stages=gptq, dlqat-kd",
         ),
-        "Hydra, 350 steps",
+        "2:4, then 4 bits",
     ),
-    "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
+    "amphista": (DRAFTER, "Amphista, 350 steps"),
+    "amphista-2": ((*DRAFTER, "--architecture=hydra"), "Hydra, 350 steps"),
+    "benchmark": (
+        (MODEL, "--drafters={amphista}, {amphista-2}", "--threads=1"),
+        "Amphista, Hydra and prompt lookup",
+    ),
+    "profile": ((MODEL,), "Sensitivity of every layer"),
 }
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
+SIDES = "smollm2-135m, {dlqat}, {sds-2}"
+PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
+SAMPLING = {"max_new_tokens": 120, "repetition_penalty": 1.15}
 GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artifacts
 NAMED = (  # where one run names another
@@ -71,6 +84,7 @@ NAMED = (  # where one run names another
 )
 EXPORT = """
 import sys
+import time
 from pathlib import Path
 from backend.backup.single import export_run
 export_run(sys.argv[1], Path(sys.argv[2]))
@@ -79,16 +93,18 @@ export_run(sys.argv[1], Path(sys.argv[2]))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a data folder with these runs")
-    given = parser.parse_args().data
-    with TemporaryDirectory(prefix="slimscope-examples-") as folder:
-        data = given or Path(folder, "runs")
-        if given is None:
-            for file, (words, name) in RUNS.items():
-                known = found(data) if (data / "results.db").exists() else {}
-                filled = (word.format_map(known) for word in words)
-                carry_out(data, [(kind_of(file), *filled, f"--name={name}")])
-        write_examples(data.absolute(), Path(folder, "trimmed"))
+    parser.add_argument("--data", type=Path, default=settings().cache_dir / "examples")
+    data = parser.parse_args().data.absolute()
+    began = time.monotonic()
+    for file, (words, name) in RUNS.items():
+        made = found(data) if (data / "results.db").exists() else {}
+        if file not in made:
+            filled = (word.format_map(made) for word in words)
+            carry_out(data, [(kind_of(file), *filled, f"--name={name}")])
+    with TemporaryDirectory(prefix="slimscope-examples-") as trimmed:
+        write_examples(data, Path(trimmed))
+    record_conversation(data)
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
 
 
 def kind_of(file: str) -> str:
@@ -110,7 +126,6 @@ def found(data: Path) -> dict[str, str]:
 
 def write_examples(data: Path, trimmed: Path) -> None:
     """The runs that are there, exported into the package."""
-    trimmed.mkdir()
     runs = found(data)
     with closing(sqlite3.connect(trimmed / "results.db")) as copy:
         with closing(sqlite3.connect(data / "results.db")) as source:
@@ -128,6 +143,30 @@ def write_examples(data: Path, trimmed: Path) -> None:
         with archive.open("rb") as source_file, lzma.open(target, "wb", preset=9) as packed:
             shutil.copyfileobj(source_file, packed)
         print(f"{run} -> {target.name}, {target.stat().st_size / 1e6:.2f} MB")
+
+
+def record_conversation(data: Path) -> None:
+    """The answers of three models to one prompt, as the Playground writes and stores them."""
+    runs = found(data)
+    sides = SIDES.format_map(runs)
+    asked = {"prompt": PROMPT, "sides": sides, **SAMPLING}
+    with reads(data), dashboard(data) as served:
+        number = ask(asked, blind=False, actor=Actor("examples", "host"))
+        for side in range(1, sides.count(",") + 2):
+            address = f"{served.url}/slimscope/answer"
+            httpx.post(address, params={"prompt": number, "side": side}, timeout=None)
+        turn = conversations.turn(number)
+    if not turn.finished:
+        sys.exit("The conversation was not recorded: a model did not answer.")
+    examples = {run: example_name(file) for file, run in runs.items()}
+    recorded = {
+        "at": turn.prompt.at,
+        "sides": [examples.get(name, name) for name in turn.names],
+        "prompt": turn.prompt.text,
+        "settings": turn.prompt.settings,
+        "answers": [answer.transcript for _, answer in sorted(turn.answers.items())],
+    }
+    (FOLDER / CONVERSATION).write_text(json.dumps(recorded, ensure_ascii=False), "utf-8")
 
 
 def trim(copy: sqlite3.Connection, runs: dict[str, str]) -> None:

@@ -6,8 +6,10 @@ Jobs and results are loaded lazily in batches, since most pages show a few runs.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
+from itertools import islice
 from threading import Lock
 
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.queries import ResultKeys, RunHead, StoredResult
@@ -17,6 +19,7 @@ from backend.store.tables import Job
 from ui.runs.results import RunResults, kind_of, kind_title, setting_summary
 
 BATCH_RUNS = 200  # runs per query
+NEWEST_RUNS = 20  # searched for a run by name
 NO_RESULTS: ResultKeys = frozenset()
 
 
@@ -128,6 +131,12 @@ def all_rows(*, deleted: bool = False) -> list[RunRow]:
     """All runs, newest first; `deleted` includes those in the bin."""
     rows = _cache(settings().url).rows()
     return rows if deleted else [row for row in rows if not row.head.removed_at]
+
+
+def newest_of(actor: Actor, name: str) -> Job | None:
+    """The newest run of `actor` with this name, among the newest runs."""
+    named = (row for row in islice(all_rows(), NEWEST_RUNS) if row.head.name == name)
+    return next((row.job for row in named if row.job.owner == actor.name), None)
 
 
 class RunCache:

@@ -4,9 +4,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from html import unescape
 from typing import Any
-from urllib.parse import parse_qsl
 
 import gradio as gr
 import httpx
@@ -24,19 +22,18 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
+from backend.store.tables import Event, Job
 from jobs.chat import ChatSettings, display_order, is_hidden
-from jobs.dlqat.kind import DLQATJob
 from jobs.imported import check_row
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep
-from jobs.sweep import plan
-from tests.ui.lab import GUEST, HOST, asked, job, pressed, result, saved_folder, store
+from tests.ui.lab import GUEST, HOST, asked, job, model_folder, pressed, result, saved_folder, store
 from ui import openai_api
 from ui.api import build
 from ui.pages.playground import answers, board, page
 from ui.pages.playground.answers import facts, tints, token_spans
 from ui.pages.playground.heads import UNEQUAL, column_heads
-from ui.runs.choices import answering, models
-from ui.widgets.config_form import ConfigForm, address_values
+from ui.runs.choices import answering
+from ui.widgets.config_form import ConfigForm
 from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -99,16 +96,6 @@ def strip(transcript: Transcript, differs: int | None = None) -> str:
 
 def legend(sources: set[int]) -> str:
     return WIDGETS.legend(tints(sources))
-
-
-def test_without_weights_of_ones_own_the_chat_leads_to_a_run_that_saves_some(
-    tables: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (address,) = re.findall(r'href="new-run[?]([^"]+)"', draw())
-    values = address_values(asked(**dict(parse_qsl(unescape(address)))), DLQATJob)
-    assert values["steps"] == 10 and plan("dlqat", values, {}).configs
-    monkeypatch.setattr(page, "answering", lambda: [*models(), ("mine", "dlqat-0001")])
-    assert "new-run?" not in draw()
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:
@@ -474,3 +461,28 @@ def test_a_token_is_tinted_by_its_source_and_marked_where_texts_part() -> None:
     assert 'class="head-looked" title="from prompt lookup, step 0, 1.0 ms"> a' in html
     assert legend({LOOKUP_HEAD}).count("head-") == 1 and "prompt lookup" in legend({LOOKUP_HEAD, 3})
     assert "head-looked" not in legend({3})
+
+
+def ended(number: int, state: State) -> None:
+    with writing() as session:
+        session.get_one(Job, number).state = state
+        session.add(Event(job_id=number, at=0, type=str(state), actor="mira"))
+
+
+def test_an_empty_playground_makes_a_model_and_offers_it(tables: Settings) -> None:
+    examples.install_examples(check_row)
+    assert "Make a 4-bit" in draw()
+    press("make", "")
+    (made,) = [row for row in queries.jobs() if row.id > 0]
+    assert (made.kind, made.config["bits"], made.config["stages"]) == ("dlqat", 4, "gptq")
+    assert made.run in draw() and "Make a 4-bit" not in draw()
+    ended(made.id, State.FAILED)
+    assert "Make a 4-bit" in draw()
+    ended(made.id, State.SUCCEEDED)
+    saved_folder(made.run, "model")
+    store(model_folder(made.id, size=80))
+    assert f"Ask the dense model and {made.run}" in draw()
+
+
+def test_a_guest_makes_no_model(tables: Settings) -> None:
+    assert "problem" in press("make", "", GUEST) and not queries.jobs()

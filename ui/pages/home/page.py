@@ -23,11 +23,12 @@ from jobs.operations.submission import submit_run
 from ui.format import runs
 from ui.frame import Page, current_user, live
 from ui.gradio_patches import event_data
-from ui.pages.home.showcase import TOY_NAME, exhibits, film, toy_run
+from ui.pages.home.showcase import TOY_NAME, exhibits, film
 from ui.runs.actions import next_links
 from ui.runs.html import error_of, progress, time_left, took
 from ui.runs.queue_eta import start_times, start_words
 from ui.runs.results import RunResults, kind_of
+from ui.runs.rows import newest_of
 from ui.templates import fragments
 from ui.widgets.explorer import page_state
 from ui.widgets.html import HtmlPanel, notice, show_error, show_html, show_success, skeleton
@@ -57,7 +58,7 @@ def draw(seen: Any, request: gr.Request) -> Updates:
     works."""
     actor, mark = current_user(request), list(queries.figures_mark())
     seen = seen if isinstance(seen, dict) else {}
-    job = toy_run(actor)
+    job = newest_of(actor, TOY_NAME)
     toy = job.run if job and job.state in ACTIVE else str(seen.get("toy", ""))
     shown = film(toy)  # of the toy while it works, and afterwards in the same visit
     digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()

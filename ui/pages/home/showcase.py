@@ -4,13 +4,10 @@ each stage of the newest run that recorded them. Without runs, the bundled examp
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from backend.models.sources.spec import TOY
-from backend.queue.actor import Actor
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import LIVE, State
@@ -142,13 +139,6 @@ def _facts(job: Job, results: RunResults) -> list[str]:
     if rounded := re.search(r"dequanti[sz]ed from I?Q(\d)", source):
         facts.append(f"source was already rounded to {rounded[1]} bits")
     return facts
-
-
-def toy_run(actor: Actor) -> Job | None:
-    """The visitor's newest run started by the button of *Home*."""
-    named = (row for row in islice(all_rows(), LOOKED_AT) if row.head.name == TOY_NAME)
-    toys = (row.job for row in named if row.head.config.get("model") == TOY)
-    return next((job for job in toys if job.owner == actor.name), None)
 
 
 def film(toy: str = "") -> dict[str, Any] | None:

@@ -14,21 +14,26 @@ from backend.queue import permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
+from backend.store.states import ACTIVE
 from backend.store.tables import EXAMPLE
 from jobs.chat import ELSEWHERE, ChatSettings, ask
 from jobs.dlqat import kind as dlqat
 from jobs.fields.models import NO_WEIGHTS
 from jobs.fields.types import DEFAULT_MODEL
-from ui.format import href
+from jobs.operations.submission import submit_run
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.answers import HTML
 from ui.pages.playground.board import absent, carry_out, shown_turns
 from ui.runs.choices import answering, models
+from ui.runs.html import error_of, progress, time_left
+from ui.runs.rows import newest_of
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
+
+MADE_NAME = "A model to chat with"  # run of the button of an empty Playground
 
 
 def build() -> None:
@@ -212,23 +217,34 @@ def draw(request: gr.Request) -> Updates:
     if turns:
         board = boards.conversation(turns, actor)
     else:
-        made = len(answering()) > len(models())
-        form = (
-            ""
-            if made
-            else href("new-run", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
-        )
-        board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
+        board = HTML.nothing(boards.EXAMPLES, model_to_ask(actor), recorded_turn())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(30)
     earlier = boards.history(past, here, actor.name, now_ms())
     return {"board": board, "earlier": earlier, **draw_votes(request)}
 
 
+def model_to_ask(actor: Actor) -> Markup:
+    """The button that makes a compressed model, the progress of that run, or a link to its model.
+    Empty if other compressed models can answer."""
+    job = newest_of(actor, MADE_NAME)
+    if job and job.state in ACTIVE:
+        return HTML.making(job, progress(job) or Markup(), time_left(job))
+    there = answering()
+    if job and any(job.run == run for _, run in there):
+        return HTML.made(job.run, f"{DEFAULT_MODEL},{job.run}")
+    if len(there) > len(models()):
+        return Markup()
+    return HTML.make(DEFAULT_MODEL, permissions.may_not_add(actor), error_of(job) if job else "")
+
+
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
     data, here = event_data(event), query(request, "chat")
     try:
         actor = _actor(request, alias)
+        if data.get("do") == "make":
+            submit_run(dlqat.KIND.name, {"bits": 4}, actor, "GPTQ, quick look", MADE_NAME)
+            return show_html(), here
         added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)
         return show_html(), added or here
     except SlimscopeError as error:
