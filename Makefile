@@ -83,7 +83,7 @@ bench-structure: $(LINTERS)
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
-examples: setup ## Make the example runs anew (about two hours)
+examples: setup ## Make the example runs anew (about 50 minutes)
 	@$(BIN)/python -m benchmarks.screen.examples $(ARGS)
 
 screenshots: setup chromium ## Take the pictures of the docs anew, of the runs there are

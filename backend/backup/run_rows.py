@@ -53,7 +53,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Scalar = Annotated[Text | bool | Int64 | Number | None, Field(union_mode="left_to_right")]
 Scalars = Annotated[list[Scalar], Field(max_length=50_000)]
-JsonValue = Scalar | Scalars | dict[Name, Scalar] | list[dict[Name, Scalar | Scalars]]
+Record = dict[Name, Scalar | Scalars | dict[Name, Scalar]]
+JsonValue = Scalar | Scalars | Record | list[Record]
 JsonObject = Annotated[dict[Name, JsonValue], Field(max_length=200)]
 
 
@@ -88,7 +89,7 @@ class Environment(StrictModel):
     """Machine and software of the run, for display only. Processes are never started with it."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, Scalar]
+    __pydantic_extra__: dict[str, JsonValue]
     device: ShortText = "cpu"
     cpu: ShortText = ""
     threads: SmallCount = 0

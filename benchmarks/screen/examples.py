@@ -3,7 +3,7 @@
     make examples
     make examples ARGS="--data FOLDER"     (a data folder of your own)
 
-Takes about MINUTES minutes on two quiet cores. Runs of these names that have succeeded in the data
+Takes about 50 minutes on two quiet cores. Runs of these names that have succeeded in the data
 folder are kept: the command can be interrupted and repeated. Exported runs have no weights, and the
 profiles of a few blocks only.
 """
@@ -35,6 +35,7 @@ from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
 from benchmarks.screen.server import dashboard, reads
 from jobs.chat import ask
+from jobs.estimates import processor
 
 MODEL = "--model=smollm2-135m"
 DRAFTER = (MODEL, "--answers=640", "--heldout=32", "--minutes=0", "--steps=350")
@@ -84,7 +85,6 @@ NAMED = (  # where one run names another
 )
 EXPORT = """
 import sys
-import time
 from pathlib import Path
 from backend.backup.single import export_run
 export_run(sys.argv[1], Path(sys.argv[2]))
@@ -166,6 +166,8 @@ def record_conversation(data: Path) -> None:
         "settings": turn.prompt.settings,
         "answers": [answer.transcript for _, answer in sorted(turn.answers.items())],
     }
+    for rows in recorded["answers"]:  # speeds mean little without their processor
+        rows[0]["decoder"] += f", {processor()}"
     (FOLDER / CONVERSATION).write_text(json.dumps(recorded, ensure_ascii=False), "utf-8")
 
 

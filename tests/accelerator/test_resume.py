@@ -25,7 +25,14 @@ from tests.accelerator.device import install
 from tests.fork_server import elsewhere
 from tests.queue.conftest import HOST
 
-TEXT = {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}
+TEXT = {
+    "model": "toy",
+    "segments": 4,
+    "context": 64,
+    "windows": 4,
+    "threads": 1,
+    "precision": "float32",  # auto depends on the device of the first attempt
+}
 CONFIGS = {
     "sds": {**TEXT, "base": "wanda", "adjust_steps": 2, "redense_steps": 2},
     "dlqat": {
