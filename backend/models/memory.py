@@ -24,7 +24,7 @@ MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
 ADAM_BYTES = 16  # per trained parameter in float32: its value, gradient, and two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-CGROUPS = (  # files of the limit and the usage in bytes, of cgroup v2 and v1
+CGROUPS = (  # paths of the memory limit and the memory usage: cgroup v2, then v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
@@ -83,7 +83,7 @@ def memory_parts(
         context: tokens per segment.
         batch: sequences of `context` tokens per pass of the language-model head.
         streams: hidden-state streams in memory (2 for sparse and dense inputs).
-        stages: float32 copies of the current block.
+        stages: float32 copies of the current block, one for each stage that is kept in memory.
         streamed: True if blocks are loaded one at a time.
         on_disk: True if hidden states are kept on disk, except for the current batch.
     """
@@ -233,7 +233,7 @@ REMEDIES = {  # part of the memory -> (its description, remedy, config field)
         "Lower the context length, or turn off block-wise training.",
         "stages",
     ),
-    "stages": ("the versions of one block", "Choose a smaller model.", "model"),
+    "stages": ("the weights of one block at all stages", "Choose a smaller model.", "model"),
     "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),
     "training": ("the training", "Lower the batch size or the sequence length.", "batch"),
     "logits": ("the logits", "Lower the context length or the segments per pass.", "context"),

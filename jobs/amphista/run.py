@@ -112,7 +112,7 @@ class DrafterRun:
         if BUILT_IN in sets:
             facts["passages"] = WIKIPEDIA if has_wikipedia_sample() else "built-in notices"
             context.log(f"Passages in the prompts: {facts['passages']}.")
-        context.environment(text={"prompts": facts})
+        context.record_environment(text={"prompts": facts})
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         return SequenceSources(learned, heldout, limit, ends)
 
@@ -155,7 +155,7 @@ class DrafterRun:
             saved.save(folder)
             copy_terms(origin_of(self.config.model), folder)
         digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
-        context.environment(weights_sha256=digest)
+        context.record_environment(weights_sha256=digest)
         context.artifact(context.folder / DRAFTER, DRAFTER, digest)
         for family, values in figures.items():
             for head, value in enumerate(values, 1):

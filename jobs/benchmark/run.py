@@ -201,7 +201,9 @@ class DecodingBenchmark:
                 "Choose fewer new tokens.",
                 "max_new_tokens",
             )
-        self.context.environment(text={"prompts": prompt_facts(name, [ids for _, ids in prompts])})
+        self.context.record_environment(
+            text={"prompts": prompt_facts(name, [ids for _, ids in prompts])}
+        )
         return prompts
 
     # answers ---------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     drafters = len(parse_drafters(config.drafters, config.model, "drafters"))
     context.phases(work(config, loaded.facts, drafters))
     context.log(f"Decoder: {target.decoder}.")
-    context.environment(decoder=target.decoder)
+    context.record_environment(decoder=target.decoder)
     if target.native:
         context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
     DecodingBenchmark(config, loaded, target, context).compare()

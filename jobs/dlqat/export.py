@@ -82,7 +82,7 @@ def save_model(
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
     context.result(kept_stage, MetricKey(BYTES, series=config.format), size)
-    context.environment(weights_sha256=digest.hexdigest())
+    context.record_environment(weights_sha256=digest.hexdigest())
     context.artifact(context.folder / MODEL, "model", digest.hexdigest())
     context.log(f"Exported {STAGE_LABELS[kept_stage]} as {config.format}, {size / 1e6:.1f} MB.")
 

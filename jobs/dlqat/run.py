@@ -169,4 +169,4 @@ def record(
         f"since {config.learning_rate:g} increased the held-out loss."
         for stage, rate in rates.items()
     ]
-    context.environment(warnings=lowered_rate)
+    context.record_environment(warnings=lowered_rate)

@@ -143,7 +143,7 @@ class Quality:
         if config.sample_tokens and not self._writes:
             context.log("No samples are generated: every token would read the model from disk.")
 
-    def of(self, loaded: LoadedModel) -> "Quality":
+    def for_model(self, loaded: LoadedModel) -> "Quality":
         """Return the same measurements for another model, compared to the same dense model."""
         quality = copy(self)
         quality._loaded = loaded
@@ -178,7 +178,7 @@ class Quality:
             self._reader, how = text_model(self._loaded.model, self._precision, self._text.context)
             if how != self._decoder:
                 self._context.log(f"Texts are read by {how}.")
-                self._context.environment(evaluation=how)
+                self._context.record_environment(evaluation=how)
                 self._decoder = how
         return self._reader
 

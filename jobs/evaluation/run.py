@@ -42,7 +42,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     resolved = {stage: resolve_model(spec) for stage, spec in specs.items()}
     facts = {stage: model.facts for stage, model in resolved.items()}
     first_spec = next(iter(specs.values()))
-    context.environment(base=first_spec)  # runs with the same base model are compared
+    context.record_environment(base=first_spec)  # Compare offers runs of the same base model
     text = load_evaluation_text(config, first_spec, context)
     phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
@@ -93,7 +93,7 @@ def measure(
     )
     for stage, loaded in models.items():
         role: Role = "kept" if has_reference and stage != DENSE else "dense"
-        quality.of(loaded).measure(stage, phases.phase(stage), role)
+        quality.for_model(loaded).measure(stage, phases.phase(stage), role)
 
 
 def measure_decoding(

@@ -24,7 +24,7 @@ def run(config: GGUFJob, context: JobContext) -> None:
     folder = source if source.is_dir() else materialize(model.source, context.log)
     model = resolve_model(config.model)  # again: facts are more precise once the model is set up
     if model.facts.note:
-        context.environment(source=model.facts.note)
+        context.record_environment(source=model.facts.note)
     context.phases(work(model))
     linear_type = exported_type(config.type, model)
     exported_embedding(config.embedding, linear_type, model)
@@ -50,6 +50,6 @@ def run(config: GGUFJob, context: JobContext) -> None:
     file = context.folder / FOLDER / file_name
     digest, size = sha256_of(file), file.stat().st_size
     context.result(MODEL, MetricKey(BYTES, series=linear_type), size)
-    context.environment(weights_sha256=digest)
+    context.record_environment(weights_sha256=digest)
     context.artifact(file.parent, FOLDER, digest)
     context.log(f"Wrote {file_name}, {size / 1e6:.1f} MB. sha256: {digest}")

@@ -177,7 +177,7 @@ def _free_question(jobs: Sequence[Job]) -> str:
             group="disk",
             bulk=False,
             question=_free_question,
-            fits=lambda job: job.state in TERMINAL and has_checkpoints(job.run),
+            applies_to=lambda job: job.state in TERMINAL and has_checkpoints(job.run),
         ),
     ),
 )
@@ -276,7 +276,7 @@ def _archive_text(records: Records) -> str:
             "unarchive",
             "Unarchive",
             values={"back": True},
-            fits=lambda job: bool(job.archived_at) and not job.removed_at,
+            applies_to=lambda job: bool(job.archived_at) and not job.removed_at,
         ),
     ),
     as_text=_archive_text,

@@ -32,13 +32,13 @@ Runs = Annotated[list[str], Field(description="Runs, such as sds-0042.")]
 
 @dataclass(frozen=True)
 class Button:
-    """A button that calls an operation on the selected runs, except those that do not fit.
+    """A button that calls an operation on those of the selected runs to which it applies.
 
     Attributes:
         name: unique name of the button.
         text: label.
-        fits: returns True if the button applies to a run.
-        question: returns the confirmation question for the fitting runs; "" to skip it.
+        applies_to: returns True if the operation can be called on a run.
+        question: returns the confirmation question for these runs; "" for none.
         prompt: label of a text input; "{runs}" is replaced by the names of the runs.
         parameter: parameter of the operation that receives the entered text.
         initial: returns the initial content of the text input.
@@ -50,7 +50,7 @@ class Button:
 
     name: str
     text: str
-    fits: Callable[[Job], bool]
+    applies_to: Callable[[Job], bool]
     question: Callable[[Sequence[Job]], str] = lambda _: ""
     prompt: str = ""
     parameter: str = ""
@@ -84,7 +84,7 @@ class Operation:
         as_text: formats the result as text; None for the default table.
         exit_code: returns the exit code of the command for a result.
         question: returns the confirmation question of the command line, which `--yes` skips.
-        adds_runs: True if the result lists added runs, which `--wait` follows.
+        adds_runs: True if the operation queues runs and returns them; `--wait` then waits for them.
         json: True if the command has `--json`; False for servers, which return nothing.
         subcommands: returns the operations of a command group, by name.
     """
@@ -116,7 +116,7 @@ class Operation:
 
     @cached_property
     def signature(self) -> inspect.Signature:
-        """Signature of `call`: one `run` replaces `runs`."""
+        """Signature of `call`, which takes one `run` where the function takes `runs`."""
         keyword = inspect.Parameter.KEYWORD_ONLY
         run = inspect.Parameter("run", keyword, annotation=Run)
         parameters = (

@@ -98,7 +98,7 @@ def submit_pipeline(
             "Reproduce",
             group="queue",
             bulk=False,
-            fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at,
+            applies_to=lambda job: job.state == State.SUCCEEDED and not job.removed_at,
         ),
     ),
 )

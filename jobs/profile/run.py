@@ -60,7 +60,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
     )
     record_texts({"calibration": calibration, "held-out": heldout}, context)
-    context.environment(
+    context.record_environment(
         precision=dtype,
         **{
             WEIGHTS_MARK: weights_fingerprint(base),
@@ -127,7 +127,7 @@ def _time(
         return
     context.log(f"Timing a token in each format; {clock.running.decoder}.")
     times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
-    context.environment(**{DECODING_TIMES: times.model_dump()})
+    context.record_environment(**{DECODING_TIMES: times.model_dump()})
 
 
 def summarize(profile: SensitivityProfile, context: JobContext) -> None:

@@ -185,7 +185,7 @@ class JobContext:
         self.outcome(flops=2 * products, timed_seconds=timed)
         rates, steps = estimates.rates_here().model_dump(), estimates.by_step(work)
         record = {"kernels": kernel_version(), "rates": rates, "steps": steps}
-        self.environment(**{estimates.WORK: record})
+        self.record_environment(**{estimates.WORK: record})
         return Phases(self, expected.phases)
 
     def outcome(self, **columns: str | float) -> None:
@@ -196,7 +196,7 @@ class JobContext:
     def keep(self, kept: KeptStage) -> None:
         """Record the kept stage and the reason."""
         self.outcome(kept_stage=kept.stage)
-        self.environment(**{KEPT_REASON: kept.reason})
+        self.record_environment(**{KEPT_REASON: kept.reason})
 
     def step_time(self, step: str, seconds: float) -> None:
         """Record the duration of one step, summed over attempts."""
@@ -236,7 +236,7 @@ class JobContext:
 
         self._write_fenced(write)
 
-    def environment(self, **facts: Any) -> None:
+    def record_environment(self, **facts: Any) -> None:
         """Record facts that are needed to reproduce the run: versions, threads, text hashes."""
 
         def write(session: Session) -> None:

@@ -29,7 +29,7 @@ def prepare(config: JobConfig, context: JobContext) -> str:
         count = len(accelerators())
         require_device(device, count, "" if count else unusable_reason())
     use_device(device)  # synchronization calls then wait for this device
-    context.environment(
+    context.record_environment(
         host=platform.node(),
         cpu=f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
         device=device_name(device),

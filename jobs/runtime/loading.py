@@ -37,7 +37,7 @@ class RunContext(Protocol):
     def log(self, text: str) -> None:
         """Write one line to the log of the run."""
 
-    def environment(self, **facts: Any) -> None:
+    def record_environment(self, **facts: Any) -> None:
         """Record facts that are needed to reproduce the run."""
 
 
@@ -55,7 +55,7 @@ def load_model(
     base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
-        context.environment(precision="bfloat16", device="cpu")
+        context.record_environment(precision="bfloat16", device="cpu")
         return _load_packed(base, context, reads)
     torch_device = torch.device(device)
     if decodes:
@@ -63,7 +63,7 @@ def load_model(
     else:
         precision = resolve_dtype(precision, torch_device)
     context.log(f"Loading {spec} on {device} in {precision}.")
-    context.environment(precision=precision)
+    context.record_environment(precision=precision)
     return _load_dense(base, device, precision, context, reads)
 
 
@@ -91,7 +91,7 @@ def load_whole(
     """Load the dense model to compress or measure, with packed weights unpacked, and record the
     source of its weights. `streamed`, `reads`: see `load`."""
     if base.facts.note:
-        context.environment(source=base.facts.note)
+        context.record_environment(source=base.facts.note)
     if not base.packed:
         loaded = load(base.source, device, dtype, context.log, streamed, reads)
         title, default_text = base.facts.title, base.facts.default_text
@@ -202,7 +202,7 @@ def load_evaluation_text(
 
 def record_texts(texts: Mapping[str, slices.TextSlice], context: JobContext) -> None:
     """Record the texts, and log special tokens that the last one spells out."""
-    context.environment(text={role: text_facts(text) for role, text in texts.items()})
+    context.record_environment(text={role: text_facts(text) for role, text in texts.items()})
     role, text = [*texts.items()][-1]
     if text.literals:
         context.log(f"The {role} text spells out {text.literals}; they are read as plain text.")

@@ -115,7 +115,7 @@ def record(result: SDSResult, context: JobContext) -> None:
         if seconds >= MIN_STEP_S:  # statistics computed during other work take no extra time
             context.step_time(STEP_LABELS[step], seconds)
     context.keep(KeptStage(result.kept, result.reason))
-    context.environment(warnings=list(result.warnings))
+    context.record_environment(warnings=list(result.warnings))
 
 
 def save_model(
@@ -128,7 +128,7 @@ def save_model(
     with Checkpoints(context.folder).write("model") as folder:
         save(loaded.model, loaded.tokenizer, folder, text, loaded.saved_dtype)
         copy_terms(origin, folder)
-    context.environment(weights_sha256=digest)
+    context.record_environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
     context.log(f"Saved the model ({STAGE_LABELS[kept_stage]}). sha256 of its weights: {digest}")
 

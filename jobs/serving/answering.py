@@ -265,7 +265,7 @@ class UnrecordedContext:
     def log(self, text: str) -> None:
         print(text, flush=True)
 
-    def environment(self, **facts: Any) -> None:
+    def record_environment(self, **facts: Any) -> None:
         """Do nothing: there is no run to record facts of."""
 
 

@@ -46,7 +46,7 @@ class Action:
         text: label of the button.
         question: confirmation question; empty for none.
         forbidden: reason why the user lacks permission; empty if allowed.
-        limit: reason why the action does not apply to the selection; empty if it does.
+        limit: reason why the action is disabled for this number of runs; empty if it is enabled.
         address: target of a link; empty if the button is not a link.
         view: URL parameters to set, if the button changes the view.
         prompt: label of the text input; empty for none.
@@ -81,7 +81,7 @@ def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Ac
     for operation, button in _buttons().values():
         if button.group not in groups or (len(jobs) > 1 and not button.bulk):
             continue
-        if applicable := [job for job in jobs if button.fits(job)]:
+        if applicable := [job for job in jobs if button.applies_to(job)]:
             action = Action(
                 button.name,
                 button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
@@ -106,7 +106,7 @@ def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
     operation, button = _buttons().get(name, (None, None))
     if not operation or not button or (len(jobs) != 1 and not button.bulk):
         raise NotFoundError(f"There is no action {name[:20]!r}.")
-    runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
+    runs = [job.run for job in jobs if button.applies_to(job)] or [job.run for job in jobs]
     values = {**button.values, **({button.parameter: text} if button.parameter else {})}
     target = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
     result = operation.call_all(user, **target, **values)
