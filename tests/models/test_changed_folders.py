@@ -40,7 +40,7 @@ from tests.models.sources.test_gguf import write_toy
 from tests.models.sources.test_quantized import packed_toy
 from tests.models.tiny_models import write_tiny
 
-CONTEXT: Any = SimpleNamespace(log=lambda line: None, environment=lambda **_: None)
+CONTEXT: Any = SimpleNamespace(log=lambda line: None, record_environment=lambda **_: None)
 MOST_MEMORY = 2**20  # KiB that may be added
 MOST_LATE = 1 / 10
 FAMILIES = ("toy", "qwen3", "gemma2", "gpt2", "mixtral")
