@@ -38,7 +38,7 @@ from jobs.chat import ask
 from jobs.estimates import processor
 
 MODEL = "--model=smollm2-135m"
-DRAFTER = (MODEL, "--answers=640", "--heldout=32", "--minutes=0", "--steps=350")
+DRAFTER = (MODEL, "--answers=640", "--heldout=32", "--minutes=0", "--steps=700")
 # file -> the words of the command and the name of the run; {file}: the run of another file
 RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "sds": (
@@ -62,11 +62,11 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "2:4, then 4 bits",
     ),
-    "amphista": (DRAFTER, "Amphista, 350 steps"),
-    "amphista-2": ((*DRAFTER, "--architecture=hydra"), "Hydra, 350 steps"),
+    "amphista": (DRAFTER, "Amphista, 700 steps"),
+    "amphista-2": ((*DRAFTER, "--architecture=hydra"), "Hydra, 700 steps"),
     "benchmark": (
         (MODEL, "--drafters={amphista}, {amphista-2}", "--threads=1"),
-        "Amphista, Hydra and prompt lookup",
+        "Amphista and Hydra against prompt lookup",
     ),
     "profile": ((MODEL,), "Sensitivity of every layer"),
 }

@@ -67,7 +67,11 @@ def test_packed_weights_under_a_wrong_config_are_refused(
     """Packed weights have another loader than dense weights, but the same checks."""
     folder = queue / "models" / "packed"
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
-    arguments = ("cpu", torch.float32, SimpleNamespace(log=print, record_environment=lambda **_: None))
+    arguments = (
+        "cpu",
+        torch.float32,
+        SimpleNamespace(log=print, record_environment=lambda **_: None),
+    )
     assert load_it(resolve_model(str(folder)), *arguments)
     config = json.loads((folder / "config.json").read_text())
     for changed, message in (

@@ -111,16 +111,17 @@ class WeightsSelection(Selection):
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same selection, with valid values in place of unrecorded ones."""
         statistics = available(weights.table)
-        preferred = (RELATIVE_ERROR, "kurtosis", *statistics)
-        default = next(name for name in preferred if name in statistics)
-        stat = self.stat if self.stat in statistics else default
+        preferred = [s for s in (RELATIVE_ERROR, "kurtosis", *statistics) if s in statistics]
+        stage = self.stage if self.stage in weights.stages else result_stage(preferred[0], weights)
+        measured = weights.of_stage(stage).notna().any()
+        default = next((name for name in preferred if measured[name]), preferred[0])
         return replace(
             self,
             run=weights.job.run,
             vs=other.job.run if other else self.vs if self.vs in weights.stages else "",
             tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
-            stage=self.stage if self.stage in weights.stages else result_stage(stat, weights),
-            stat=stat,
+            stage=stage,
+            stat=self.stat if self.stat in statistics else default,
             view=valid_or_first(self.view, VIEWS),
             show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES],
             **{
