@@ -77,7 +77,7 @@ SAID = (  # run, stage, metric, and the places where pages say it
     ("benchmark-example", "amphista-example-2+lookup", "speed_up", r"(\S+) × with prompt lookup"),
     ("benchmark-example", "amphista-example-2", "speed_up", r"(\S+) × the speed .{12,20}; prompt"),
     ("benchmark-example", "amphista-example", "speed_up", r"Measured: (\S+) × the speed"),
-    ("benchmark-example", "amphista-example", "speed_up", r", Amphista \(amph.{11}\) (\S+) ×"),
+    ("benchmark-example", "amphista-example", "speed_up", r", Amphista \(amph.{12}\) (\S+) ×"),
     (
         "benchmark-example",
         "amphista-example-2",
