@@ -3,7 +3,6 @@ decoders: order of the arms, counts, and definitions of the results."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import pytest
@@ -244,12 +243,13 @@ def test_trees_beyond_the_drafter_are_refused() -> None:
             TreeProposer(drafter, target, tree)
 
 
-@dataclass
 class StartRecorder(NoDraft):
     """Proposer without drafts that records its starts."""
 
-    name: str
-    order: list[str]
+    nodes = 2
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self.name, self.order = name, order
 
     def start(self, first: int, capacity: int) -> None:
         self.order.append(self.name)
@@ -319,5 +319,8 @@ def test_results_follow_their_definitions() -> None:
     assert (result.same, result.prompts, result.first_difference) == (1, 2, 3)
     itself = summarize(VANILLA, [{VANILLA: vanilla}])
     assert (itself.speed_up.value, itself.accepted, itself.break_even) == (1.0, 1.0, 1.0)
-    short = timed([1, 2], [1.0], [1], 1.0)  # a text that ends early differs where it ends
-    assert summarize("a", [{VANILLA: vanilla, "a": short}]).first_difference == 2
+
+
+def test_a_text_that_ends_early_differs_where_it_ends() -> None:
+    short, long = timed([1, 2], [1.0], [1], 1.0), timed([1, 2, 3], [1.0], [1, 1], 1.0)
+    assert summarize("a", [{VANILLA: long, "a": short}]).first_difference == 2

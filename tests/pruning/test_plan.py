@@ -71,7 +71,7 @@ def test_impossible_allocations_are_refused(refused: str, accepted: str) -> None
 
 
 def test_owl_is_refused_if_overrides_set_every_pattern() -> None:
-    with refusal("allocation", "no layer to allocate", error=ConfigError):
+    with refusal("allocation", "no layer whose sparsity", error=ConfigError):
         pruning_plan(config(overrides="*=2:4"), LAYERS)
 
 

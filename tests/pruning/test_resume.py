@@ -79,7 +79,8 @@ def test_a_stopped_run_resumes_bit_for_bit(
     result = prune(model, ids, config(name), tmp_path, recorded)
     assert recorded.progressed[-1][0] == recorded.progressed[-1][1]
     hashes = stage_hashes(model, tmp_path, config(name))
-    assert (hashes, result.kept, metrics + recorded.metrics) == uninterrupted(name)
+    metrics = [*dict.fromkeys(metrics + recorded.metrics)]  # OWL's shares are told by each attempt
+    assert (hashes, result.kept, metrics) == uninterrupted(name)
 
 
 @pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])

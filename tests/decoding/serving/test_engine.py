@@ -272,7 +272,7 @@ class Broken(NoDraft):
 
 
 def test_an_error_ends_only_its_request(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Speculation, "pays", lambda *_: True)
+    monkeypatch.setattr(Speculation, "pays_off", lambda *_: True)
     engine, text = opened(), alone(target_of("toy"), (5, 6, 7), 20)
     broken = ask(engine, [5, 6, 7], 20, drafter=Broken())
     observed = list[Event]()

@@ -57,7 +57,7 @@ def test_texts_do_not_depend_on_the_batch(
     """Prompts of many lengths with all sampling settings, drafters and lookup; some requests join
     later or are cancelled. Greedy ones are observed."""
     chance, target, engine = Random(count), target_of(name), opened(name)
-    monkeypatch.setattr(Speculation, "pays", lambda *_: chance.random() < 0.8)
+    monkeypatch.setattr(Speculation, "pays_off", lambda *_: chance.random() < 0.8)
     drafter = drafter_of(target, scale=0.3, heads=3) if "PyTorch" not in name else None
     texts, answers, likeliest = [], [], defaultdict[int, dict[int, int]](dict)
 

@@ -275,7 +275,9 @@ def test_other_architectures(family: str, tmp_path: Path) -> None:
         if name.endswith("bias"):
             parameter.data.normal_(std=0.1)
     ids = torch.randint(0, 64, (4, 24))
-    qat = begun(model, tmp_path, ids, **QUICK | STOPPED | {"length": 24, "steps": 2})
+    qat = begun(
+        model, tmp_path, ids, **QUICK | STOPPED | {"length": 24, "steps": 2, "group_size": 16}
+    )
     assert run(qat)["dlqat"] < 1
 
 
