@@ -84,7 +84,12 @@ SAID = (  # run, stage, metric, and the places where pages say it
         "accepted_length",
         r"(\S+) tokens per step with trees",
     ),
-    ("benchmark-example", "amphista-example", "accepted_length", r"ple\): pre.{40,52} measured (\S+) tok"),
+    (
+        "benchmark-example",
+        "amphista-example",
+        "accepted_length",
+        r"ple\): pre.{40,52} measured (\S+) tok",
+    ),
     ("amphista-example", "drafter", "accepted_length", r"Accepted length, \D*(\S+) predicted"),
     (
         "amphista-example",
