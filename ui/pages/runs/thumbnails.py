@@ -4,6 +4,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,8 +17,7 @@ from backend.store import frames, tensors
 from backend.store.frames import CurveSpan
 from backend.store.tables import Job
 from jobs.metrics import LOSS, MEMORY, PROCESSOR, metric
-from ui.format import number
-from ui.runs.results import stages_of
+from ui.runs.results import format_value, stages_of
 from ui.runs.rows import RunRow
 from ui.theme import OKABE_ITO, stage_style
 
@@ -86,7 +86,8 @@ def _curve(job: Job) -> Picture:
     points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
     values = [value for _, value in points]
     low, high = min(values), max(values)
-    title = f"{metric(key).title}: {number(values[0])} to {number(values[-1])}"
+    shown = partial(format_value, metric(key))
+    title = f"{metric(key).title}: {shown(values[0])} to {shown(values[-1])}"
     path = polyline(points, spans[key].last, (low, high))
     return Picture([(path, "var(--accent)")], title, metric(key).label)
 
@@ -127,12 +128,13 @@ def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any
     """Title, lowest and highest value, name of the axis, last step, and run, last value, path and
     color of each line."""
     values = [value for points in curves.values() for _, value in points]
+    shown = partial(format_value, metric(MetricKey(family)))
     last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
     lines = [
-        (run, number(points[-1][1]), polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT), color)
+        (run, shown(points[-1][1]), polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT), color)
         for (run, points), color in zip(curves.items(), cycle(OKABE_ITO), strict=False)
     ]
-    low, high = map(number, extent)
+    low, high = map(shown, extent)
     title = metric(MetricKey(family)).title
     ends = {"low": low, "high": high, "axis": axis, "last": last}
     return {"title": title, **ends, "lines": lines}
