@@ -27,9 +27,8 @@ from jobs.record import record, tensors
 from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
-from tests.queue.conftest import HOST, Wait, succeeded
+from tests.queue.conftest import HOST, Wait, change, succeeded
 from tests.refusals import refusal
-from tests.rows import change
 
 SMALL = {
     "model": "toy",
