@@ -163,7 +163,8 @@ def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) ->
             factors = [x.seconds[step] / x.ideal(step) for x in runs]
             factor = median(factors or [1.0 if step == REST else DEFAULT_FACTOR])
             width = BASES[rank][0]
-            others, references = _nearest([x for x in ranked if x[0]], step, ideal)
+            shipped = [(n, run) for n, run in ranked if n and run in reference_runs()]
+            others, references = _nearest(shipped, step, ideal)
             if rank == 0 and others == REFERENCE_RANK and len(runs) < NEAREST_RUNS:
                 usual = median(x.seconds[step] / x.ideal(step) for x in references)
                 factor, deviation = _tempered(factor, usual, len(runs))

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import psutil
 
 from backend.metric_key import MetricKey
-from backend.models import devices
 from backend.reporter import REPLAY, Reporter
 from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
@@ -76,7 +75,7 @@ class Progress:
             "total": self._total,
             "stage": self._stage,
             "eta_s": self._eta(),
-            "peak_bytes": devices.peak_memory() or peak_memory(),
+            "peak_bytes": accelerator_peak() or peak_memory(),
         }
 
     def _eta(self) -> float | None:
@@ -114,6 +113,12 @@ class Progress:
         """Return seconds per unit of work since `start`, or None before any is done."""
         seconds, done = start
         return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
+
+
+def accelerator_peak() -> int:
+    """Return the peak memory of this process on the accelerator in bytes; 0 if it uses none."""
+    devices = sys.modules.get("backend.models.devices")  # imports torch, as this module must not
+    return int(devices.peak_memory()) if devices else 0
 
 
 def peak_memory() -> int:

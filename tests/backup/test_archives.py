@@ -226,7 +226,7 @@ def test_no_archive_is_written_that_would_not_be_read(
 
     with open_archive(write(3), "Refused.", RUN_FILE_ENTRIES) as whole:
         assert [*whole.manifest.files] == names[:3]
-    with pytest.raises(BackupError, match="4 files; up to 3"):
+    with pytest.raises(BackupError, match="4 files; the limit is 3"):
         write(4)
     assert not (tmp_path / "4.tar").exists()
 

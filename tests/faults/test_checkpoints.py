@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.checkpoints import Checkpoints
+from backend.checkpoints import Checkpoints, HeldFolder
 from backend.queue import service
 from backend.queue.artifacts import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
@@ -91,6 +91,15 @@ def test_a_damaged_checkpoint_does_not_count(tmp_path: Path, harm: str) -> None:
     else:
         (tmp_path / "one" / "manifest.json").unlink()
     assert checkpoints.find("one") is None
+
+
+def test_a_folder_is_known_to_be_gone_even_if_there_is_another(tmp_path: Path) -> None:
+    held = HeldFolder(tmp_path / "work")
+    assert not held.is_gone()
+    (tmp_path / "work").rmdir()
+    assert held.is_gone()
+    (tmp_path / "work").mkdir()
+    assert held.is_gone()
 
 
 # of a run -----------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,7 +25,7 @@ from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.postgresql import CONNECT_S, PEER_TIMEOUT_S
-from backend.store.session import DatabaseLock, engine_for, writing
+from backend.store.session import DatabaseLock, engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
 from jobs.metrics import PERPLEXITY
@@ -36,6 +39,38 @@ from tests.faults.conftest import ClaimHere
 from tests.queue.conftest import HOST
 
 ROWS = 200  # in one transaction
+WRITER = f"""
+import sys
+from backend.store.session import writing, now_ms
+from backend.store.tables import MetricPoint
+for batch in range(10**6):
+    with writing() as session:
+        for i in range({ROWS}):
+            session.add(MetricPoint(job_id=int(sys.argv[1]), family="x", stage="", series="",
+                                    axis="step", step=batch * {ROWS} + i, at=now_ms(), value=0.0))
+        session.flush()
+        print(batch, flush=True)
+"""
+
+
+@pytest.mark.sqlite("its file")
+def test_kill_9_leaves_whole_batches_only(queue: Path) -> None:
+    job = service.enqueue("count", {}, HOST)
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(job.id)], stdout=subprocess.PIPE, cwd=Path.cwd()
+        )
+        for _ in range(3):
+            writer.stdout.readline()
+        copied = whole_rows(copy_of(queue))  # as a power cut would leave it at this moment
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        with reading() as opened:
+            assert copied <= opened.query(MetricPoint).count()
+            assert opened.query(MetricPoint).count() % ROWS == 0
+        with writing() as opened:
+            assert opened.query(MetricPoint).delete() >= 2 * ROWS
+    assert whole_rows(queue / "results.db") == 0
 
 
 def copy_of(data: Path) -> Path:
@@ -260,3 +295,21 @@ def test_a_locked_database_does_not_end_the_supervisor(
     monkeypatch.setattr(loop, "turn", turned)
     supervisor.run_until_idle(loop, lead())
     assert len(refused) == 1 and "locked" in str(refused[0])
+
+
+def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
+    loop: SupervisorLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+
+    def away() -> bool:
+        nonlocal turns
+        turns += 1
+        raise OperationalError("no server", None, Exception())
+
+    monkeypatch.setattr(loop, "turn", away)
+    gone = settings().model_copy(update={"data_dir": tmp_path / "gone"})
+    held = lead()
+    monkeypatch.setattr(supervisor, "settings", lambda: gone)
+    supervisor.run_until_idle(loop, held)  # and does not try for ever
+    assert turns == 1

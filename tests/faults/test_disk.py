@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from backend.errors import ComputeError, is_disk_full
 from backend.metric_key import MetricKey
 from backend.queue import lifecycle, service
-from backend.queue.artifacts import read_log
+from backend.queue.artifacts import read_log, run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import Exit, State
@@ -172,3 +172,21 @@ def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> N
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
     assert curve(job.id, "attempt") == [2] * 8
+
+
+LITTLE = {
+    "sds": {**test_sds.SMALL, "until": "first", "control": False},
+    "dlqat": {**test_dlqat.SMALL, "steps": 2, "sample_tokens": 0},
+}
+
+
+@pytest.mark.parametrize(("kind", "place"), [("sds", "first-0000"), ("dlqat", "gptq-0000")])
+def test_a_method_whose_checkpoints_are_removed_under_it_begins_anew(
+    wait: Wait, kind: str, place: str
+) -> None:
+    job = submit(kind, LITTLE[kind], HOST)
+    wait(job.id, State.RUNNING)
+    wait(job.id, State.FAILED, when=lambda: (run_folder(job.run) / "work" / place).exists())
+    remove_files(job.id)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
+    assert queries.job(job.id).attempts_made == 2 and (run_folder(job.run) / "model").exists()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from backend.queue import launcher, lifecycle, scheduling, service, supervisor
 from backend.queue.engines import local
@@ -18,7 +18,7 @@ from backend.store import session as session_module
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Job
+from backend.store.tables import Attempt, Job, Slot
 from jobs.runtime.context import claim
 from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
@@ -257,3 +257,24 @@ def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
     seconds[0] = supervisor.BEAT_S + 1
     loop.turn()
     assert scheduling.status().supervisor_alive
+
+
+def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    first, second = (service.enqueue("count", {}, HOST) for _ in range(2))
+    with writing() as opened:
+        other = Attempt(job_id=second.id, n=1, token="", engine="scripted", launched_at=0)
+        opened.add(other)
+        opened.flush()
+        taken = update(Slot).where(Slot.number == 0).values(attempt_id=other.id)
+
+    def too_late(*_: object) -> str:  # called between the look at the slot and its taking
+        opened.execute(taken)
+        return "token"
+
+    monkeypatch.setattr(lifecycle.secrets, "token_hex", too_late)
+    with writing() as opened:
+        assert lifecycle.start_attempt(opened, loop.host, "scripted", 1) is None
+    assert queries.job(first.id).state == State.QUEUED and queries.attempts(first.id) == []

@@ -30,9 +30,8 @@ from jobs.runtime.loading import load_decoding, load_whole
 from jobs.submit import check_and_estimate, submit
 from tests.jobs.serving.answers import answer
 from tests.models.sources.test_quantized import packed_toy
-from tests.queue.conftest import HOST, Wait, succeeded
+from tests.queue.conftest import HOST, Wait, change, succeeded
 from tests.refusals import refusal
-from tests.rows import change
 
 ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 

@@ -13,8 +13,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS
 from tests.conftest import Given
-from tests.queue.conftest import HOST
-from tests.rows import change
+from tests.queue.conftest import HOST, change
 
 
 def in_state(state: State) -> str:

@@ -18,7 +18,7 @@ from backend.store.tables import Job, Slot
 from jobs import pipeline
 from jobs.fields.models import needed_runs
 from jobs.submit import submit
-from tests.rows import change
+from tests.queue.conftest import change
 
 HOST = Actor("anna", "host")
 TEXT = """

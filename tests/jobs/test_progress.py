@@ -6,11 +6,9 @@ from unittest.mock import ANY
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pytest import approx
 
-from backend.reporter import REPLAY, at_block, block_reached
+from backend.reporter import REPLAY
 from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import progress as module
 from jobs.runtime.progress import MB, Progress, UsageSampler
@@ -138,10 +136,3 @@ def test_memory_and_processor_are_those_of_this_process(clock: list[float]) -> N
     used_mb = psutil.Process().memory_info().rss / MB
     assert points[MEMORY] == approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
     assert MEMORY.axis == PROCESSOR.axis == "seconds"
-
-
-@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))
-def test_the_block_an_activity_has_reached_is_read_from_its_words(
-    block: int, more: int, activity: str
-) -> None:
-    assert block_reached(at_block(block, block + more, activity)) == (block + 1, block + more)

@@ -27,9 +27,8 @@ from jobs.reproduction import compare, reproduce, reproduced
 from jobs.submit import command_line
 from tests.conftest import Given
 from tests.jobs.kinds.test_sds import SMALL
-from tests.queue.conftest import HOST, Wait, bare_job, succeeded
+from tests.queue.conftest import HOST, Wait, bare_job, change, succeeded
 from tests.refusals import refusal
-from tests.rows import change
 from tests.shell import slimscope
 
 TOY = {"model": "toy", "segments": 4, "context": 64, "windows": 2}

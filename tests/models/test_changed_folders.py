@@ -129,7 +129,7 @@ def models(own_cache: Path, data_dir: Path) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The child's work without the child, which takes seconds to start."""
 
-    def read(_: str, path: Path, __: object) -> None:
+    def read(_: str, path: Path, *__: object) -> None:
         try:
             check_construction(path)
         except ModelError as error:
@@ -327,9 +327,9 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
     limited = catalog.read
 
-    def noted(parser: str, path: Path, stamp: Any = None) -> Any:
+    def noted(function: str, path: Path, *given: Any) -> Any:
         folders.append(path.parent)
-        return limited(parser, path, stamp)
+        return limited(function, path, *given)
 
     monkeypatch.setattr(catalog, "read", noted)
     return folders

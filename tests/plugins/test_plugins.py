@@ -38,6 +38,7 @@ assert arm_of(amphista.model_dump()) == "linear-heads"
 
 ESTIMATED = """
 from dataclasses import replace
+from backend.models.memory import host_memory
 from backend.models.sources.catalog import inspect
 from backend.pruning.plan import pruning_plan
 from jobs.dlqat.kind import DLQATJob
@@ -62,7 +63,8 @@ assert auto.candidates == ["rtn", "toy-awq"]
 
 facts = replace(facts, dtype="bfloat16")
 configs = (SDSJob(model="toy", base=base) for base in ("leftmost", "wanda", "sparsegpt"))
-sizes = {disk_space(each, pruning_plan(each, facts.linears), facts).bytes for each in configs}
+plans = [(each, pruning_plan(each, facts.linears)) for each in configs]
+sizes = {disk_space(each, plan, facts, host_memory()).bytes for each, plan in plans}
 assert len(sizes) == 1  # a stage takes the disk of the model whatever the pruner
 assert "torch" not in sys.modules
 import torch

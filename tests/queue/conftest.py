@@ -7,7 +7,6 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import update
 
 from backend.queue.actor import Actor
 from backend.queue.artifacts import work_folder
@@ -98,10 +97,12 @@ def bare_job(**values: Any) -> Job:
     return Job(**(row | values))
 
 
-def change(table: type[Table], number: int, **values: Any) -> None:
-    """Change the row of a run, or of an attempt."""
+def change(table: type[Table], key: Any, **values: Any) -> None:
+    """Change the row with this primary key, such as the number of a run."""
     with writing() as session:
-        session.execute(update(table).where(table.id == number).values(**values))
+        row = session.get_one(table, key)
+        for name, value in values.items():
+            setattr(row, name, value)
 
 
 def process_of(run: int) -> psutil.Process:

@@ -22,6 +22,7 @@ from backend.store.tables import Job
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.plugins.job_kind import CountConfig
 from tests.queue.conftest import HOST, Wait, change, free_slots, running
 
@@ -54,6 +55,30 @@ def test_one_slot_runs_one_job_in_order(wait: Wait, loop: SupervisorLoop) -> Non
         assert wait(job.id, State.SUCCEEDED)
     ends = [queries.job(j.id).finished_at for j in (urgent, first, second)]
     assert ends == sorted(ends)
+
+
+@pytest.mark.fresh_process
+def test_settings_travel_with_the_job(
+    queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch, given: Given
+) -> None:
+    given(MODEL_DIRS='["~/models"]')
+    job = submit("count", {"steps": 1}, HOST)
+    monkeypatch.delenv("SLIMSCOPE_MODEL_DIRS")
+    settings.cache_clear()
+    home = str(Path.home() / "models")
+    assert job.environment["settings"]["SLIMSCOPE_MODEL_DIRS"] == f'["{home}"]'
+    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+
+
+def test_what_fails_in_a_turn_is_tried_again(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = submit("count", {"steps": 1, "pause": 0}, HOST).id
+    with monkeypatch.context() as patch:
+        patch.setattr("backend.queue.lifecycle.start_attempt", lambda *_: [][0])
+        loop = SupervisorLoop(LocalEngine(1))
+        with pytest.raises(IndexError):  # which `run_until_idle` waits after
+            loop.turn()
+    assert queries.job(job).state == State.QUEUED
+    assert wait(job, State.SUCCEEDED) == State.SUCCEEDED
 
 
 def test_a_guests_run_that_takes_far_longer_than_it_may_is_stopped(

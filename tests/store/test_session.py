@@ -45,6 +45,14 @@ def test_the_newest_migration_knows_the_tables_the_code_declares() -> None:
     assert sha256("".join(written).encode()).hexdigest() == run_path(str(newest))["tables"]
 
 
+def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:
+    with pytest.raises(RuntimeError), writing() as session:
+        session.add(bare_job())
+        session.flush()
+        raise RuntimeError
+    assert queries.jobs() == []
+
+
 def test_a_state_that_does_not_exist_is_refused(store: Path) -> None:
     with pytest.raises(Exception, match=r"(?i)check constraint"):
         new_job(state="happy")

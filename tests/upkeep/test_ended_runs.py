@@ -111,7 +111,7 @@ def test_a_host_frees_the_checkpoints_of_a_run_that_is_neither_queued_nor_live(
 def test_of_two_at_one_moment_one_comes_first(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints are set aside in the transaction that has read the state."""
     job, delete = with_files(ended()), removal.delete_folder
-    resuming = threading.Thread(target=resume, args=(job.run, HOST))
+    resuming = threading.Thread(target=resume, args=([job.run], HOST))
 
     def resumed_meanwhile(folder: Path) -> None:
         if not resuming.ident:  # before the checkpoints are set aside

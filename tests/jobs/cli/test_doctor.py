@@ -29,10 +29,9 @@ from jobs.cli.doctor.gpu import trial
 from jobs.cli.doctor.machine import HealthCheck
 from jobs.cli.server import examine
 from tests.conftest import Given
-from tests.queue.conftest import HOST
+from tests.queue.conftest import HOST, change
 from tests.queue.engines.ray_head import TOKEN, Head, ray_head
 from tests.queue.scripted_engine import ScriptedEngine
-from tests.rows import change
 from tests.shell import slimscope
 
 

@@ -24,9 +24,8 @@ from jobs.fields.drafters import available_drafters, drafter_folder, gains_by_pa
 from jobs.fields.gguf import LLAMA_CPP
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
-from tests.queue.conftest import HOST, Wait, succeeded
+from tests.queue.conftest import HOST, Wait, change, succeeded
 from tests.refusals import refusal
-from tests.rows import change
 
 SMALL = {
     "model": "toy",

@@ -27,9 +27,8 @@ from jobs.record import record, tensors
 from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
-from tests.queue.conftest import HOST, Wait, succeeded
+from tests.queue.conftest import HOST, Wait, change, succeeded
 from tests.refusals import refusal
-from tests.rows import change
 
 SMALL = {
     "model": "toy",
@@ -170,7 +169,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     check_and_estimate("dlqat", SMALL)
-    with refusal("batch", "gradient checkpointing", error=ModelError):
+    with refusal("batch", "Lower the batch size", error=ModelError):
         check_and_estimate("dlqat", {**SMALL, "batch": 512})
     configs = (made(checkpointing=True), made(), made(stages="dlqat, dlqat-kd"))
     sizes = [training_bytes(config, facts) for config, _, facts in configs]

@@ -21,8 +21,7 @@ from jobs.profile.profiles import (
     read_profile,
 )
 from jobs.submit import submit
-from tests.queue.conftest import HOST, Wait, succeeded
-from tests.rows import change
+from tests.queue.conftest import HOST, Wait, change, succeeded
 
 SMALL = {
     "model": "toy",

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,13 +132,19 @@ def test_a_drafter_is_loaded_once_for_all_its_trees(
     bound: list[object] = []
     made: list[int] = []
 
-    saved = SimpleNamespace(weights={}, bind=lambda target: bound.append(target) or object())
+    @dataclass(frozen=True)
+    class Saved:
+        weights: dict[str, object] = field(default_factory=dict)
+
+        def bind(self, target: object) -> object:
+            bound.append(target)
+            return object()
 
     def make(_: object, __: object, nodes: int, **___: object) -> object:
         made.append(nodes)
         return SimpleNamespace(nodes=nodes)
 
-    monkeypatch.setattr(pools.Amphista, "load", lambda _: saved)
+    monkeypatch.setattr(pools.Amphista, "load", lambda _: Saved())
     monkeypatch.setattr(pools, "make_proposer", make)
     with PoolUser().using("a") as model:
         model.target = None

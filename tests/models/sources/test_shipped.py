@@ -239,16 +239,18 @@ def test_a_full_disk_is_noticed_before_the_work():
     assert prepared("one") is None
 
 
-def test_an_origin_is_read_even_from_an_older_cache(tmp_path):
+def test_an_origin_is_read_as_written_and_an_invalid_one_is_none(tmp_path):
     origin = CacheOrigin("Title", "a note", "where", "Apache-2.0")
     assert CacheOrigin.read(tmp_path) is None
     origin.write(tmp_path)
     assert CacheOrigin.read(tmp_path) == origin
-    older = {"title": "A", "note": "dequantised from Q4_1", "origin": "b", "licence": "MIT"}
+    whole = {"title": "A", "note": "dequantized from Q4_1", "origin": "b", "license": "MIT"}
     for entries, found in (
-        (older, CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")),
-        ({"licence": "MIT"}, None),
-        ({"other": 1}, None),
+        (whole, CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")),
+        ({"license": "MIT"}, None),
+        (whole | {"bytes": "many"}, None),
+        (whole | {"other": "1"}, None),
+        ([whole], None),
     ):
         (tmp_path / "SOURCE.json").write_text(json.dumps(entries))
         assert CacheOrigin.read(tmp_path) == found

@@ -162,7 +162,7 @@
     });
   }
 
-  /** What had the focus has it again when the panel is drawn anew. @param {HTMLElement} element */
+  /** Return the focus to the element that had it, when the panel is drawn anew. @param {HTMLElement} element */
   function keepFocus(element) {
     let name = "";
     element.addEventListener("focusin", ({ target }) => {
