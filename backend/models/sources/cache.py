@@ -60,6 +60,9 @@ class CacheOrigin:
         try:
             entries = read_json(folder / SOURCE)
             size = entries.pop("bytes", 0)
+            if "licence" in entries:  # a folder prepared before the key was renamed
+                entries["license"] = entries.pop("licence")
+                entries["note"] = entries["note"].replace("dequantised", "dequantized")
             is_valid = isinstance(size, int) and all(isinstance(x, str) for x in entries.values())
             return cls(**entries, bytes=size) if is_valid else None
         except (ModelError, TypeError, KeyError, AttributeError):

@@ -245,8 +245,11 @@ def test_an_origin_is_read_as_written_and_an_invalid_one_is_none(tmp_path):
     origin.write(tmp_path)
     assert CacheOrigin.read(tmp_path) == origin
     whole = {"title": "A", "note": "dequantized from Q4_1", "origin": "b", "license": "MIT"}
+    older = {"title": "A", "note": "dequantised from Q4_1", "origin": "b", "licence": "MIT"}
+    read = CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")
     for entries, found in (
-        (whole, CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")),
+        (whole, read),
+        (older, read),
         ({"license": "MIT"}, None),
         (whole | {"bytes": "many"}, None),
         (whole | {"other": "1"}, None),
