@@ -82,9 +82,20 @@ SAID = (  # run, stage, metric, and the places where pages say it
         "benchmark-example",
         "amphista-example-2",
         "accepted_length",
-        r"(\S+) tokens per step with",
+        r"(\S+) tokens per step with trees",
     ),
-    ("benchmark-example", "amphista-example", "accepted_length", r"-example measured (\S+) tokens"),
+    (
+        "benchmark-example",
+        "amphista-example-2",
+        "accepted_length",
+        r"Hydra \(amph.{12,14}\): [^;]*; measured (\S+) tokens per step",
+    ),
+    (
+        "benchmark-example",
+        "amphista-example",
+        "accepted_length",
+        r"Amphista \(amph.{12}\): [^;]*; measured (\S+) tokens per step",
+    ),
     ("amphista-example", "drafter", "accepted_length", r"Accepted length, \D*(\S+) predicted"),
     (
         "amphista-example",
