@@ -167,7 +167,7 @@ def record_conversation(data: Path) -> None:
         "answers": [answer.transcript for _, answer in sorted(turn.answers.items())],
     }
     for rows in recorded["answers"]:  # speeds mean little without their processor
-        rows[0]["decoder"] += f", {processor()}"
+        rows[0]["decoder"] = f"{rows[0]['decoder'].removesuffix(')')}, {processor()})"
     (FOLDER / CONVERSATION).write_text(json.dumps(recorded, ensure_ascii=False), "utf-8")
 
 

@@ -43,7 +43,7 @@ def test_a_first_visit_has_something_to_see(
 
 PLOT = "canvas, .main-svg .trace"
 MISSION = {  # link on Home -> what it leads to
-    "of sds-example-2": PLOT,  # weights before and after
+    "of sds-example": PLOT,  # weights before and after
     "See its groups": PLOT,  # group magnitudes
     "See its curves": "#run-sizes .main-svg .trace",  # speed-up, and acceptance beside it
     "side by side": "text=lighthouse keeper",

@@ -100,7 +100,7 @@ def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: 
     opened(visitor, f"{lab.url}/new-run?kind=sds&model=toy&pattern=1:4")
     button, said = visitor.locator("#new-add button"), visitor.locator("#new-said")
     waiting: list[Route] = []
-    visitor.route("**/slimscope/new-run", waiting.append)
+    visitor.route("**/slimscope/new-run", lambda route: waiting.append(route))
     before = len(queries.jobs())
     button.dblclick()
     expect(button).to_be_disabled()
@@ -108,8 +108,8 @@ def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: 
     expect(said).to_have_attribute("aria-live", "polite")
     expect(said).to_contain_text("Adding to the queue")
     until(lambda: visitor.wait_for_timeout(20) or waiting)
-    visitor.unroute("**/slimscope/new-run")
     waiting[0].continue_()
+    visitor.unroute("**/slimscope/new-run")
     expect(said).to_contain_text("The run was added")
     expect(button).to_be_enabled()
     (job,) = queries.jobs()[: len(queries.jobs()) - before]

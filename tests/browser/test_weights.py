@@ -54,6 +54,7 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     asked: list[str] = []
     visitor.on("request", lambda r: asked.append(r.url) if "/weights" in r.url else None)
     before = ink(visitor, "overlay")
+    kept = visitor.locator(STAGE).get_attribute("aria-label") or ""
     visitor.mouse.move(*cell(visitor, 1, 3))
     expect(title).to_contain_text("Block 1, o_proj")
     expect(field).to_have_value(TYPICAL)  # it is only looked at
@@ -68,15 +69,15 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor.mouse.move(0, 0)
     visitor.wait_for_url(f"**/weights?run=sds-0001&tensor={TENSOR}")  # what differs, no more
     visitor.locator("[data-log]").click()
-    visitor.locator(STAGE).press("ArrowLeft")
-    visitor.wait_for_url("**stage=second**")
+    visitor.locator(STAGE).press("Home")
+    visitor.wait_for_url("**stage=dense**")
     assert asked == [], "the browser holds all of it"
     with warm_tab(other_context, lab.url) as other:
         opened_weights(other, lab, visitor.url.split("?")[1])
         assert ink(other, "overlay") == ink(visitor, "overlay")
-        expect(other.locator(STAGE)).to_have_accessible_name("Second pruning, not adjusted")
+        expect(other.locator(STAGE)).to_have_accessible_name("Dense")
     visitor.go_back()
-    expect(visitor.locator(STAGE)).to_have_accessible_name("Second pruning (SDS)")
+    expect(visitor.locator(STAGE)).to_have_accessible_name(kept)
 
 
 def test_the_rail_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
@@ -103,12 +104,15 @@ def test_the_rail_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> 
         seen.append(visitor.locator(".weights-figures").inner_text())
     assert seen[0] != seen[1] and "50" in seen[0]
     visitor.wait_for_url("**stage=redense**")
-    visitor.locator("[data-play]").click()
-    visitor.wait_for_function("!location.search.includes('stage')")  # the last
+    play = visitor.locator("[data-play]")
+    play.click()
+    expect(stage).to_have_accessible_name("Second pruning (SDS)")  # the last
+    expect(play).to_have_text("▶")
+    visitor.wait_for_function("!location.search.includes('redense')")
     visitor.keyboard.press("2")
     expect(stage).to_have_accessible_name("First pruning")
     shown = ink(visitor, "overlay")
-    visitor.locator("[data-play]").evaluate("(button) => button.blur()")
+    play.evaluate("(button) => button.blur()")
     visitor.keyboard.down(" ")
     expect(stage).to_have_accessible_name("Dense")
     assert ink(visitor, "overlay") != shown and visitor.evaluate("scrollY") == 0
@@ -159,7 +163,7 @@ def test_what_an_address_asks_for_in_vain_is_told_in_place(
 
 
 def test_group_magnitudes_are_reached_by_keyboard(visitor: Page, lab: Dashboard) -> None:
-    opened_weights(visitor, lab, "run=dlqat-0005")
+    opened_weights(visitor, lab, "run=dlqat-0005&stage=dlqat")
     visitor.get_by_role("button", name="Group magnitudes").press("Enter")
     panel = visitor.locator("#weights-groups")
     expect(panel.locator("h2")).to_contain_text("98 % stay within")
@@ -251,7 +255,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     visitor: Page, lab: Dashboard, tmp_path: Path
 ) -> None:
-    opened_weights(visitor, lab, f"run=sds-0001&stat=std&tensor={FIRST_TENSOR}{SHOWN}")
+    opened_weights(visitor, lab, f"run=sds-0001&stage=sds&stat=std&tensor={FIRST_TENSOR}{SHOWN}")
     for panel in ("overlay", "heatmap", "ridges"):
         png = saved(visitor, panel, "png", tmp_path)
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000

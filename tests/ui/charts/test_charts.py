@@ -18,6 +18,7 @@ from jobs.benchmark.report import DecoderReport
 from ui.charts import headlines
 from ui.charts.chart import round_ticks
 from ui.charts.heatmap import (
+    BITS,
     STATISTICS,
     MapBaseline,
     available,
@@ -84,6 +85,8 @@ def test_color_limits_are_robust_and_never_empty(values: list[float]) -> None:
 
 
 def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
+    assert available(table) == [name for name in STATISTICS if name != BITS], "of mixed bits alone"
+    table = table.assign(**{BITS: range(len(table))})
     assert available(table) == list(STATISTICS)
     for name in STATISTICS:
         heat = drawn(layer_map(table, "sds", name).figure)[0]

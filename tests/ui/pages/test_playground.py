@@ -207,16 +207,16 @@ def test_a_recorded_conversation_comes_with_the_examples(tables: Settings) -> No
     (link,) = re.findall(r'href="playground[?]chat=([0-9]+)">Or read recorded answers of 3', draw())
     html = draw(chat=link)
     for model, said in {
-        "smollm2-135m": "120 tokens · 85.1\u00a0tokens/s on 2\u00a0threads · max tokens reached",
-        "dlqat-example": "120 tokens · 204.0\u00a0tokens/s on 2\u00a0threads · max tokens reached",
-        "sds-example": "63 tokens · 99.5\u00a0tokens/s on 2\u00a0threads · ended by the model",
+        "smollm2-135m": "120 tokens · 98.6\u00a0tokens/s on 2\u00a0threads · max tokens reached",
+        "dlqat-example": "120 tokens · 302.1\u00a0tokens/s on 2\u00a0threads · max tokens reached",
+        "sds-example-2": "120 tokens · 144.6\u00a0tokens/s on 2\u00a0threads · max tokens reached",
     }.items():
         assert model in html and said in html
     assert "native (AVX-512 with BF16 and VNNI, AMD EPYC) decoder" in html
     assert "recorded one model after the other" in html and "run at the same time" not in html
     assert html.count('title="chosen by the base model, step ') > 300
     config = page._shown_config(asked(chat=link))
-    assert config["sides"] == "smollm2-135m, dlqat-example, sds-example"
+    assert config["sides"] == "smollm2-135m, dlqat-example, sds-example-2"
     assert ChatSettings(prompt="Why?", **{k: v for k, v in config.items() if k != "blind"})
     assert "None yet" not in page.draw(asked())["earlier"]
     examples.remove_examples(ME)
@@ -481,7 +481,8 @@ def test_an_empty_playground_makes_a_model_and_offers_it(tables: Settings) -> No
     ended(made.id, State.SUCCEEDED)
     saved_folder(made.run, "model")
     store(model_folder(made.id, size=80))
-    assert f"Ask the dense model and {made.run}" in draw()
+    assert f"Select the dense model and {made.run}" in draw()
+    assert made.run not in draw(sides=f"smollm2-135m,{made.run}")
 
 
 def test_a_guest_makes_no_model(tables: Settings) -> None:

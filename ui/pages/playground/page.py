@@ -10,7 +10,7 @@ from markupsafe import Markup
 from backend.backup.examples import recorded_turn
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue import permissions
+from backend.queue import permissions, scheduling
 from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
@@ -28,6 +28,7 @@ from ui.pages.playground.answers import HTML
 from ui.pages.playground.board import absent, carry_out, shown_turns
 from ui.runs.choices import answering, models
 from ui.runs.html import error_of, progress, time_left
+from ui.runs.queue_eta import start_times, start_words
 from ui.runs.rows import newest_of
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
@@ -217,22 +218,26 @@ def draw(request: gr.Request) -> Updates:
     if turns:
         board = boards.conversation(turns, actor)
     else:
-        board = HTML.nothing(boards.EXAMPLES, model_to_ask(actor), recorded_turn())
+        board = HTML.nothing(
+            boards.EXAMPLES, model_to_ask(actor, query(request, "sides")), recorded_turn()
+        )
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(30)
     earlier = boards.history(past, here, actor.name, now_ms())
     return {"board": board, "earlier": earlier, **draw_votes(request)}
 
 
-def model_to_ask(actor: Actor) -> Markup:
+def model_to_ask(actor: Actor, chosen: str) -> Markup:
     """The button that makes a compressed model, the progress of that run, or a link to its model.
-    Empty if other compressed models can answer."""
+    Empty if other compressed models can answer, or if that model is among the `chosen` ones."""
     job = newest_of(actor, MADE_NAME)
     if job and job.state in ACTIVE:
-        return HTML.making(job, progress(job) or Markup(), time_left(job))
+        left = time_left(job) or start_words(start_times(scheduling.status()).get(job.id))
+        return HTML.making(job, progress(job) or Markup(), left)
     there = answering()
     if job and any(job.run == run for _, run in there):
-        return HTML.made(job.run, f"{DEFAULT_MODEL},{job.run}")
+        is_chosen = job.run in read_names(chosen)
+        return Markup() if is_chosen else HTML.made(job.run, f"{DEFAULT_MODEL},{job.run}")
     if len(there) > len(models()):
         return Markup()
     return HTML.make(DEFAULT_MODEL, permissions.may_not_add(actor), error_of(job) if job else "")

@@ -219,10 +219,9 @@ def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:
     stored = [queries.job(n) for n in (1, 2, 3)]
     told = [grid_description(stored[0], f"{name}.weight") for name in (rounded, row, dense)]
     assert told == [
-        "every group of 64 weights has at most 16 values",
-        "every row has at most 4 values",
-        "",
-    ]
+        f"every {group} values in this layer; layers have 2 to 4 bits"
+        for group in ("group of 64 weights has at most 16", "row has at most 4")
+    ] + [""]
     assert not any(grid_description(each, f"{rounded}.weight") for each in stored[1:])
 
 

@@ -139,7 +139,13 @@ def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
         for row in session.query(TensorRow).filter_by(job_id=1, stage="sds"):
             row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
     weights_of.clear()
-    assert settled(run="sds-0001").stage == "redense"
+    opened = settled(run="sds-0001")
+    assert (opened.stage, opened.stat) == ("sds", "kurtosis"), "kept, with what it has"
+    with writing() as session:
+        session.get_one(Job, 1).kept_stage = None
+    weights_of.clear()
+    opened = settled(run="sds-0001")
+    assert (opened.stage, opened.stat) == ("redense", "relative_error"), "while the run goes on"
     view = WeightsView.at(WeightsSelection("sds-0001"))
     assert view is not None and isinstance(map_chart(view).figure, go.Figure)
     weights_of.clear()

@@ -337,11 +337,16 @@ export class HistogramChart {
     };
     if (cutoff > 0)
       write(` magnitude threshold ${number(cutoff)}`, x(cutoff), TOP + 5, ink.muted, "left");
+    const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
+    const wordsEnd = words ? x.middle + pen.measureText(words).width / 2 : 0;
+    const wordsLevel = y(0.4 * top);
     const taken = [TOP + 5];
-    /** The nearest free level, upwards or downwards. @type {(level: number, step: number) => number} */
-    const free = (level, step) => {
+    /** The nearest free level, upwards or downwards, of a name from `left` on.
+        @type {(level: number, step: number, left: number) => number} */
+    const free = (level, step, left) => {
+      const others = left < wordsEnd ? [...taken, wordsLevel] : taken;
       let place = level;
-      while (taken.some((each) => Math.abs(each - place) < line)) place += step;
+      while (others.some((each) => Math.abs(each - place) < line)) place += step;
       taken.push(place);
       return place;
     };
@@ -357,9 +362,9 @@ export class HistogramChart {
           outer.findLastIndex((height) => height >= 0.7 * high),
         );
       const weight = range[0] + ((i + 1) * (range[1] - range[0])) / bins;
-      const level = free(y(Math.min(top, heights[i])), -line);
       const room = width - RIGHT - SWATCH - 4 - pen.measureText(short).width;
       const left = Math.min(x(Math.min(weight, 0.7 * reach)) + 8, room);
+      const level = free(y(Math.min(top, heights[i])), -line, left);
       write(short, left + SWATCH + 4, level, ink.text, "left");
       pen.fillStyle = ink.stage(color);
       pen.fillRect(left, level - 2, SWATCH, 3);
@@ -368,10 +373,9 @@ export class HistogramChart {
       const peak = Math.max(...heights);
       const at = x(range[0] + ((heights.indexOf(peak) + 0.5) * (range[1] - range[0])) / bins);
       const text = `${short}: up to ${number(peak, 2)} % ↑ `;
-      if (peak > top) write(text, at - line, free(TOP + 5, line), ink.text, "right");
+      if (peak > top) write(text, at - line, free(TOP + 5, line, at), ink.text, "right");
     }
-    const words = (input.part ?? 1) < 1 ? "" : middleWords(input.data, input.t, input.s);
-    if (words) write(words, x.middle, y(0.4 * top), ink.text, "center");
+    if (words) write(words, x.middle, wordsLevel, ink.text, "center");
   }
 
   /** The difference of two histograms on the axis above. @param {HTMLCanvasElement} canvas

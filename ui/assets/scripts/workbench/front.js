@@ -203,7 +203,7 @@ class FrontChart {
       from < right && x < to && Math.abs(at - y) < line;
     if (width < 300 || this.#names.some(covers)) return;
     this.#names.push([x, right, y]);
-    Object.assign(pen, { fillStyle: ink.muted }).fillText(words, x + 6, y - 7);
+    Object.assign(pen, { fillStyle: ink.muted }).fillText(words, x + 6, Math.max(y - 7, line / 2));
   }
 
   /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Drawn} point
