@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from backend.store import queries
 from backend.store.states import State
-from tests.browser.conftest import Dashboard, opened
+from tests.browser.conftest import SMALL, Dashboard, opened
 
 
 def query(page: Page) -> dict[str, str]:
@@ -18,6 +18,8 @@ def perplexities() -> dict[str, float]:
     """Run -> perplexity of the stage it kept, from the database."""
     found = {}
     for job in queries.jobs([State.SUCCEEDED], "sds"):
+        if job.config.get("segments") != SMALL["segments"]:
+            continue  # added meanwhile by the tests of New run
         rows = queries.results([job.id])
         found[job.run] = next(
             r.value for r in rows if (r.stage, str(r.metric)) == (job.kept_stage, "perplexity")
@@ -33,7 +35,7 @@ def listed(page: Page) -> list[str]:
 
 
 def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/runs?q=kind:sds%20state:succeeded&group=none")
+    opened(visitor, f"{lab.url}/runs?q=kind:sds%20segments%3D8&group=none")
     best_first = sorted(perplexities(), key=lambda run: perplexities()[run])
     head = visitor.get_by_test_id("sort-perplexity")
     head.focus()
@@ -43,7 +45,7 @@ def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboa
         assert listed(visitor) == wanted
         assert head.evaluate("(e) => e === document.activeElement")
     assert query(visitor) == {
-        "q": "kind:sds state:succeeded",
+        "q": "kind:sds segments=8",
         "group": "none",
         "sort": "perplexity",
         "dir": "asc",
@@ -57,7 +59,7 @@ def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboa
     visitor.go_back()
     expect(visitor.locator('th[aria-sort="ascending"]')).to_contain_text("Perplexity")
     expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value(
-        "kind:sds state:succeeded"
+        "kind:sds segments=8"
     )
     assert listed(visitor) == best_first
 
