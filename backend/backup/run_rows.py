@@ -25,6 +25,7 @@ from pydantic import (
 from backend.live.address import QueuedState
 from backend.printable import one_line, printable
 from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
+from backend.sensitivity.profile import DecodingTimes
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
 from backend.store.tables import KIND_NAME
 
@@ -53,7 +54,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Scalar = Annotated[Text | bool | Int64 | Number | None, Field(union_mode="left_to_right")]
 Scalars = Annotated[list[Scalar], Field(max_length=50_000)]
-Record = dict[Name, Scalar | Scalars | dict[Name, Scalar]]
+Record = dict[Name, Scalar | Scalars]
 JsonValue = Scalar | Scalars | Record | list[Record]
 JsonObject = Annotated[dict[Name, JsonValue], Field(max_length=200)]
 
@@ -89,7 +90,7 @@ class Environment(StrictModel):
     """Machine and software of the run, for display only. Processes are never started with it."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, JsonValue]
+    __pydantic_extra__: dict[str, Scalar]
     device: ShortText = "cpu"
     cpu: ShortText = ""
     threads: SmallCount = 0
@@ -100,6 +101,7 @@ class Environment(StrictModel):
     text: dict[Name, TextSource] = {}
     warnings: Annotated[list[ShortText], Field(max_length=1000)] = []
     workbench: QueuedState | None = None
+    decoding_times: DecodingTimes | None = None
 
 
 class RunError(StrictModel):

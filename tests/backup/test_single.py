@@ -216,6 +216,11 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "an environment that is a list": (setting("jobs", environment=[1]), "environment"),
     "threads that are a text": (setting("jobs", environment={"threads": "2"}), "threads"),
     "a text that is none": (setting("jobs", environment={"text": {"a": [1]}}), "text"),
+    "a time below zero": (
+        setting("jobs", environment={"decoding_times": {"layers": {"dense": -1.0}, "head": {}}}),
+        "decoding_times",
+    ),
+    "an unknown record": (setting("jobs", environment={"decoder": {"name": "x"}}), "decoder"),
     "a state that is markup": (
         setting("jobs", environment={"workbench": {"model": "toy", "state": "<b>"}}),
         "state",
