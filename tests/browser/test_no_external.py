@@ -167,6 +167,7 @@ def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) 
         guest.locator("#playground-field-blind input").check()
         guest.locator("#playground-name").locator("input, textarea").fill(f"Ada {EVIL}"[:40])
         ask(guest, "One day")
+        until(is_answered, STARTS_S)  # the first answer waits for a process with its model
         expect(guest.get_by_role("button", name="B is better")).to_be_visible()
         (asked,) = conversations.newest_conversations(9)
         author, number = asked.newest.author, asked.newest.id
@@ -179,6 +180,12 @@ def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) 
         expect(other.get_by_test_id("vote")).to_contain_text("All votes")
     votes = conversations.turn(number).votes
     assert len(votes) == 2 and all(voter.startswith("guest-") for voter in votes)
+
+
+def is_answered() -> bool:
+    """True if both sides of the newest prompt are answered."""
+    newest = conversations.newest_conversations(1)
+    return bool(newest) and conversations.turn(newest[0].newest.id).finished
 
 
 def the_link_makes_a_host(page: Page, url: str, link: str) -> None:
