@@ -169,15 +169,17 @@ export class Measured {
     const isPruned = view.formats.some(({ pattern }) => pattern);
     const isRounded = view.formats.some(({ width }) => width);
     const slow = [
-      isPruned && !view.isInstant("pruner") ? view.now.pruner : "",
-      isRounded && !view.isInstant("quantizer") ? view.now.quantizer : "",
-    ];
+      isPruned && !view.isInstant("pruner") ? ["wanda", view.now.pruner] : [],
+      isRounded && !view.isInstant("quantizer") ? ["rtn", view.now.quantizer] : [],
+    ].filter(({ length }) => length);
+    const both = (/** @type {number} */ n) => slow.map((methods) => methods[n]).join(" and ");
     if (ratio === undefined) {
       const details = [view.model.live.why ? "needs the live model" : ""];
       return { value: "–", details, how: "" };
     }
     const interval = low && high ? `${number(low)} to ${number(high)}` : "";
-    const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
+    const preview =
+      exactly || !slow.length ? "" : `preview by ${both(0)}, usually worse; ${both(1)} follows`;
     return {
       value: times(ratio),
       details: [preview, interval, windows(Math.round(tokens / context), context)],
