@@ -166,12 +166,7 @@ export class Measured {
 
   /** @param {View} view @param {Known} known @returns {Reading} */
   #live(view, { ratio, low, high, tokens = 0, context = 0, exactly }) {
-    const isPruned = view.formats.some(({ pattern }) => pattern);
-    const isRounded = view.formats.some(({ width }) => width);
-    const slow = [
-      isPruned && !view.isInstant("pruner") ? ["wanda", view.now.pruner] : [],
-      isRounded && !view.isInstant("quantizer") ? ["rtn", view.now.quantizer] : [],
-    ].filter(({ length }) => length);
+    const { slow } = view;
     const both = (/** @type {number} */ n) => slow.map((methods) => methods[n]).join(" and ");
     if (ratio === undefined) {
       const details = [view.model.live.why ? "needs the live model" : ""];
