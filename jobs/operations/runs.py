@@ -177,13 +177,6 @@ def comparison_text(comparison: Record) -> str:
     return f"{comparison['text']}\n{table(header, rows)}"
 
 
-@operation("show", path="/runs/{run}", as_text=_run_text)
-def show_run(run: Run) -> Record:
-    """Show a run: state, position in the queue, progress, config, results, files, and the error if
-    it failed."""
-    return record(run)
-
-
 def _sweep_text(result: Record) -> str:
     states = Counter(run["state"] for run in result["runs"])
     counted = ", ".join(f"{n} {state}" for state, n in states.items())
@@ -193,6 +186,10 @@ def _sweep_text(result: Record) -> str:
         metric = metrics[0] if len(metrics) == 1 else str(PERPLEXITY)
         parts.append(sweep_text(result, metric))
     return "\n".join(parts)
+
+
+def _shown_text(result: Record) -> str:
+    return _sweep_text(result) if "runs" in result else _run_text(result)
 
 
 def sweep_text(sweep_data: Record, metric: str) -> str:
@@ -226,12 +223,18 @@ def _of_metric(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[Mappi
     yield from (row for row in rows if row["metric"] == metric)
 
 
-@operation("sweep", as_text=_sweep_text)
-def show_sweep(
-    run: Run, metric: Annotated[str, Field(description="Show only this metric.")] = ""
+@operation("show", path="/runs/{run}", as_text=_shown_text)
+def show_run(
+    run: Run,
+    sweep: Annotated[
+        bool, Field(description="Show its sweep: mean and standard deviation over seeds.")
+    ] = False,
+    metric: Annotated[str, Field(description="Show only this metric of the sweep.")] = "",
 ) -> Record:
-    """Show the sweep of a run: all its runs, with mean and standard deviation of the figures over
-    seeds."""
+    """Show a run: state, position in the queue, progress, config, results, files, and the error if
+    it failed. Or show the sweep that contains it: all its runs, and the figures over seeds."""
+    if not sweep:
+        return record(run)
     result = sweep_record(sweep_of(run))
     return result | ({"table": [*_of_metric(result["table"], metric)]} if metric else {})
 

@@ -481,7 +481,9 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
         menu.locator("summary").click()
         row = menu.locator("[data-effort='one-shot']")
         row.get_by_role("button", name="Queue").click()
-        job = queries.job(row.get_by_role("link", name="sds-").inner_text())
+        expect(row).to_be_hidden()
+        queued = page.locator("#workbench-notice").get_by_role("link", name="sds-")
+        job = queries.job(queued.inner_text())
         ((kind, config),) = planned_steps(FACTS, state, "one-shot")
         assert kind == "sds" and {"model": "toy", **config}.items() <= job.config.items()
         kept = job.environment["workbench"]
@@ -492,9 +494,7 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
         expect(ratio(page, "final").locator("b")).to_have_text(re.compile(r"\d"))
         link = ratio(page, "final").get_by_role("link", name=job.run)
         expect(link).to_have_attribute("href", f"run?id={job.run}")
-        menu.locator("summary").click()
-        page.locator("#workbench-sparsity").fill("40")  # what was offered is of another state
-        expect(row).to_be_hidden()
+        page.locator("#workbench-sparsity").fill("40")
         expect(ratio(page, "final").locator("b")).to_have_text("–")
         opened(page, f"{workshop.url}/run?id={job.run}")
         rows = page.locator("#run-figures tbody tr", has_text=re.compile("5 × 256 tokens"))

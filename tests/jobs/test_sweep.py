@@ -179,14 +179,14 @@ def test_sweep_from_a_shell(supervised: SupervisorLoop) -> None:
     assert sweep_record["fields"] == ["seed", "steps"] and len(sweep_record["runs"]) == 4
     totals = [(r["values"]["steps"], r["mean"], r["spread"], r["n"]) for r in sweep_record["table"]]
     assert totals == [(1, 1.0, 0.0, 2), (2, 2.0, 0.0, 2)]
-    again = json.loads(slimscope("sweep", "count-0002", "--json").stdout)
+    again = json.loads(slimscope("show", "count-0002", "--sweep", "--json").stdout)
     for run in (*again["runs"], *sweep_record["runs"]):
         del run["disk_bytes"]  # the supervisor measures it after a run has ended
     assert again == sweep_record
-    output = slimscope("sweep", "3", "--metric", "total").stdout
+    output = slimscope("show", "3", "--sweep", "--metric", "total").stdout
     assert "4 succeeded" in output and "steps" in output
     for words in (
-        ("sweep", "1", "--metric", "speed"),
+        ("show", "1", "--sweep", "--metric", "speed"),
         ("cancel", "1", "--sweep"),  # all have ended
         ("submit", "count", "--sweep", "steps=0"),
         ("submit", "count", "--sweep", "steps"),

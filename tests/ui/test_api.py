@@ -82,11 +82,11 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
     body = {"config": {"model": "toy", "pattern": "50%"}, "sweep": {"seed": "0..1"}}
     made = client.post(f"{API}/sweeps/sds?name=pair", json=body).json()
     assert [run["config"]["seed"] for run in made] == [0, 1]
-    found = client.get(f"{API}/runs/{made[1]['id']}/sweep").json()
+    found = client.get(f"{API}/runs/{made[1]['id']}?sweep=true").json()
     assert [run["id"] for run in found["runs"]] == [run["id"] for run in made]
     again = client.post(f"{API}/runs/sds-0001/reproduce").json()
     assert again["state"] == "queued" and again["parent"] == 1
-    alone = client.get(f"{API}/runs/sds-0001/sweep")
+    alone = client.get(f"{API}/runs/sds-0001?sweep=true")
     assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
 
 

@@ -20,7 +20,6 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "doctor": [[]],
     "disk": [[]],
     "show": [[RUN]],
-    "sweep": [["submit", "count", "--sweep", "steps=1,2"], ["count-0002"]],
     "reproduce": [[RUN]],
     "resume": [[RUN]],
     "next": [["resume", RUN], [RUN]],

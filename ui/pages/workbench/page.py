@@ -41,9 +41,9 @@ GAUGES = {
     "speed": ("Speed", "Tokens per second, one text at a time"),
 }
 RUN_LABELS = (  # label and purpose of the runs of each `Effort`
-    ("One-shot, no training", "Prunes and rounds once."),
+    ("One-shot, no training", "Prunes and rounds once, as predicted."),
     ("SDS", "Prunes, re-densifies, prunes again."),
-    ("DL-QAT", "Trains the quantized weights."),
+    ("DL-QAT", "Then trains the quantized weights: slower, better, most at 3 bits or fewer."),
     ("Both as a pipeline", "SDS, then DL-QAT on its zeros."),
 )
 

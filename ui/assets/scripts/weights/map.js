@@ -312,17 +312,23 @@ export class LayerMap {
 
   /** The meaning of each color, above the cells. @type {(area: Surface, key: {words: string, color: string}[]) => void} */
   #key({ pen, width, line }, key) {
-    let left = LEFT();
+    const long = (/** @type {string} */ words) => 18 + pen.measureText(words).width + line;
+    const room = (/** @type {string[]} */ texts) =>
+      texts.reduce((sum, text) => sum + long(text), 0);
+    let texts = key.map(({ words }) => words);
+    if (LEFT() + room(texts) > width)
+      texts = texts.map((words, n) => (n ? words.replace(" bits", "") : words));
+    let left = LEFT() + room(texts) > width ? 0 : LEFT();
     pen.textAlign = "left";
     pen.textBaseline = "middle";
-    for (const { words, color } of key) {
-      const long = 18 + pen.measureText(words).width;
-      if (left + long > width) return;
+    for (const [n, { color }] of key.entries()) {
+      const words = texts[n];
+      if (left + long(words) - line > width) return;
       pen.fillStyle = color;
       pen.fillRect(left, TOP() / 2 - 5, 10, 10);
       pen.fillStyle = inks().text;
       pen.fillText(words, left + 14, TOP() / 2);
-      left += long + line;
+      left += long(words);
     }
   }
 

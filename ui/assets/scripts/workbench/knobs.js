@@ -117,7 +117,7 @@ export class Knobs {
     this.#drawSparsity(view, forms);
     this.#drawFormats(view, forms);
     for (const name of METHODS) this.#select(name).value = view.now[name];
-    const slow = METHODS.filter((name) => !view.isInstant(name)).map((name) => view.now[name]);
+    const slow = view.slow.map(([, method]) => method);
     const made = slow.length
       ? `Preview now; exact result by ${slow.join(" and ")} follows`
       : "Exact at once";

@@ -166,18 +166,15 @@ export class Measured {
 
   /** @param {View} view @param {Known} known @returns {Reading} */
   #live(view, { ratio, low, high, tokens = 0, context = 0, exactly }) {
-    const isPruned = view.formats.some(({ pattern }) => pattern);
-    const isRounded = view.formats.some(({ width }) => width);
-    const slow = [
-      isPruned && !view.isInstant("pruner") ? view.now.pruner : "",
-      isRounded && !view.isInstant("quantizer") ? view.now.quantizer : "",
-    ];
+    const { slow } = view;
+    const both = (/** @type {number} */ n) => slow.map((methods) => methods[n]).join(" and ");
     if (ratio === undefined) {
       const details = [view.model.live.why ? "needs the live model" : ""];
       return { value: "–", details, how: "" };
     }
     const interval = low && high ? `${number(low)} to ${number(high)}` : "";
-    const preview = exactly ? "" : `preview, ${slow.filter(Boolean).join(" and ")} follows`;
+    const preview =
+      exactly || !slow.length ? "" : `preview by ${both(0)}, usually worse; ${both(1)} follows`;
     return {
       value: times(ratio),
       details: [preview, interval, windows(Math.round(tokens / context), context)],

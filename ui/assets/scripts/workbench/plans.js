@@ -81,7 +81,12 @@ async function queue(made, query, page) {
     /** @type {{id: string}[]} */
     const runs = await json(`api/queue-state?${query}`, {});
     const links = runs.flatMap(({ id }, n) => [n ? ", " : "", link(`run?id=${id}`, id)]);
-    made.replaceWith("Queued: ", ...links, ".");
+    const menu = made.closest("details");
+    if (menu) {
+      find(menu, "summary").focus();
+      menu.open = false;
+    }
+    page.notice.replaceChildren("Queued: ", ...links, ". The result appears as final.");
   } catch (error) {
     made.replaceWith(reason(error));
     return;

@@ -175,6 +175,18 @@ export class View {
     return this.model.instant.includes(this.now[knob]);
   }
 
+  /** The methods in use that take longer, each with that of its preview. @returns {[preview: string, method: string][]} */
+  get slow() {
+    const { pruner, quantizer } = this.now;
+    const isPruned = this.formats.some(({ pattern }) => pattern);
+    const isRounded = this.formats.some(({ width }) => width);
+    /** @type {[string, string][]} */
+    const slow = [];
+    if (isPruned && !this.isInstant("pruner")) slow.push(["wanda", pruner]);
+    if (isRounded && !this.isInstant("quantizer")) slow.push(["rtn", quantizer]);
+    return slow;
+  }
+
   /** The score that layers are pruned by at once; Wanda's also for pruners that work block by block later.
       @returns {import("./tensor.js").Score} */
   get score() {
