@@ -252,7 +252,7 @@ def test_the_documentation_names_every_request() -> None:
         asked = re.search(rf"{re.escape(operation.path)}(\?[\w=&]*)?`", line)
         told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
         elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}
-        assert told == names - elsewhere, line
+        assert told - {"sweep"} == names - elsewhere, line
 
 
 def test_a_pipeline_is_added(visit: Visit) -> None:
