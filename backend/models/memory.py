@@ -196,6 +196,12 @@ class DeviceMemory:
         check_memory(self.host_bytes(total), memory_available(), what)
 
 
+def streaming_warning(device: DeviceMemory) -> str:
+    """Return the warning of a run whose model is streamed."""
+    where = "memory" if device.is_host else f"the memory of {device.device}"
+    return f"The model does not fit into {where}. Its blocks are read from disk."
+
+
 def host_memory() -> DeviceMemory:
     """Return the memory of the CPU."""
     return DeviceMemory("cpu", memory_total(), memory_available())

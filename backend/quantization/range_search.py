@@ -33,6 +33,7 @@ from backend.quantization.grid import (
     QuantGrid,
     QuantizedWeight,
     group_scales,
+    joined,
     minmax_grid,
     unclipped_codes_,
 )
@@ -43,6 +44,7 @@ COARSE_RATIOS = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
 FINE_OFFSETS = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best coarse ratio of a group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
 PANEL_WEIGHTS = 2**17  # weights searched at once, to fit into a core's cache
+EMBEDDING_ROWS = 2**12  # rows of an embedding that are quantized at once
 SHARED_INPUTS = 256  # inputs with the same d
 MAX_FACTOR = 127  # maximum of c
 MIN_EXPONENT = -24  # minimum exponent of d; 2^-24 is the smallest float16 number
@@ -166,18 +168,17 @@ def quantize_embedding(
     W: Tensor, settings: QuantSettings, scale_dtype: torch.dtype
 ) -> QuantizedWeight:
     """Quantize `W` [vocabulary, hidden]. Scales are rounded to `scale_dtype`."""
-    W = W.float()
-    grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.range_search)
-    if settings.bits == 6 and settings.grid == "symmetric":
-        c, d = factors(grid.scale, W.shape[1])
-        grid = QuantGrid(grid.bits, c * d, grid.zero)
-    grid = grid.stored(scale_dtype, settings.grid)
-    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    # in slices, because all codes in float32 would take four times the memory
-    for rows in torch.arange(len(W), device=W.device).split(2**12):
-        part = QuantGrid(grid.bits, grid.scale[rows], grid.zero[rows])
-        codes[rows] = part.codes(W[rows]).to(torch.uint8)
-    return QuantizedWeight(grid, codes)
+    parts, size = list[QuantizedWeight](), (settings.bits, settings.group_size, settings.grid)
+    # in slices, because all weights in float32 would take several times the memory
+    for rows in W.split(EMBEDDING_ROWS):
+        rows = rows.float()
+        grid = search_range(rows, *size, settings.range_search)
+        if settings.bits == 6 and settings.grid == "symmetric":
+            c, d = factors(grid.scale, W.shape[1])
+            grid = QuantGrid(grid.bits, c * d, grid.zero)
+        grid = grid.stored(scale_dtype, settings.grid)
+        parts.append(QuantizedWeight(grid, grid.codes(rows).to(torch.uint8)))
+    return joined(parts)
 
 
 def factors(scale: Tensor, columns: int) -> tuple[Tensor, Tensor]:

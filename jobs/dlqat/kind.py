@@ -1,6 +1,6 @@
 """The kind `dlqat`: config, requirements and verdict of DL-QAT quantization runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -73,6 +73,7 @@ HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
 ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
 CHECKPOINT_BYTES = 24  # per trained parameter: its value and two moments, twice
+GRID_BYTES = 8  # scale and zero-point of a group
 GRID_FACTOR = 1.1  # disk space of codes or starts with their scales and zero-points
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
@@ -135,7 +136,8 @@ def requirements(config: DLQATJob) -> Requirements:
         check_format(plan.format, with_embedding(export_needs, plan, group))
     device = run_memory(config.device)
     dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
-    memory_parts = memory_bytes(config, plan, facts, dtype)
+    streamed, memory_parts = memory_bytes(config, plan, facts, device.free, dtype)
+    warnings += (memory.streaming_warning(device),) * streamed
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.saved_precision)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
@@ -335,6 +337,12 @@ def quantizer_passes(name: str) -> int:
     return 2 + SEQUENTIAL_PASSES * bool(facts.get("sequential"))
 
 
+def groups(plan: QuantizationPlan, facts: ModelFacts) -> int:
+    """Return the number of groups with a scale over all layers."""
+    layers = ((x, plan.settings(x.name)) for x in planned_layers(plan, facts))
+    return sum(x.weights // (settings.group_size or x.columns) for x, settings in layers)
+
+
 def trainable_parameters(
     config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, stage: str
 ) -> int:
@@ -349,37 +357,71 @@ def trainable_parameters(
 
 
 def memory_bytes(
-    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str = "float32"
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    facts: ModelFacts,
+    available: int,
+    dtype: str = "float32",
+) -> tuple[bool, dict[str, int]]:
+    """Return True if the model is streamed, and the peak memory in bytes by purpose: the largest of
+    the parts that are never in memory at the same time. `dtype` is that of the weights.
+
+    A streamed model has one set of weights in memory, or one block: the dense weights, the starts
+    of training, or those of a finished stage."""
+    whole = _largest(config, plan, facts, dtype, streamed=False)
+    is_tight = sum(whole.values()) > memory.STREAMING_THRESHOLD * available
+    if not is_tight or facts.support.stream or facts.quantized:
+        return False, whole
+    return True, _largest(config, plan, facts, dtype, streamed=True)
+
+
+def _largest(
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str, streamed: bool
 ) -> dict[str, int]:
-    """Return the peak memory in bytes by purpose: the weights in `dtype`, and the largest of the
-    parts that are never in memory at the same time."""
+    """Return the memory in bytes by purpose of the phase that needs most."""
+    phases = [*_phases(config, plan, facts, dtype, streamed)]
+    return max(phases, key=lambda parts: sum(parts.values()))
+
+
+def _phases(
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str, streamed: bool
+) -> Iterator[dict[str, int]]:
+    """Yield the memory in bytes by purpose of each phase."""
+    context, value_bytes = context_length(config, facts), memory.WEIGHT_BYTES[dtype]
     weights = sum(x.weights for x in planned_layers(plan, facts))
     calibration = memory.memory_parts(
         facts,
         dtype=dtype,
         segments=config.segments,
-        context=context_length(config, facts),
+        context=context,
         batch=CALIBRATION_BATCH,
         streams=2 if DLQATStage.BLOCKS in config.stages else 1,
         stages=4,
+        streamed=streamed,
     )
-    resident = {name: calibration.pop(name) for name in ("runtime", "weights")}
-    if plan.embedding:  # codes and dequantized values
-        resident["embeddings"] = 5 * sum(x.weights for x in facts.embeddings)
-    logits, value_bytes = calibration.pop("logits"), memory.WEIGHT_BYTES[dtype]
-    parts = [calibration, {"held": value_bytes * weights, "logits": logits}]  # and the final stages
+    logits = {"logits": calibration.pop("logits")}
+    yield calibration
+    runtime, in_passes = ({name: calibration[name]} for name in ("runtime", "weights"))
     if DLQATStage.BLOCKS in config.stages:
-        trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
-        activations = calibration["activations"]
-        parts.append({"activations": activations, "block training": trained})
-    if any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
-        start = value_bytes * weights * (config.start != "rounded")
-        # with the weights of the stage whose training is measured
-        measured = start + (4 if config.precision == "float32" else 2) * weights
-        optimizer = memory.ADAM_BYTES * trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
-        parts.append({"held": start, "training": optimizer + training_bytes(config, facts)})
-        parts.append({"held": measured, "optimizer": optimizer, "logits": logits})
-    return resident | max(parts, key=lambda sizes: sum(sizes.values()))
+        trained = memory.block_training_memory(facts, context, ROUNDED_COPIES)
+        yield runtime | in_passes | {"block training": trained}
+    dense = {"weights": memory.weight_memory(facts, dtype)}
+    installed = {} if streamed else {"held": value_bytes * weights}
+    embeddings = {"embeddings": value_bytes * sum(x.weights for x in facts.embeddings)}
+    yield runtime | dense | installed | logits | (embeddings if plan.embedding else {})
+    for stage in config.stages:
+        if stage not in (*TRAINED, DLQATStage.LORA):
+            continue
+        by_block = streamed and not config.needs_dense(stage)
+        trained = trainable_parameters(config, plan, facts, stage)
+        starts = weights * (config.start != "rounded" and stage != DLQATStage.LORA)
+        held = {"held": value_bytes * starts + GRID_BYTES * groups(plan, facts)}
+        resident = runtime | (in_passes if by_block else dense)
+        optimizer = {"optimizer": memory.ADAM_BYTES * trained}
+        yield resident | held | optimizer | {"training": training_bytes(config, facts)}
+        judged = 0 if by_block else (4 if config.precision == "float32" else 2) * weights
+        held["held"] += judged
+        yield resident | held | {"optimizer": 4 * trained} | logits | embeddings
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:

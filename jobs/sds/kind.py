@@ -71,9 +71,7 @@ def requirements(config: SDSJob) -> Requirements:
     )
     device = run_memory(config.device)
     streamed, memory_parts = memory_bytes(config, facts, device.free, device.dtype(facts.dtype))
-    if streamed:
-        where = "memory" if device.is_host else f"the memory of {device.device}"
-        warnings += (f"The model does not fit into {where}. Its blocks are read from disk.",)
+    warnings += (memory.streaming_warning(device),) * streamed
     return Requirements(
         title=facts.title,
         plan=plan,

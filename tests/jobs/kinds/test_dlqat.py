@@ -165,7 +165,7 @@ def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
 
 
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    small = memory_bytes(*made())
+    _, small = memory_bytes(*made(), available=10**12)
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     check_and_estimate("dlqat", SMALL)
