@@ -1,5 +1,6 @@
 """Memory estimates of a job, computed before the model is loaded. Does not import torch."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +25,8 @@ MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
 ADAM_BYTES = 16  # per trained parameter in float32: its value, gradient, and two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+EXPERT_NUMBER = re.compile(r"(\.experts)\.\d+\.")
+EXPERTS_PER_TOKEN = 8  # maximum assumed for a mixture of experts
 CGROUPS = (  # paths of the memory limit and the memory usage: cgroup v2, then v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -41,6 +44,37 @@ def block_weights(facts: ModelFacts) -> int:
     for linear in facts.linears:
         weights_by_block[linear.block] += linear.weights
     return max(weights_by_block.values(), default=0)
+
+
+def traced_values(facts: ModelFacts) -> int:
+    """Return the number of inputs and outputs of the linears of a block per token. Norms, attention
+    and the activation function keep about as many tensors as linears share inputs. A token reaches
+    only some experts."""
+    block = [x for x in facts.linears if x.block == facts.linears[0].block]
+    layers = {EXPERT_NUMBER.sub(r"\1.*.", x.name): x.rows + x.columns for x in block}
+    return sum(n * (EXPERTS_PER_TOKEN if ".*." in name else 1) for name, n in layers.items())
+
+
+def gram_memory(facts: ModelFacts, parallel: int) -> int:
+    """Return the bytes of the Gram matrices [in, in] of a block, float32: one for each input, and a
+    temporary copy of the largest. All layers of a module but its last have the same input."""
+    columns = dict[int, dict[str, list[int]]]()  # block -> module -> inputs of its layers
+    for linear in facts.linears:
+        module = linear.name.rpartition(".")[0]
+        columns.setdefault(linear.block, {}).setdefault(module, []).append(linear.columns)
+    entries = 0
+    for modules in columns.values():
+        grams = [
+            n**2 for layers in modules.values() for n in {0: layers[0], 1: layers[-1]}.values()
+        ]
+        entries = max(entries, parallel * sum(grams) + max(grams))
+    return 4 * entries
+
+
+def parallel_batches(facts: ModelFacts, threads: int) -> int:
+    """Return the number of batches that run in parallel on a CPU; see `SMALL_BLOCK_WEIGHTS`."""
+    is_small = block_weights(facts) <= SMALL_BLOCK_WEIGHTS and threads <= MAX_PARALLEL_BATCHES
+    return threads if is_small else 1
 
 
 def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str) -> int:
@@ -70,6 +104,7 @@ def memory_parts(
     batch: int = 0,
     streams: int = 1,
     stages: int = 0,
+    parallel: int = 1,
     streamed: bool = False,
     on_disk: bool = False,
 ) -> dict[str, int]:
@@ -84,6 +119,7 @@ def memory_parts(
         batch: sequences of `context` tokens per pass of the language-model head.
         streams: hidden-state streams in memory (2 for sparse and dense inputs).
         stages: float32 copies of the current block, one for each stage that is kept in memory.
+        parallel: batches that run in parallel, each with its own second moments.
         streamed: True if blocks are loaded one at a time.
         on_disk: True if hidden states are kept on disk, except for the current batch.
     """
@@ -92,12 +128,6 @@ def memory_parts(
     resident_parameters = facts.parameters
     if streamed:  # only one block and the parameters outside the blocks
         resident_parameters += block_weights(facts) - facts.linear_weights
-    gram_entries = Counter[int]()  # block -> entries of its Gram matrices [in, in]
-    for linear in facts.linears:
-        gram_entries[linear.block] += linear.columns**2
-    gram_copies = (
-        MAX_PARALLEL_BATCHES if block_weights(facts) <= SMALL_BLOCK_WEIGHTS else 1
-    )  # one per parallel batch
     solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
     sequence_logits = context * facts.vocabulary
     logits = min(batch * sequence_logits, max(sequence_logits, MAX_LOGITS))
@@ -105,7 +135,7 @@ def memory_parts(
         "runtime": RUNTIME_BYTES,
         "weights": copies * resident_parameters * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, resident_segments, context, dtype),
-        "grams": 4 * gram_copies * max(gram_entries.values(), default=0) if segments else 0,
+        "grams": gram_memory(facts, parallel) if segments and facts.linears else 0,
         "stages": 4 * solver_weights if stages else 0,
         "logits": 2 * 4 * logits,  # with their log-softmax
     }

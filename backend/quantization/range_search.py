@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from backend.kernels.rounding import grid_errors, usable
+from backend.models.devices import device_memory
 from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import (
@@ -43,7 +44,10 @@ from backend.quantization.registry import RANGE_SEARCHES, range_search
 COARSE_RATIOS = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
 FINE_OFFSETS = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best coarse ratio of a group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
-PANEL_WEIGHTS = 2**17  # weights searched at once, to fit into a core's cache
+PANEL_WEIGHTS = 2**17  # weights searched at once on a CPU, to fit into a core's cache
+# On other devices, the float32 copies of these weights take a share of the memory. It does not
+# depend on the free memory, because the result must not.
+PANEL_COPIES, PANEL_SHARE = 12, 1 / 16
 EMBEDDING_ROWS = 2**12  # rows of an embedding that are quantized at once
 SHARED_INPUTS = 256  # inputs with the same d
 MAX_FACTOR = 127  # maximum of c
@@ -63,11 +67,17 @@ def search_range(
     size, entry = group_size or W.shape[1], RANGE_SEARCHES[method]
     weight = torch.ones_like(W[0]) if energy is None or not entry.needs_energy else energy
     weight = weight.view(-1, size)
-    panels = [
-        rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL_WEIGHTS // W.shape[1]))
-    ]
+    panel_rows = max(1, _panel_weights(W.device) // W.shape[1])
+    panels = [rows.view(len(rows), -1, size) for rows in W.split(panel_rows)]
     grids = parallel_map(lambda V: entry.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
+
+
+def _panel_weights(device: torch.device) -> int:
+    """Return the number of weights to search at once."""
+    if device.type == "cpu":
+        return PANEL_WEIGHTS
+    return int(PANEL_SHARE * device_memory(device).total) // (4 * PANEL_COPIES)
 
 
 @range_search("minmax")

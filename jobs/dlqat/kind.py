@@ -71,8 +71,8 @@ LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored i
 AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
-ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
 CHECKPOINT_BYTES = 24  # per trained parameter: its value and two moments, twice
+SOLVER_COPIES = 3  # float32 copies of a block: its weights, starts, and rounded weights
 GRID_BYTES = 8  # scale and zero-point of a group
 GRID_FACTOR = 1.1  # disk space of codes or starts with their scales and zero-points
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
@@ -136,7 +136,7 @@ def requirements(config: DLQATJob) -> Requirements:
         check_format(plan.format, with_embedding(export_needs, plan, group))
     device = run_memory(config.device)
     dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
-    streamed, memory_parts = memory_bytes(config, plan, facts, device.free, dtype)
+    streamed, memory_parts = memory_bytes(config, plan, facts, device, dtype)
     warnings += (memory.streaming_warning(device),) * streamed
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.saved_precision)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
@@ -360,68 +360,81 @@ def memory_bytes(
     config: DLQATJob,
     plan: QuantizationPlan,
     facts: ModelFacts,
-    available: int,
-    dtype: str = "float32",
+    device: memory.DeviceMemory,
+    dtype: str,
 ) -> tuple[bool, dict[str, int]]:
-    """Return True if the model is streamed, and the peak memory in bytes by purpose: the largest of
-    the parts that are never in memory at the same time. `dtype` is that of the weights.
+    """Return True if the model is streamed, and the peak memory in bytes by purpose: that of the
+    phase that needs most. `dtype` is that of the weights.
 
     A streamed model has one set of weights in memory, or one block: the dense weights, the starts
     of training, or those of a finished stage."""
-    whole = _largest(config, plan, facts, dtype, streamed=False)
-    is_tight = sum(whole.values()) > memory.STREAMING_THRESHOLD * available
+    whole, streamed = (
+        max(
+            _phases(config, plan, facts, device, dtype, streamed),
+            key=lambda parts: sum(parts.values()),
+        )
+        for streamed in (False, True)
+    )
+    is_tight = sum(whole.values()) > memory.STREAMING_THRESHOLD * device.free
     if not is_tight or facts.support.stream or facts.quantized:
         return False, whole
-    return True, _largest(config, plan, facts, dtype, streamed=True)
-
-
-def _largest(
-    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str, streamed: bool
-) -> dict[str, int]:
-    """Return the memory in bytes by purpose of the phase that needs most."""
-    phases = [*_phases(config, plan, facts, dtype, streamed)]
-    return max(phases, key=lambda parts: sum(parts.values()))
+    return True, streamed
 
 
 def _phases(
-    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str, streamed: bool
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    facts: ModelFacts,
+    device: memory.DeviceMemory,
+    dtype: str,
+    streamed: bool,
 ) -> Iterator[dict[str, int]]:
     """Yield the memory in bytes by purpose of each phase."""
     context, value_bytes = context_length(config, facts), memory.WEIGHT_BYTES[dtype]
+    pass_bytes = 4 if config.precision == "float32" else 2
     weights = sum(x.weights for x in planned_layers(plan, facts))
-    calibration = memory.memory_parts(
+    passes = memory.memory_parts(
         facts,
         dtype=dtype,
         segments=config.segments,
         context=context,
         batch=CALIBRATION_BATCH,
         streams=2 if DLQATStage.BLOCKS in config.stages else 1,
-        stages=4,
+        stages=SOLVER_COPIES,
+        parallel=memory.parallel_batches(facts, config.used_threads) if device.is_host else 1,
         streamed=streamed,
     )
-    logits = {"logits": calibration.pop("logits")}
-    yield calibration
-    runtime, in_passes = ({name: calibration[name]} for name in ("runtime", "weights"))
+    logits = passes.pop("logits")
+    # the outputs of the dense model, which the kept stage is compared with
+    always = {"runtime": passes.pop("runtime")}
+    always["activations"] = value_bytes * config.windows * context * facts.hidden
+    passes["activations"] += always["activations"]
+    in_passes = always | {"weights": passes["weights"]}
+    yield always | passes
     if DLQATStage.BLOCKS in config.stages:
         trained = memory.block_training_memory(facts, context, ROUNDED_COPIES)
-        yield runtime | in_passes | {"block training": trained}
-    dense = {"weights": memory.weight_memory(facts, dtype)}
-    installed = {} if streamed else {"held": value_bytes * weights}
-    embeddings = {"embeddings": value_bytes * sum(x.weights for x in facts.embeddings)}
-    yield runtime | dense | installed | logits | (embeddings if plan.embedding else {})
+        activations = passes["activations"]
+        yield in_passes | {"activations": activations, "block training": trained}
+    dense = always | {"weights": memory.weight_memory(facts, dtype)}
+    replaced = value_bytes * sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
+    installed = replaced + value_bytes * weights * (not streamed)
+    yield dense | {"held": installed, "logits": logits}
     for stage in config.stages:
         if stage not in (*TRAINED, DLQATStage.LORA):
             continue
         by_block = streamed and not config.needs_dense(stage)
+        resident = in_passes if by_block else dense
         trained = trainable_parameters(config, plan, facts, stage)
         starts = weights * (config.start != "rounded" and stage != DLQATStage.LORA)
-        held = {"held": value_bytes * starts + GRID_BYTES * groups(plan, facts)}
-        resident = runtime | (in_passes if by_block else dense)
-        optimizer = {"optimizer": memory.ADAM_BYTES * trained}
-        yield resident | held | optimizer | {"training": training_bytes(config, facts)}
-        judged = 0 if by_block else (4 if config.precision == "float32" else 2) * weights
-        held["held"] += judged
-        yield resident | held | {"optimizer": 4 * trained} | logits | embeddings
+        held = value_bytes * starts + GRID_BYTES * groups(plan, facts)
+        held += 4 * trained * device.is_host  # initial values, for another attempt
+        yield resident | {
+            "held": held,
+            "optimizer": memory.ADAM_BYTES * trained,
+            "training": training_bytes(config, facts, device),
+        }
+        judged = pass_bytes * weights * (not by_block) + replaced
+        yield resident | {"held": held + judged, "optimizer": 4 * trained, "logits": logits}
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
@@ -443,14 +456,18 @@ def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> D
     )
 
 
-def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
-    """Return the bytes of activations and logits in a training step."""
+def training_bytes(config: DLQATJob, facts: ModelFacts, device: memory.DeviceMemory) -> int:
+    """Return the bytes of activations, logits and one layer's gradient in a training step."""
     tokens, value_bytes = config.batch * config.length, 4 if config.precision == "float32" else 2
-    stored_blocks = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
-    activations = tokens * facts.hidden * ACTIVATION_COPIES * stored_blocks * value_bytes
+    block = memory.traced_values(facts)
+    stored = facts.blocks * (facts.hidden if config.checkpointing else block)
+    activations = stored + block * config.checkpointing
     # logits, their gradient, and the logits of a teacher
-    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * value_bytes * tokens * facts.vocabulary
-    return int(activations + logits)
+    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * facts.vocabulary
+    largest = max(x.weights for x in facts.linears)
+    # weight and gradient; on a GPU also float32 weights, levels and gradient
+    layer = (2 * value_bytes + 3 * 4 * (not device.is_host)) * largest
+    return value_bytes * tokens * (activations + logits) + layer
 
 
 def require_exportable_stage(config: DLQATJob) -> None:

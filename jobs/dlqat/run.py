@@ -51,7 +51,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     dtype = available.dtype(base.facts.dtype if precision == "bfloat16" else "float32")
     plan = QuantizationPlan.model_validate(context.plan)
     config = config.model_copy(update={"format": plan.format})
-    streamed, _ = memory_bytes(config, plan, base.facts, available.free, dtype)
+    streamed, _ = memory_bytes(config, plan, base.facts, available, dtype)
     how = "block by block" if streamed else "at once"
     context.log(f"Loading {config.model} on {device}, {how}.")
     loaded = loading.load_whole(base, device, getattr(torch, dtype), context, streamed)

@@ -153,6 +153,7 @@ def memory_bytes(
         "context": context_length(config, facts),
         "batch": config.batch,
         "streams": config.streams,
+        "parallel": memory.parallel_batches(facts, config.used_threads),
         "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS)),
         "on_disk": memory.spills_to_disk(config.activations, states, available),
     }

@@ -9,29 +9,34 @@ from typing import Any
 from backend.settings import settings
 from backend.store.session import engine_for
 from jobs.cli.doctor.methods import METHODS, run_methods
-from tests.accelerator.device import install
+from tests.accelerator import device
 from tests.fork_server import elsewhere
+
+OUTPUT = "output.txt"  # in the data folder
 
 
 def begin(folder: str) -> None:
     """Give this process the accelerator and a data folder of its own, which receives its output."""
-    install()
+    device.install()
     os.environ |= {"SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_EXAMPLES": "0"}
     settings.cache_clear()
     engine_for.cache_clear()
-    log = os.open(Path(folder) / "output.txt", os.O_WRONLY | os.O_CREAT)
+    log = os.open(Path(folder) / OUTPUT, os.O_WRONLY | os.O_CREAT)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
 
 
-def _run(folder: str, kinds: Collection[str]) -> list[dict[str, Any]]:
+def _run(folder: str, kinds: Collection[str], memory_bytes: int) -> list[dict[str, Any]]:
+    device.MEMORY_BYTES = memory_bytes
     begin(folder)
     return [vars(check) for check in run_methods([x for x in METHODS if x.kind in kinds])]
 
 
-def trials(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
+def trials(
+    folder: Path, kinds: Collection[str], memory_bytes: int = device.MEMORY_BYTES
+) -> dict[str, dict[str, Any]]:
     """Run the methods of some kinds as `slimscope doctor --gpu` does. Return kind -> its check."""
-    checks = {check["name"]: check for check in elsewhere(_run, str(folder), kinds)}
+    checks = {x["name"]: x for x in elsewhere(_run, str(folder), kinds, memory_bytes)}
     return {x.kind: checks[x.title] for x in METHODS if x.kind in kinds}
 
 

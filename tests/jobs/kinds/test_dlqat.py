@@ -12,6 +12,7 @@ from backend.evaluation.perplexity import perplexity as measure
 from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
+from backend.models.memory import DeviceMemory
 from backend.models.sources.catalog import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
@@ -165,14 +166,15 @@ def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
 
 
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    _, small = memory_bytes(*made(), available=10**12)
+    host = DeviceMemory("cpu", 10**12, 10**12)
+    _, small = memory_bytes(*made(), host, "float32")
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     check_and_estimate("dlqat", SMALL)
     with refusal("batch", "Lower the batch size", error=ModelError):
         check_and_estimate("dlqat", {**SMALL, "batch": 512})
     configs = (made(checkpointing=True), made(), made(stages="dlqat, dlqat-kd"))
-    sizes = [training_bytes(config, facts) for config, _, facts in configs]
+    sizes = [training_bytes(config, facts, host) for config, _, facts in configs]
     assert sizes[0] < sizes[1] < sizes[2]  # the last has the logits of the teacher, too
 
 
