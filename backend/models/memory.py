@@ -55,6 +55,15 @@ def traced_values(facts: ModelFacts) -> int:
     return sum(n * (EXPERTS_PER_TOKEN if ".*." in name else 1) for name, n in layers.items())
 
 
+def forward_values(facts: ModelFacts) -> int:
+    """Return the number of values per token in a forward pass: inputs and outputs of the layers in
+    attention or MLP."""
+    values = Counter[str]()
+    for linear in facts.linears:
+        values[linear.name.rpartition(".")[0]] += linear.rows + linear.columns
+    return max(values.values(), default=0)
+
+
 def gram_memory(facts: ModelFacts, parallel: int) -> int:
     """Return the bytes of the Gram matrices [in, in] of a block, float32: one for each input, and a
     temporary copy of the largest. All layers of a module but its last have the same input."""
@@ -102,13 +111,15 @@ def memory_parts(
     segments: int = 0,
     context: int = 0,
     batch: int = 0,
+    windows: int = 0,
     streams: int = 1,
     stages: int = 0,
     parallel: int = 1,
     streamed: bool = False,
     on_disk: bool = False,
 ) -> dict[str, int]:
-    """Return an upper estimate of a job's peak memory in bytes, by purpose.
+    """Return the peak memory of a job in bytes, by purpose. The parts for calibration are 0 if the
+    evaluation needs more, and vice versa.
 
     Args:
         facts: facts of the model.
@@ -116,7 +127,8 @@ def memory_parts(
         copies: models in memory at the same time (2 for a dense and a pruned model).
         segments: number of calibration segments; 0 if there are none.
         context: tokens per segment.
-        batch: sequences of `context` tokens per pass of the language-model head.
+        batch: maximum number of sequences of `context` tokens per forward pass.
+        windows: sequences that pass through the language-model head; 0 if a batch does.
         streams: hidden-state streams in memory (2 for sparse and dense inputs).
         stages: float32 copies of the current block, one for each stage that is kept in memory.
         parallel: batches that run in parallel, each with its own second moments.
@@ -129,16 +141,31 @@ def memory_parts(
     if streamed:  # only one block and the parameters outside the blocks
         resident_parameters += block_weights(facts) - facts.linear_weights
     solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
-    sequence_logits = context * facts.vocabulary
-    logits = min(batch * sequence_logits, max(sequence_logits, MAX_LOGITS))
-    return {
-        "runtime": RUNTIME_BYTES,
-        "weights": copies * resident_parameters * WEIGHT_BYTES[dtype],
-        "activations": streams * activation_memory(facts, resident_segments, context, dtype),
+    value_bytes = WEIGHT_BYTES[dtype]
+    passed = min(batch, segments) * parallel * context  # tokens at once
+    calibration = {
+        "activations": streams * activation_memory(facts, resident_segments, context, dtype)
+        + value_bytes * passed * forward_values(facts),
         "grams": gram_memory(facts, parallel) if segments and facts.linears else 0,
         "stages": 4 * solver_weights if stages else 0,
-        "logits": 2 * 4 * logits,  # with their log-softmax
     }
+    evaluation = {"logits": reading_memory(facts, windows or batch, context, batch, dtype)}
+    smaller = min(calibration, evaluation, key=lambda parts: sum(parts.values()))
+    return {
+        "runtime": RUNTIME_BYTES,
+        "weights": copies * resident_parameters * value_bytes,
+        **calibration,
+        **evaluation,
+        **dict.fromkeys(smaller, 0),
+    }
+
+
+def reading_memory(facts: ModelFacts, windows: int, context: int, batch: int, dtype: str) -> int:
+    """Return the bytes to read windows of text at most `batch` at once: the logits of a pass, those
+    of the previous pass, and the values of a block."""
+    at_once = max(1, MAX_LOGITS // max(context * facts.vocabulary, 1))
+    tokens = min(batch, windows, at_once) * context
+    return WEIGHT_BYTES[dtype] * tokens * (2 * facts.vocabulary + forward_values(facts))
 
 
 def memory_needed(facts: ModelFacts, **sizes: Any) -> int:

@@ -78,7 +78,7 @@ def best_scale(
 
 
 def _scale(energy: Tensor, power: float) -> Tensor:
-    relative = energy / energy.max() if energy.max() > 0 else torch.ones_like(energy)
+    relative = (energy / energy.max()).nan_to_num(nan=1.0)  # 0 / 0 if no input has energy
     t = relative.clamp(min=MIN_ENERGY).pow(power / 2)
     return t / t.min().sqrt()  # max t = 1
 

@@ -404,7 +404,8 @@ def _phases(
         parallel=memory.parallel_batches(facts, config.used_threads) if device.is_host else 1,
         streamed=streamed,
     )
-    logits = passes.pop("logits")
+    texts = ((config.windows, CALIBRATION_BATCH), (config.heldout_windows, config.batch))
+    evaluated, judged = (memory.reading_memory(facts, n, context, b, dtype) for n, b in texts)
     # the outputs of the dense model, which the kept stage is compared with
     always = {"runtime": passes.pop("runtime")}
     always["activations"] = value_bytes * config.windows * context * facts.hidden
@@ -418,7 +419,7 @@ def _phases(
     dense = always | {"weights": memory.weight_memory(facts, dtype)}
     replaced = value_bytes * sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
     installed = replaced + value_bytes * weights * (not streamed)
-    yield dense | {"held": installed, "logits": logits}
+    yield dense | {"held": installed, "logits": max(evaluated, judged)}
     for stage in config.stages:
         if stage not in (*TRAINED, DLQATStage.LORA):
             continue
@@ -433,8 +434,8 @@ def _phases(
             "optimizer": memory.ADAM_BYTES * trained,
             "training": training_bytes(config, facts, device),
         }
-        judged = pass_bytes * weights * (not by_block) + replaced
-        yield resident | {"held": held + judged, "optimizer": 4 * trained, "logits": logits}
+        held += pass_bytes * weights * (not by_block) + replaced
+        yield resident | {"held": held, "optimizer": 4 * trained, "logits": judged}
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:

@@ -18,7 +18,7 @@ from backend.models.loading import LoadedModel
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
-from backend.text.slices import require_disjoint, sample_slice
+from backend.text.slices import TextSlice, require_disjoint, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs import metrics
 from jobs.dlqat.export import mean_bits, save_model, time_packed
@@ -57,31 +57,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     loaded = loading.load_whole(base, device, getattr(torch, dtype), context, streamed)
     phases = context.phases(work(config, plan, loaded.facts))
     with all_resident(loaded.model):  # the weights of a streamed model are read once for all this
-        texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
-        training = load_training(config, loaded, texts, context)
-        qat = DLQAT(
-            loaded.model,
-            texts.calibration.input_ids,
-            training.text.input_ids,
-            training.labels,
-            config,
-            plan,
-            context.checkpoints,
-            config.seed,
-            loaded.saved_dtype if config.format == "dense" else None,
-            texts.heldout.input_ids,
-            native_losses,
-        )
-        quality = Quality(
-            config,
-            loaded,
-            evaluation,
-            context,
-            batch=CALIBRATION_BATCH,
-            labels=STAGE_LABELS,
-            precision=config.evaluation_precision,
-            rounded="" if config.format == "dense" else config.saved_precision,
-        )
+        qat, quality = open_run(config, plan, loaded, evaluation, context)
         quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     losses: dict[str, list[float]] = {}
     for stage in qat.prepare(phases.phase("prepare")):
@@ -99,6 +75,42 @@ def run(config: DLQATJob, context: JobContext) -> None:
     save_model(qat, kept_stage, loaded, config, context)
     prompt = evaluation.input_ids[0].tolist()
     time_packed(loaded, kept_stage, prompt, config, phases.phase("speed"), context)
+
+
+def open_run(
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    loaded: LoadedModel,
+    evaluation: TextSlice,
+    context: JobContext,
+) -> tuple[DLQAT, Quality]:
+    """Load the other texts. Return the run and the measurements of its stages."""
+    texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
+    training = load_training(config, loaded, texts, context)
+    qat = DLQAT(
+        loaded.model,
+        texts.calibration.input_ids,
+        training.text.input_ids,
+        training.labels,
+        config,
+        plan,
+        context.checkpoints,
+        config.seed,
+        loaded.saved_dtype if config.format == "dense" else None,
+        texts.heldout.input_ids,
+        native_losses,
+    )
+    quality = Quality(
+        config,
+        loaded,
+        evaluation,
+        context,
+        batch=CALIBRATION_BATCH,
+        labels=STAGE_LABELS,
+        precision=config.evaluation_precision,
+        rounded="" if config.format == "dense" else config.saved_precision,
+    )
+    return qat, quality
 
 
 def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:

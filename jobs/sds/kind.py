@@ -152,6 +152,7 @@ def memory_bytes(
         "segments": config.segments + config.heldout_windows * bool(config.reconstruct),
         "context": context_length(config, facts),
         "batch": config.batch,
+        "windows": max(config.windows, config.heldout_windows),
         "streams": config.streams,
         "parallel": memory.parallel_batches(facts, config.used_threads),
         "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS)),

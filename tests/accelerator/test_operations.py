@@ -34,10 +34,10 @@ def train(W: Tensor) -> None:
 
 
 def gptq_group(W: Tensor) -> None:
-    """Run GPTQ on the first 64 inputs, which are one group."""
-    inputs = InputStatistics(4, torch.ones_like(W[0, :64]), torch.eye(64, device=W.device))
+    """Run GPTQ on rows of 64 inputs, which are one group."""
+    inputs = InputStatistics(4, torch.ones(64, device=W.device), torch.eye(64, device=W.device))
     settings = QuantSettings(3, 64, "symmetric", "weighted")
-    QUANTIZERS["gptq"].quantize(W[:, :64].contiguous(), inputs, settings, 0.01)
+    QUANTIZERS["gptq"].quantize(W.view(-1, 64), inputs, settings, 0.01)
 
 
 def scale_inputs(W: Tensor) -> None:
@@ -75,7 +75,7 @@ CASES: dict[str, Callable[[Tensor], None]] = {
     "gptq": gptq_group,
     "awq": scale_inputs,
 }
-MAX_COPIES = {"gptq": 2, "awq": 2}  # for the Cholesky factor; for the errors of all scales
+MAX_COPIES = {"gptq": 2, "awq": 1}  # for the Cholesky factor; for the errors of all scales
 
 
 def counted() -> dict[str, dict[str, tuple[int, int]]]:

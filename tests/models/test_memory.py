@@ -31,7 +31,7 @@ def test_more_of_anything_never_takes_less(name, more):
     bigger = SIZES | {name: SIZES[name] + more}
     more_of_it, less_of_it = memory_needed(SMOL, **bigger), memory_needed(SMOL, **SIZES)
     assert more_of_it >= less_of_it
-    assert more_of_it > less_of_it or name == "batch"  # logits are bounded
+    assert more_of_it > less_of_it or name in ("batch", "segments", "streams")  # logits need more
 
 
 @pytest.mark.parametrize(
