@@ -163,9 +163,9 @@ def memory_parts(
 def reading_memory(facts: ModelFacts, windows: int, context: int, batch: int, dtype: str) -> int:
     """Return the bytes to read windows of text at most `batch` at once: the logits of a pass, those
     of the previous pass, and the values of a block."""
-    at_once = max(1, MAX_LOGITS // max(context * facts.vocabulary, 1))
-    tokens = min(batch, windows, at_once) * context
-    return WEIGHT_BYTES[dtype] * tokens * (2 * facts.vocabulary + forward_values(facts))
+    at_once = min(batch, windows, max(1, MAX_LOGITS // max(context * facts.vocabulary, 1)))
+    values = min(windows, 2 * at_once) * facts.vocabulary + at_once * forward_values(facts)
+    return WEIGHT_BYTES[dtype] * context * values
 
 
 def memory_needed(facts: ModelFacts, **sizes: Any) -> int:

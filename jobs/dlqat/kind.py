@@ -439,16 +439,18 @@ def _phases(
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
-    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage,
-    two checkpoints of each training, and the saved model."""
+    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage
+    and of the embedding, two checkpoints of each training, and the saved model."""
     weights = sum(x.weights for x in planned_layers(plan, facts))
     passes = {DLQATStage.GPTQ} if config.needs_gptq else set[str]()
     passes |= {stage for stage in config.quantizers if quantizer_passes(stage)}
     passes |= {DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ}.intersection(config.stages)
     trainings = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
     trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    values = (4 * len(passes) + len(config.stages)) * weights
+    values += sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
     return DiskSpace(
-        GRID_FACTOR * (4 * len(passes) + len(config.stages)) * weights
+        GRID_FACTOR * values
         + trainings * CHECKPOINT_BYTES * trained
         + quantized_bytes(facts, plan, config.format, config.saved_precision),
         "The passes over its blocks, its stages and the saved model",

@@ -147,6 +147,7 @@ def memory_bytes(
     would then read the whole model from disk.
     """
     states = hidden_state_bytes(config, facts, dtype)
+    is_small = memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS
     sizes: dict[str, Any] = {
         "dtype": dtype,
         "segments": config.segments + config.heldout_windows * bool(config.reconstruct),
@@ -155,7 +156,8 @@ def memory_bytes(
         "windows": max(config.windows, config.heldout_windows),
         "streams": config.streams,
         "parallel": memory.parallel_batches(facts, config.used_threads),
-        "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS)),
+        # another thread may measure and store the previous block
+        "stages": BLOCK_COPIES * (1 + (is_small and config.used_threads > 1)),
         "on_disk": memory.spills_to_disk(config.activations, states, available),
     }
     trained = memory.block_training_memory(facts, sizes["context"]) if config.reconstruct else 0

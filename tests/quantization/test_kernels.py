@@ -108,7 +108,9 @@ def test_nan_stays_nan() -> None:
         layer.panel(slice(0, ROWS), G.dtype).backward(G, dm, None)
         assert not torch.isfinite(G[:, 1:]).all() and not torch.isfinite(dm).all()
     layer.B.data[0] = torch.nan
-    changed, counts, _, _ = layer.figures(layer.dense, slice(0, ROWS))  # no code lies outside the counts
+    changed, counts, _, _ = layer.figures(
+        layer.dense, slice(0, ROWS)
+    )  # no code lies outside the counts
     assert counts.sum() == ROWS * 96 and changed >= 96
 
 
