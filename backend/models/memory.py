@@ -33,9 +33,11 @@ CGROUPS = (  # paths of the memory limit and the memory usage: cgroup v2, then v
 )
 
 
-def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
-    """Return the bytes of all parameters in `dtype`."""
-    return facts.parameters * WEIGHT_BYTES[dtype]
+def weight_memory(facts: ModelFacts, dtype: str = "float32", streamed: bool = False) -> int:
+    """Return the bytes of all parameters in `dtype`; of a streamed model, those of one block and
+    outside the blocks."""
+    missing = facts.linear_weights - block_weights(facts) if streamed else 0
+    return (facts.parameters - missing) * WEIGHT_BYTES[dtype]
 
 
 def block_weights(facts: ModelFacts) -> int:
@@ -103,20 +105,41 @@ def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> i
     return 4 * (copies * block_weights(facts) + activations)
 
 
+def calibration_memory(
+    facts: ModelFacts,
+    *,
+    dtype: str = "float32",
+    segments: int = 0,
+    context: int = 0,
+    batch: int = 0,
+    streams: int = 1,
+    stages: int = 0,
+    parallel: int = 1,
+    on_disk: bool = False,
+) -> dict[str, int]:
+    """Return the bytes of passes over calibration text, by purpose; see `memory_parts`."""
+    resident_segments = min(segments, batch) if on_disk else segments
+    largest_layer = max((linear.weights for linear in facts.linears), default=0)
+    solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
+    values = min(batch, segments) * parallel * context * forward_values(facts)
+    return {
+        "activations": streams * activation_memory(facts, resident_segments, context, dtype)
+        + WEIGHT_BYTES[dtype] * values,
+        "grams": gram_memory(facts, parallel) if segments and facts.linears else 0,
+        "stages": 4 * solver_weights if stages else 0,
+    }
+
+
 def memory_parts(
     facts: ModelFacts,
     *,
     dtype: str = "float32",
     copies: int = 1,
-    segments: int = 0,
     context: int = 0,
     batch: int = 0,
     windows: int = 0,
-    streams: int = 1,
-    stages: int = 0,
-    parallel: int = 1,
     streamed: bool = False,
-    on_disk: bool = False,
+    **sizes: Any,
 ) -> dict[str, int]:
     """Return the peak memory of a job in bytes, by purpose. The parts for calibration are 0 if the
     evaluation needs more, and vice versa.
@@ -125,35 +148,23 @@ def memory_parts(
         facts: facts of the model.
         dtype: dtype of the loaded weights.
         copies: models in memory at the same time (2 for a dense and a pruned model).
-        segments: number of calibration segments; 0 if there are none.
         context: tokens per segment.
         batch: maximum number of sequences of `context` tokens per forward pass.
         windows: sequences that pass through the language-model head; 0 if a batch does.
-        streams: hidden-state streams in memory (2 for sparse and dense inputs).
-        stages: float32 copies of the current block, one for each stage that is kept in memory.
-        parallel: batches that run in parallel, each with its own second moments.
         streamed: True if blocks are loaded one at a time.
-        on_disk: True if hidden states are kept on disk, except for the current batch.
+        sizes: of the calibration:
+            segments: number of calibration segments; 0 if there are none.
+            streams: hidden-state streams in memory (2 for sparse and dense inputs).
+            stages: float32 copies of the current block, one for each stage that is kept in memory.
+            parallel: batches that run in parallel, each with its own second moments.
+            on_disk: True if hidden states are kept on disk, except for the current batch.
     """
-    resident_segments = min(segments, batch) if on_disk else segments
-    largest_layer = max((linear.weights for linear in facts.linears), default=0)
-    resident_parameters = facts.parameters
-    if streamed:  # only one block and the parameters outside the blocks
-        resident_parameters += block_weights(facts) - facts.linear_weights
-    solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
-    value_bytes = WEIGHT_BYTES[dtype]
-    passed = min(batch, segments) * parallel * context  # tokens at once
-    calibration = {
-        "activations": streams * activation_memory(facts, resident_segments, context, dtype)
-        + value_bytes * passed * forward_values(facts),
-        "grams": gram_memory(facts, parallel) if segments and facts.linears else 0,
-        "stages": 4 * solver_weights if stages else 0,
-    }
+    calibration = calibration_memory(facts, dtype=dtype, context=context, batch=batch, **sizes)
     evaluation = {"logits": reading_memory(facts, windows or batch, context, batch, dtype)}
     smaller = min(calibration, evaluation, key=lambda parts: sum(parts.values()))
     return {
         "runtime": RUNTIME_BYTES,
-        "weights": copies * resident_parameters * value_bytes,
+        "weights": copies * weight_memory(facts, dtype, streamed),
         **calibration,
         **evaluation,
         **dict.fromkeys(smaller, 0),

@@ -370,15 +370,16 @@ def memory_bytes(
     of training, or those of a finished stage."""
     whole, streamed = (
         max(
-            _phases(config, plan, facts, device, dtype, streamed),
+            _phases(config, plan, facts, device, dtype, is_streamed),
             key=lambda parts: sum(parts.values()),
         )
-        for streamed in (False, True)
+        for is_streamed in (False, True)
     )
-    is_tight = sum(whole.values()) > memory.STREAMING_THRESHOLD * device.free
-    if not is_tight or facts.support.stream or facts.quantized:
-        return False, whole
-    return True, streamed
+    whole_bytes, can_stream = sum(whole.values()), not facts.support.stream and not facts.quantized
+    is_tight = whole_bytes > memory.STREAMING_THRESHOLD * device.free
+    if is_tight and can_stream and sum(streamed.values()) < whole_bytes:
+        return True, streamed
+    return False, whole
 
 
 def _phases(
@@ -393,7 +394,11 @@ def _phases(
     context, value_bytes = context_length(config, facts), memory.WEIGHT_BYTES[dtype]
     pass_bytes = 4 if config.precision == "float32" else 2
     weights = sum(x.weights for x in planned_layers(plan, facts))
-    passes = memory.memory_parts(
+    # the outputs of the dense model, which the kept stage is compared with
+    outputs = value_bytes * config.windows * context * facts.hidden
+    always = {"runtime": memory.RUNTIME_BYTES, "activations": outputs}
+    in_passes = always | {"weights": memory.weight_memory(facts, dtype, streamed)}
+    calibration = memory.calibration_memory(
         facts,
         dtype=dtype,
         segments=config.segments,
@@ -402,19 +407,14 @@ def _phases(
         streams=2 if DLQATStage.BLOCKS in config.stages else 1,
         stages=SOLVER_COPIES,
         parallel=memory.parallel_batches(facts, config.used_threads) if device.is_host else 1,
-        streamed=streamed,
     )
+    calibration["activations"] += outputs
+    yield in_passes | calibration
     texts = ((config.windows, CALIBRATION_BATCH), (config.heldout_windows, config.batch))
     evaluated, judged = (memory.reading_memory(facts, n, context, b, dtype) for n, b in texts)
-    # the outputs of the dense model, which the kept stage is compared with
-    always = {"runtime": passes.pop("runtime")}
-    always["activations"] = value_bytes * config.windows * context * facts.hidden
-    passes["activations"] += always["activations"]
-    in_passes = always | {"weights": passes["weights"]}
-    yield always | passes
     if DLQATStage.BLOCKS in config.stages:
         trained = memory.block_training_memory(facts, context, ROUNDED_COPIES)
-        activations = passes["activations"]
+        activations = calibration["activations"]
         yield in_passes | {"activations": activations, "block training": trained}
     dense = always | {"weights": memory.weight_memory(facts, dtype)}
     replaced = value_bytes * sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
