@@ -2,7 +2,7 @@
 memory on this machine, beside the same formula, of models with random weights.
 
 make bench-gpu                                                # the table of docs/gpu.md
-make bench-gpu ARGS=--measure                                 # runs of 0.1 and 0.3 billion weights
+make bench-gpu ARGS="--measure '0.1 B' '0.3 B'"               # runs of models with random weights
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,6 +46,7 @@ SHAPES = {
 MEASURED = {
     "0.1 B": (768, 2048, 12, 12, 12, 32000, True),
     "0.3 B": (1024, 4096, 18, 16, 16, 32000, True),
+    "1.1 B": (2048, 5632, 22, 32, 4, 32000, False),
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "SDS": ("sds", {}),
@@ -147,9 +148,9 @@ def table(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(root: Path) -> Iterator[dict[str, Any]]:
-    for size, shape in MEASURED.items():
-        model = write_model(root / size.replace(" ", ""), shape, has_weights=True)
+def measured(root: Path, sizes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for size in sizes:
+        model = write_model(root / size.replace(" ", ""), MEASURED[size], has_weights=True)
         for run, (kind, values) in MEASURED_RUNS.items():
             config = {**values, "model": model, "threads": 1}
             config |= {"calibration_text": "toystories", "evaluation_text": "toystories"}
@@ -177,13 +178,13 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true")
-    measures = parser.parse_args().measure
+    parser.add_argument("--measure", nargs="+", choices=[*MEASURED], default=())
+    sizes = parser.parse_args().measure
     upgrade()
     models = settings().root / "models"  # other folders may not be read
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models) as root:
-        rows = [*measured(Path(root))] if measures else table(Path(root))
+        rows = [*measured(Path(root), sizes)] if sizes else table(Path(root))
     show(rows)
     print(json.dumps(rows))
 

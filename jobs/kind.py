@@ -23,7 +23,7 @@ from backend.models.memory import DeviceMemory, host_memory
 from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
-from backend.settings import settings
+from backend.settings import available_threads, settings
 from jobs.estimates import Duration, PhaseWork
 from jobs.metrics import PERPLEXITY
 from jobs.wording import StageComparison, distinguishable, relative_change, signed
@@ -40,6 +40,11 @@ class JobConfig(Options):
         "auto", "Device", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", advanced=True
     )
     """auto, cpu, cuda or cuda:0. auto uses a GPU if there is one."""
+
+    @property
+    def used_threads(self) -> int:
+        """Number of threads that the run uses on this machine."""
+        return self.threads or settings().threads or available_threads()
 
     @field_validator("*", mode="before")
     @classmethod

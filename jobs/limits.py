@@ -53,9 +53,10 @@ def require_device(device: str, count: int, reason: str = "") -> None:
     number = int(device.partition(":")[2] or 0)
     if device.startswith("cuda") and number >= count:
         do = "Choose auto or cpu, or correct the installation: slimscope doctor."
+        numbers = f": {reason}" if reason else ", numbered from 0"
         raise ConfigError(
             f"There is no device {device}.",
-            f"torch sees {count} GPUs{f': {reason}' if reason else ', numbered from 0'}.",
+            f"torch sees {count} GPU{'s' * (count != 1)}{numbers}.",
             f"Choose auto, cpu or a number below {count}." if count else do,
             "device",
         )

@@ -177,12 +177,12 @@ class _Sums:
         self.sum, self.moments = self.sum.add_(other.sum), self.moments.add_(other.moments)
 
     def finish(self) -> InputStatistics:
+        """Return the statistics. The sums are overwritten, because those of a block are large."""
         mean = self.sum / self.tokens
+        gram = self.moments.div_(self.tokens)
         if self.level == StatisticsLevel.ENERGY:
-            energy = self.moments / self.tokens
-            return InputStatistics(self.tokens, energy, dtype=self.dtype, mean=mean)
-        upper = self.moments / self.tokens
-        gram = upper.triu_() + upper.triu(1).T
+            return InputStatistics(self.tokens, gram, dtype=self.dtype, mean=mean)
+        gram.triu_().add_(gram.triu(1).T)
         return InputStatistics(self.tokens, gram.diagonal(), gram, self.dtype, mean)
 
 

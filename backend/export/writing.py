@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from backend.export.layouts import (
     gptq_tensors,
     packed_tensors,
 )
-from backend.models.blocks import all_linears, swap_weights, turned
+from backend.models.block_offload import iterate_parameters, overridden
+from backend.models.blocks import all_linears, block_linears, swap_weights
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE_EXPERTS, stored_modules, tensor_name
 from backend.models.foreign_tokenizer import TextTokenizer
@@ -62,18 +64,23 @@ def export(
         requirements = replace(requirements, bits=linear_layout.bits, grid=linear_layout.grid)
         check_format(layout.format, requirements)
     if layout.format == "dense":
-        linears = {name: model.get_submodule(name) for name in layers}
-        dense = {
-            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(dtype))
-            for name, linear in linears.items()
-        }
-        with swap_weights(dense):
+        outside = layers.keys() - {linear.name for linear in all_linears(model)}
+        embeddings = {model.get_submodule(n).get_parameter("weight"): layers[n] for n in outside}
+
+        def weights(block: int) -> dict[str, Tensor]:
+            linears = block_linears(model, block).items()
+            return {m: layers[x.name].dense().to(dtype) for m, x in linears if x.name in layers}
+
+        with (
+            overridden(model, weights),
+            swap_weights({p: layer.dense().to(dtype) for p, layer in embeddings.items()}),
+        ):
             save(model, tokenizer, folder, card, dtype)
         return
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
     packed = {f"{name}.weight" for name in layers} | {tensor_name(name) for name in layers}
     with fused(model):
-        for name, tensor in (*model.named_parameters(), *persistent_buffers(model).items()):
+        for name, tensor in chain(iterate_parameters(model), persistent_buffers(model).items()):
             if name not in packed:
                 module, _, part = name.rpartition(".")
                 value = tensor.detach().cpu()

@@ -2,12 +2,14 @@
 from the model's folder when needed; in between they are placeholders on torch's meta device.
 
     with resident(model, 3):           block 3 is in memory (no effect on a model fully in memory)
+    with all_resident(model):          all blocks are
     override_weights(model, weights)   from now on the layers of block b have weights(b)
+    with overridden(model, weights):   the same, temporarily
 
 Writes to a block of a streamed model inside `resident` are lost when the context ends."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +20,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ModelError
-from backend.models.blocks import all_finite, block_linears, block_prefix, decoder_blocks
+from backend.models.blocks import (
+    all_finite,
+    block_linears,
+    block_prefix,
+    decoder_blocks,
+    replaced_data,
+    swap_data,
+)
 from backend.models.sources.headers import weight_files
 
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]
@@ -79,11 +88,13 @@ class BlockLoader:
     device: torch.device  # device of loaded blocks
     # block index -> weights that replace the stored ones
     overrides: Callable[[int], Weights] = lambda _: {}
+    # name, values of a stored parameter -> values to use
+    change: Callable[[str, Tensor], Tensor] = lambda _, values: values
 
 
 def is_streamed(model: PreTrainedModel) -> bool:
-    """Return True if only one block of `model` is in memory at a time."""
-    return RESIDENCY in vars(model)
+    """Return True if blocks of `model` are not in memory."""
+    return RESIDENCY in vars(model) and any(p.is_meta for p in decoder_blocks(model).parameters())
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -135,23 +146,35 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
 
 
 @contextmanager
-def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Keep decoder block `index` in memory inside the context. Contexts may be nested. Raises
-    ModelError: a weight cannot be read, or is not finite."""
+def resident(model: PreTrainedModel, index: int, without: Collection[str] = ()) -> Iterator[None]:
+    """Keep decoder block `index` in memory inside the context, except for parameters named in
+    `without`. Contexts may be nested. Raises ModelError: a weight cannot be read, or is not
+    finite."""
     loader: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
     placeholders = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
+    placeholders = {name: p for name, p in placeholders.items() if name not in without}
     if loader is None or not placeholders:
         yield
         return
     try:
         for name, placeholder in placeholders.items():
-            _set(model, [name], loader.stored.read(name, placeholder, loader.device))
+            values = loader.stored.read(name, placeholder, loader.device)
+            _set(model, [name], loader.change(name, values))
         _write(model, index, loader.overrides(index))
         yield
     finally:
         for name, placeholder in placeholders.items():
             _set(model, [name], placeholder)
+
+
+@contextmanager
+def all_resident(model: PreTrainedModel, without: Collection[str] = ()) -> Iterator[None]:
+    """Keep all decoder blocks in memory; see `resident`."""
+    with ExitStack() as stack:
+        for index in range(len(decoder_blocks(model))):
+            stack.enter_context(resident(model, index, without))
+        yield
 
 
 def override_weights(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
@@ -163,6 +186,35 @@ def override_weights(model: PreTrainedModel, weights: Callable[[int], Weights]) 
         return
     for index in range(len(decoder_blocks(model))):
         _write(model, index, weights(index))
+
+
+@contextmanager
+def overridden(model: PreTrainedModel, weights: Callable[[int], Weights]) -> Iterator[None]:
+    """Inside the context, replace the weights of the layers of block b by `weights(b)`, [out, in]
+    by module name. In a model fully in memory, weights in bfloat16 keep their dtype."""
+    if is_streamed(model):
+        loader: BlockLoader = vars(model)[RESIDENCY]
+        previous, loader.overrides = loader.overrides, weights
+        try:
+            yield
+        finally:
+            loader.overrides = previous
+        return
+    replacements = dict[Tensor, Tensor]()
+    for index in range(len(decoder_blocks(model))):
+        linears = block_linears(model, index)
+        replacements |= replaced_data({linears[name]: W for name, W in weights(index).items()})
+    with swap_data(replacements):
+        yield
+
+
+def change_parameters(model: PreTrainedModel, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Replace the values of each parameter by `change(name, values)`, those of a streamed block
+    whenever it is read. Raises the errors of `change` for any parameter."""
+    for name, parameter in iterate_parameters(model):
+        parameter.copy_(change(name, parameter))
+    if RESIDENCY in vars(model):
+        vars(model)[RESIDENCY].change = change
 
 
 def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:

@@ -185,6 +185,17 @@ def swap_data(new_data: Mapping[Tensor, Tensor]) -> Iterator[None]:
             tensor.data = data
 
 
+def replaced_data(weights: Mapping[LinearWeight, Tensor]) -> dict[Tensor, Tensor]:
+    """Return the parameter of each layer with the data that gives it the weight [out, in]. Weights
+    keep the dtype bfloat16; otherwise they are converted to the dtype of the layer."""
+    data = dict[Tensor, Tensor]()
+    for linear, W in weights.items():
+        parameter = linear.layer.get_parameter("weight")
+        dtype = W.dtype if W.dtype == torch.bfloat16 else parameter.dtype
+        data[parameter] = linear.as_stored(W).to(dtype)
+    return data
+
+
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Cast the floating-point tensors of a block; afterward restore the originals."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]

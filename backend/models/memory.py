@@ -1,5 +1,6 @@
 """Memory estimates of a job, computed before the model is loaded. Does not import torch."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,15 +25,19 @@ MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
 ADAM_BYTES = 16  # per trained parameter in float32: its value, gradient, and two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+EXPERT_NUMBER = re.compile(r"(\.experts)\.\d+\.")
+EXPERTS_PER_TOKEN = 8  # maximum assumed for a mixture of experts
 CGROUPS = (  # paths of the memory limit and the memory usage: cgroup v2, then v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
-def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
-    """Return the bytes of all parameters in `dtype`."""
-    return facts.parameters * WEIGHT_BYTES[dtype]
+def weight_memory(facts: ModelFacts, dtype: str = "float32", streamed: bool = False) -> int:
+    """Return the bytes of all parameters in `dtype`; of a streamed model, those of one block and
+    outside the blocks."""
+    missing = facts.linear_weights - block_weights(facts) if streamed else 0
+    return (facts.parameters - missing) * WEIGHT_BYTES[dtype]
 
 
 def block_weights(facts: ModelFacts) -> int:
@@ -41,6 +46,46 @@ def block_weights(facts: ModelFacts) -> int:
     for linear in facts.linears:
         weights_by_block[linear.block] += linear.weights
     return max(weights_by_block.values(), default=0)
+
+
+def traced_values(facts: ModelFacts) -> int:
+    """Return the number of inputs and outputs of the linears of a block per token. Norms, attention
+    and the activation function keep about as many tensors as linears share inputs. A token reaches
+    only some experts."""
+    block = [x for x in facts.linears if x.block == facts.linears[0].block]
+    layers = {EXPERT_NUMBER.sub(r"\1.*.", x.name): x.rows + x.columns for x in block}
+    return sum(n * (EXPERTS_PER_TOKEN if ".*." in name else 1) for name, n in layers.items())
+
+
+def forward_values(facts: ModelFacts) -> int:
+    """Return the number of values per token in a forward pass: inputs and outputs of the layers in
+    attention or MLP."""
+    values = Counter[str]()
+    for linear in facts.linears:
+        values[linear.name.rpartition(".")[0]] += linear.rows + linear.columns
+    return max(values.values(), default=0)
+
+
+def gram_memory(facts: ModelFacts, parallel: int) -> int:
+    """Return the bytes of the Gram matrices [in, in] of a block, float32: one for each input, and a
+    temporary copy of the largest. All layers of a module but its last have the same input."""
+    columns = dict[int, dict[str, list[int]]]()  # block -> module -> inputs of its layers
+    for linear in facts.linears:
+        module = linear.name.rpartition(".")[0]
+        columns.setdefault(linear.block, {}).setdefault(module, []).append(linear.columns)
+    entries = 0
+    for modules in columns.values():
+        grams = [
+            n**2 for layers in modules.values() for n in {0: layers[0], 1: layers[-1]}.values()
+        ]
+        entries = max(entries, parallel * sum(grams) + max(grams))
+    return 4 * entries
+
+
+def parallel_batches(facts: ModelFacts, threads: int) -> int:
+    """Return the number of batches that run in parallel on a CPU; see `SMALL_BLOCK_WEIGHTS`."""
+    is_small = block_weights(facts) <= SMALL_BLOCK_WEIGHTS and threads <= MAX_PARALLEL_BATCHES
+    return threads if is_small else 1
 
 
 def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str) -> int:
@@ -60,55 +105,78 @@ def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> i
     return 4 * (copies * block_weights(facts) + activations)
 
 
-def memory_parts(
+def calibration_memory(
     facts: ModelFacts,
     *,
     dtype: str = "float32",
-    copies: int = 1,
     segments: int = 0,
     context: int = 0,
     batch: int = 0,
     streams: int = 1,
     stages: int = 0,
-    streamed: bool = False,
+    parallel: int = 1,
     on_disk: bool = False,
 ) -> dict[str, int]:
-    """Return an upper estimate of a job's peak memory in bytes, by purpose.
+    """Return the bytes of passes over calibration text, by purpose; see `memory_parts`."""
+    resident_segments = min(segments, batch) if on_disk else segments
+    largest_layer = max((linear.weights for linear in facts.linears), default=0)
+    solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
+    values = min(batch, segments) * parallel * context * forward_values(facts)
+    return {
+        "activations": streams * activation_memory(facts, resident_segments, context, dtype)
+        + WEIGHT_BYTES[dtype] * values,
+        "grams": gram_memory(facts, parallel) if segments and facts.linears else 0,
+        "stages": 4 * solver_weights if stages else 0,
+    }
+
+
+def memory_parts(
+    facts: ModelFacts,
+    *,
+    dtype: str = "float32",
+    copies: int = 1,
+    context: int = 0,
+    batch: int = 0,
+    windows: int = 0,
+    streamed: bool = False,
+    **sizes: Any,
+) -> dict[str, int]:
+    """Return the peak memory of a job in bytes, by purpose. The parts for calibration are 0 if the
+    evaluation needs more, and vice versa.
 
     Args:
         facts: facts of the model.
         dtype: dtype of the loaded weights.
         copies: models in memory at the same time (2 for a dense and a pruned model).
-        segments: number of calibration segments; 0 if there are none.
         context: tokens per segment.
-        batch: sequences of `context` tokens per pass of the language-model head.
-        streams: hidden-state streams in memory (2 for sparse and dense inputs).
-        stages: float32 copies of the current block, one for each stage that is kept in memory.
+        batch: maximum number of sequences of `context` tokens per forward pass.
+        windows: sequences that pass through the language-model head; 0 if a batch does.
         streamed: True if blocks are loaded one at a time.
-        on_disk: True if hidden states are kept on disk, except for the current batch.
+        sizes: of the calibration:
+            segments: number of calibration segments; 0 if there are none.
+            streams: hidden-state streams in memory (2 for sparse and dense inputs).
+            stages: float32 copies of the current block, one for each stage that is kept in memory.
+            parallel: batches that run in parallel, each with its own second moments.
+            on_disk: True if hidden states are kept on disk, except for the current batch.
     """
-    resident_segments = min(segments, batch) if on_disk else segments
-    largest_layer = max((linear.weights for linear in facts.linears), default=0)
-    resident_parameters = facts.parameters
-    if streamed:  # only one block and the parameters outside the blocks
-        resident_parameters += block_weights(facts) - facts.linear_weights
-    gram_entries = Counter[int]()  # block -> entries of its Gram matrices [in, in]
-    for linear in facts.linears:
-        gram_entries[linear.block] += linear.columns**2
-    gram_copies = (
-        MAX_PARALLEL_BATCHES if block_weights(facts) <= SMALL_BLOCK_WEIGHTS else 1
-    )  # one per parallel batch
-    solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
-    sequence_logits = context * facts.vocabulary
-    logits = min(batch * sequence_logits, max(sequence_logits, MAX_LOGITS))
+    calibration = calibration_memory(facts, dtype=dtype, context=context, batch=batch, **sizes)
+    evaluation = {"logits": reading_memory(facts, windows or batch, context, batch, dtype)}
+    smaller = min(calibration, evaluation, key=lambda parts: sum(parts.values()))
     return {
         "runtime": RUNTIME_BYTES,
-        "weights": copies * resident_parameters * WEIGHT_BYTES[dtype],
-        "activations": streams * activation_memory(facts, resident_segments, context, dtype),
-        "grams": 4 * gram_copies * max(gram_entries.values(), default=0) if segments else 0,
-        "stages": 4 * solver_weights if stages else 0,
-        "logits": 2 * 4 * logits,  # with their log-softmax
+        "weights": copies * weight_memory(facts, dtype, streamed),
+        **calibration,
+        **evaluation,
+        **dict.fromkeys(smaller, 0),
     }
+
+
+def reading_memory(facts: ModelFacts, windows: int, context: int, batch: int, dtype: str) -> int:
+    """Return the bytes to read windows of text at most `batch` at once: the logits of a pass, those
+    of the previous pass, and the values of a block."""
+    at_once = min(batch, windows, max(1, MAX_LOGITS // max(context * facts.vocabulary, 1)))
+    values = min(windows, 2 * at_once) * facts.vocabulary + at_once * forward_values(facts)
+    return WEIGHT_BYTES[dtype] * context * values
 
 
 def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
@@ -194,6 +262,12 @@ class DeviceMemory:
                 field="device",
             )
         check_memory(self.host_bytes(total), memory_available(), what)
+
+
+def streaming_warning(device: DeviceMemory) -> str:
+    """Return the warning of a run whose model is streamed."""
+    where = "memory" if device.is_host else f"the memory of {device.device}"
+    return f"The model does not fit into {where}. Its blocks are read from disk."
 
 
 def host_memory() -> DeviceMemory:

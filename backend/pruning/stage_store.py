@@ -72,7 +72,7 @@ class SDSStageStore:
             str(stage): {module: _narrow(W) for module, W in weights.items()}
             for stage, weights in stages.items()
         }
-        self._store.save_files(block_name(name, block), files, asdict(report))
+        self._store.save_files(block_name(name, block), files.items(), asdict(report))
 
     def report(self, name: str, block: int) -> BlockReport:
         """Report of pass `name` on `block`; the pass must have finished that block."""

@@ -64,33 +64,35 @@ def best_scale(
 ) -> Basis:
     """Return the scale with the smallest output error of layers with the same inputs. `weights`:
     [out, in] of each layer; `energy`: [in]; `H`: [in, in]."""
-    best_error, best = torch.inf, PLAIN
-    outputs = [_output_energy(W, H) for W in weights]
-    for power in POWERS:
-        basis = Basis(_scale(energy, power)) if power else PLAIN
-        layers = zip(weights, settings, outputs, strict=True)
-        error = sum(_error(W, basis, H, s) / output for W, s, output in layers if output > 0)
-        if error < best_error:
-            best_error, best = error, basis
-    return best
+    bases = [Basis(_scale(energy, power)) if power else PLAIN for power in POWERS]
+    outputs = torch.stack([_output_energy(W, H) for W in weights])
+    errors = torch.stack(
+        [
+            torch.stack([_error(W, basis, H, s) for W, s in zip(weights, settings, strict=True)])
+            for basis in bases
+        ]
+    )
+    # read from the device once; layers without outputs do not count
+    totals = (errors / outputs).where(outputs > 0, 0.0).sum(1).tolist()
+    return min(zip(totals, bases, strict=True), key=lambda pair: pair[0])[1]
 
 
 def _scale(energy: Tensor, power: float) -> Tensor:
-    relative = energy / energy.max() if energy.max() > 0 else torch.ones_like(energy)
+    relative = (energy / energy.max()).nan_to_num(nan=1.0)  # 0 / 0 if no input has energy
     t = relative.clamp(min=MIN_ENERGY).pow(power / 2)
     return t / t.min().sqrt()  # max t = 1
 
 
-def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float:
+def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> Tensor:
     """Return tr(D H D^T) for rounding to a min-max grid."""
     scaled = basis.into(W)
     grid = search_range(scaled, settings.bits, settings.group_size, settings.grid, "minmax")
     return _output_energy(basis.back(grid.nearest(scaled)) - W, H)
 
 
-def _output_energy(W: Tensor, H: Tensor) -> float:
-    """Return tr(W H W^T)."""
-    return torch.linalg.vecdot(W @ H, W).sum().item()
+def _output_energy(W: Tensor, H: Tensor) -> Tensor:
+    """Return tr(W H W^T), float64."""
+    return torch.linalg.vecdot(W @ H, W).sum().double()
 
 
 @quantizer(

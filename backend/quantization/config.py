@@ -243,6 +243,11 @@ class DLQATConfig(Options):
         """True if a stage is initialized according to `start`."""
         return any(stage in (*TRAINED, DLQATStage.BLOCKS) for stage in self.stages)
 
+    def needs_dense(self, stage: str) -> bool:
+        """Return True if the training of `stage` needs the dense weights in memory."""
+        needs = stage in (DLQATStage.LORA, DLQATStage.DLQAT_KD)
+        return needs or self.keep_zeros or self.start == "rounded"
+
     def trains(self, stage: str) -> tuple[bool, bool]:
         """Return two flags: whether `stage` trains A and B, and whether it trains m."""
         if stage == DLQATStage.LORA:

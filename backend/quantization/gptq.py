@@ -162,6 +162,8 @@ def _columns(
     integer, fraction = split_zero(grid.zero)
     scales, integers, zeros = (x.T.expand(len(V), -1) for x in (grid.scale, integer, grid.zero))
     fractions = None if fraction is None else fraction.T.expand(len(V), -1)
+    tops = grid.tops
+    bottoms = torch.zeros_like(tops)
     for a in range(0, len(V), STRIP):
         b = min(a + STRIP, len(V))
         for j in range(a, b):
@@ -171,8 +173,7 @@ def _columns(
             q = V[j] / scales[j]  # like `QuantGrid.nearest`, but one column at a time
             if fractions is not None:
                 q.add_(fractions[j])
-            q.round_().add_(integers[j]).clamp_(min=0)
-            torch.minimum(q, grid.tops, out=q).sub_(zeros[j]).mul_(scales[j])
+            q.round_().add_(integers[j]).clamp_(bottoms, tops).sub_(zeros[j]).mul_(scales[j])
             torch.sub(w, q, out=E[j]).div_(U[j, j])
             V[j + 1 : b].addr_(U[j, j + 1 : b], E[j], alpha=-1)
         V[b:].addmm_(U[a:b, b:].T, E[a:b], alpha=-1)

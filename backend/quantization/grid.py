@@ -36,10 +36,10 @@ def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 def split_zero(zero: Tensor) -> tuple[Tensor, Tensor | None]:
     """Split zero-points z = i + f into integer and fraction, in their shape. The fraction is None
-    if all zero-points are integers."""
+    if all zero-points are integers, which only the CPU can tell without waiting."""
     integer = zero.round()
     fraction = zero - integer
-    return integer, fraction if fraction.any() else None
+    return integer, None if fraction.is_cpu and not fraction.any() else fraction
 
 
 @dataclass(frozen=True)

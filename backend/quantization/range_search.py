@@ -27,12 +27,14 @@ import torch
 from torch import Tensor
 
 from backend.kernels.rounding import grid_errors, usable
+from backend.models.devices import device_memory
 from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import (
     QuantGrid,
     QuantizedWeight,
     group_scales,
+    joined,
     minmax_grid,
     unclipped_codes_,
 )
@@ -42,7 +44,11 @@ from backend.quantization.registry import RANGE_SEARCHES, range_search
 COARSE_RATIOS = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
 FINE_OFFSETS = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best coarse ratio of a group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
-PANEL_WEIGHTS = 2**17  # weights searched at once, to fit into a core's cache
+PANEL_WEIGHTS = 2**17  # weights searched at once on a CPU, to fit into a core's cache
+# On other devices, the float32 copies of these weights take a share of the memory. It does not
+# depend on the free memory, because the result must not.
+PANEL_COPIES, PANEL_SHARE = 12, 1 / 16
+EMBEDDING_ROWS = 2**12  # rows of an embedding that are quantized at once
 SHARED_INPUTS = 256  # inputs with the same d
 MAX_FACTOR = 127  # maximum of c
 MIN_EXPONENT = -24  # minimum exponent of d; 2^-24 is the smallest float16 number
@@ -61,11 +67,17 @@ def search_range(
     size, entry = group_size or W.shape[1], RANGE_SEARCHES[method]
     weight = torch.ones_like(W[0]) if energy is None or not entry.needs_energy else energy
     weight = weight.view(-1, size)
-    panels = [
-        rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL_WEIGHTS // W.shape[1]))
-    ]
+    panel_rows = max(1, _panel_weights(W.device) // W.shape[1])
+    panels = [rows.view(len(rows), -1, size) for rows in W.split(panel_rows)]
     grids = parallel_map(lambda V: entry.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
+
+
+def _panel_weights(device: torch.device) -> int:
+    """Return the number of weights to search at once."""
+    if device.type == "cpu":
+        return PANEL_WEIGHTS
+    return int(PANEL_SHARE * device_memory(device).total) // (4 * PANEL_COPIES)
 
 
 @range_search("minmax")
@@ -166,18 +178,17 @@ def quantize_embedding(
     W: Tensor, settings: QuantSettings, scale_dtype: torch.dtype
 ) -> QuantizedWeight:
     """Quantize `W` [vocabulary, hidden]. Scales are rounded to `scale_dtype`."""
-    W = W.float()
-    grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.range_search)
-    if settings.bits == 6 and settings.grid == "symmetric":
-        c, d = factors(grid.scale, W.shape[1])
-        grid = QuantGrid(grid.bits, c * d, grid.zero)
-    grid = grid.stored(scale_dtype, settings.grid)
-    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    # in slices, because all codes in float32 would take four times the memory
-    for rows in torch.arange(len(W), device=W.device).split(2**12):
-        part = QuantGrid(grid.bits, grid.scale[rows], grid.zero[rows])
-        codes[rows] = part.codes(W[rows]).to(torch.uint8)
-    return QuantizedWeight(grid, codes)
+    parts, size = list[QuantizedWeight](), (settings.bits, settings.group_size, settings.grid)
+    # in slices, because all weights in float32 would take several times the memory
+    for rows in W.split(EMBEDDING_ROWS):
+        rows = rows.float()
+        grid = search_range(rows, *size, settings.range_search)
+        if settings.bits == 6 and settings.grid == "symmetric":
+            c, d = factors(grid.scale, W.shape[1])
+            grid = QuantGrid(grid.bits, c * d, grid.zero)
+        grid = grid.stored(scale_dtype, settings.grid)
+        parts.append(QuantizedWeight(grid, grid.codes(rows).to(torch.uint8)))
+    return joined(parts)
 
 
 def factors(scale: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Solver for the best mix of formats under a budget (`backend.budget`). Does not import torch."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,11 @@ import numpy as np
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
+from backend.models.memory import EXPERT_NUMBER
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
 from backend.sensitivity.profile import QKV, Format, SensitivityProfile
 
 EMBEDDING = "embedding"  # group of the embedding and an untied head
-# One kernel runs all experts of a block, so they share a format.
-EXPERT = re.compile(r"(\.experts)\.\d+\.")
 HEAD = "int8-g32"  # format to which the decoder rounds the head of a quantized model
 STEPS = {"size": 1e4, "bits": 0.01, "sparsity": 1e-3, "ms": 0.01}  # kind -> step of round budgets
 
@@ -247,5 +245,6 @@ def _group_of(layer: LinearShape, kind: BudgetKind) -> str:
     """Name of the group of layers that share a format under a budget of this kind."""
     if layer.block < 0:
         return EMBEDDING
-    expert = EXPERT.sub(r"\1.*.", layer.name)
+    # one kernel runs all experts of a block, so they share a format
+    expert = EXPERT_NUMBER.sub(r"\1.*.", layer.name)
     return QKV.sub(".qkv", expert) if kind == "ms" else expert

@@ -7,7 +7,7 @@ missing blocks. Blocks after the last missing block are skipped."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,25 @@ class StageStore:
         """Return True if checkpoint `name` exists and is intact."""
         return self._checkpoints.find(name) is not None
 
-    def save_files(self, name: str, files: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
+    def save_files(
+        self, name: str, files: Iterable[tuple[str, Tensors]], facts: Mapping[str, Any]
+    ) -> None:
         """Write checkpoint `name`, replacing an existing one.
 
         Args:
             name: name of the checkpoint.
-            files: file name without suffix -> tensors.
+            files: file name without suffix, and its tensors. One file is in memory at a time.
             facts: JSON data.
         """
         with self._checkpoints.write(name) as folder:
-            for file, tensors in files.items():
+            for file, tensors in files:
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
                 save_file(contiguous, folder / f"{file}.safetensors")
             (folder / FACTS).write_text(json.dumps(facts))
 
     def save(self, name: str, tensors: Tensors, **facts: Any) -> None:
         """Write checkpoint `name` with all tensors in one file; `facts` are its JSON data."""
-        self.save_files(name, {TENSORS: tensors}, facts)
+        self.save_files(name, [(TENSORS, tensors)], facts)
 
     def facts(self, name: str) -> dict[str, Any]:
         """Load the JSON data of checkpoint `name`.
@@ -70,16 +72,16 @@ class StageStore:
         """
         return dict(json.loads((self._folder(name) / FACTS).read_text()))
 
-    def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
-        """Load the tensors of checkpoint `name` whose names start with `prefix`, and remove the
-        prefix from the names.
+    def tensors(self, name: str, prefix: str = "", file: str = TENSORS) -> dict[str, Tensor]:
+        """Load the tensors in a file of checkpoint `name` whose names start with `prefix`, and
+        remove the prefix from the names.
 
         Raises:
             NotFoundError: the checkpoint does not exist.
         """
-        with safe_open(self.require(name), framework="pt", device=self._device) as file:
-            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-            return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+        with safe_open(self.require(name, file), framework="pt", device=self._device) as opened:
+            keys = [key for key in opened.keys() if key.startswith(prefix)]  # noqa: SIM118
+            return {key.removeprefix(prefix): opened.get_tensor(key) for key in keys}
 
     def require(self, name: str, file: str = TENSORS) -> Path:
         """Path of a tensor file of checkpoint `name`.

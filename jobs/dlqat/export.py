@@ -12,6 +12,7 @@ from backend.export.formats import bits_per_weight, layout_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.metric_key import MetricKey
+from backend.models.block_offload import is_streamed
 from backend.models.blocks import to_bfloat16
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
@@ -100,8 +101,9 @@ def time_packed(
     if not config.packed or context.has_result(kept_stage, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
-    if config.format == "dense" or loaded.model.device.type != "cpu":
-        context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
+    on_cpu = loaded.model.device.type == "cpu" and not is_streamed(loaded.model)
+    if config.format == "dense" or not on_cpu:
+        context.log("Packed decoding is not timed: it needs packed weights, a CPU and the memory.")
         return
     to_bfloat16(loaded.model)
     if reason := obstacle(loaded.model):

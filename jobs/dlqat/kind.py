@@ -1,6 +1,6 @@
 """The kind `dlqat`: config, requirements and verdict of DL-QAT quantization runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -71,8 +71,9 @@ LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored i
 AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
-ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
 CHECKPOINT_BYTES = 24  # per trained parameter: its value and two moments, twice
+SOLVER_COPIES = 3  # float32 copies of a block: its weights, starts, and rounded weights
+GRID_BYTES = 8  # scale and zero-point of a group
 GRID_FACTOR = 1.1  # disk space of codes or starts with their scales and zero-points
 ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
@@ -135,7 +136,8 @@ def requirements(config: DLQATJob) -> Requirements:
         check_format(plan.format, with_embedding(export_needs, plan, group))
     device = run_memory(config.device)
     dtype = "float32" if config.precision == "float32" else device.dtype(facts.dtype)
-    memory_parts = memory_bytes(config, plan, facts, dtype)
+    streamed, memory_parts = memory_bytes(config, plan, facts, device, dtype)
+    warnings += (memory.streaming_warning(device),) * streamed
     sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.saved_precision)
     notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
@@ -335,6 +337,12 @@ def quantizer_passes(name: str) -> int:
     return 2 + SEQUENTIAL_PASSES * bool(facts.get("sequential"))
 
 
+def groups(plan: QuantizationPlan, facts: ModelFacts) -> int:
+    """Return the number of groups with a scale over all layers."""
+    layers = ((x, plan.settings(x.name)) for x in planned_layers(plan, facts))
+    return sum(x.weights // (settings.group_size or x.columns) for x, settings in layers)
+
+
 def trainable_parameters(
     config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, stage: str
 ) -> int:
@@ -349,50 +357,100 @@ def trainable_parameters(
 
 
 def memory_bytes(
-    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, dtype: str = "float32"
-) -> dict[str, int]:
-    """Return the peak memory in bytes by purpose: the weights in `dtype`, and the largest of the
-    parts that are never in memory at the same time."""
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    facts: ModelFacts,
+    device: memory.DeviceMemory,
+    dtype: str,
+) -> tuple[bool, dict[str, int]]:
+    """Return True if the model is streamed, and the peak memory in bytes by purpose: that of the
+    phase that needs most. `dtype` is that of the weights.
+
+    A streamed model has one set of weights in memory, or one block: the dense weights, the starts
+    of training, or those of a finished stage."""
+    whole, streamed = (
+        max(
+            _phases(config, plan, facts, device, dtype, is_streamed),
+            key=lambda parts: sum(parts.values()),
+        )
+        for is_streamed in (False, True)
+    )
+    whole_bytes, can_stream = sum(whole.values()), not facts.support.stream and not facts.quantized
+    is_tight = whole_bytes > memory.STREAMING_THRESHOLD * device.free
+    if is_tight and can_stream and sum(streamed.values()) < whole_bytes:
+        return True, streamed
+    return False, whole
+
+
+def _phases(
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    facts: ModelFacts,
+    device: memory.DeviceMemory,
+    dtype: str,
+    streamed: bool,
+) -> Iterator[dict[str, int]]:
+    """Yield the memory in bytes by purpose of each phase."""
+    context, value_bytes = context_length(config, facts), memory.WEIGHT_BYTES[dtype]
+    pass_bytes = 4 if config.precision == "float32" else 2
     weights = sum(x.weights for x in planned_layers(plan, facts))
-    calibration = memory.memory_parts(
+    # the outputs of the dense model, which the kept stage is compared with
+    outputs = value_bytes * config.windows * context * facts.hidden
+    always = {"runtime": memory.RUNTIME_BYTES, "activations": outputs}
+    in_passes = always | {"weights": memory.weight_memory(facts, dtype, streamed)}
+    calibration = memory.calibration_memory(
         facts,
         dtype=dtype,
         segments=config.segments,
-        context=context_length(config, facts),
+        context=context,
         batch=CALIBRATION_BATCH,
         streams=2 if DLQATStage.BLOCKS in config.stages else 1,
-        stages=4,
+        stages=SOLVER_COPIES,
+        parallel=memory.parallel_batches(facts, config.used_threads) if device.is_host else 1,
     )
-    resident = {name: calibration.pop(name) for name in ("runtime", "weights")}
-    if plan.embedding:  # codes and dequantized values
-        resident["embeddings"] = 5 * sum(x.weights for x in facts.embeddings)
-    logits, value_bytes = calibration.pop("logits"), memory.WEIGHT_BYTES[dtype]
-    parts = [calibration, {"held": value_bytes * weights, "logits": logits}]  # and the final stages
+    calibration["activations"] += outputs
+    yield in_passes | calibration
+    texts = ((config.windows, CALIBRATION_BATCH), (config.heldout_windows, config.batch))
+    evaluated, judged = (memory.reading_memory(facts, n, context, b, dtype) for n, b in texts)
     if DLQATStage.BLOCKS in config.stages:
-        trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
+        trained = memory.block_training_memory(facts, context, ROUNDED_COPIES)
         activations = calibration["activations"]
-        parts.append({"activations": activations, "block training": trained})
-    if any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
-        start = value_bytes * weights * (config.start != "rounded")
-        # with the weights of the stage whose training is measured
-        measured = start + (4 if config.precision == "float32" else 2) * weights
-        optimizer = memory.ADAM_BYTES * trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
-        parts.append({"held": start, "training": optimizer + training_bytes(config, facts)})
-        parts.append({"held": measured, "optimizer": optimizer, "logits": logits})
-    return resident | max(parts, key=lambda sizes: sum(sizes.values()))
+        yield in_passes | {"activations": activations, "block training": trained}
+    dense = always | {"weights": memory.weight_memory(facts, dtype)}
+    replaced = value_bytes * sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
+    installed = replaced + value_bytes * weights * (not streamed)
+    yield dense | {"held": installed, "logits": max(evaluated, judged)}
+    for stage in config.stages:
+        if stage not in (*TRAINED, DLQATStage.LORA):
+            continue
+        by_block = streamed and not config.needs_dense(stage)
+        resident = in_passes if by_block else dense
+        trained = trainable_parameters(config, plan, facts, stage)
+        starts = weights * (config.start != "rounded" and stage != DLQATStage.LORA)
+        held = value_bytes * starts + GRID_BYTES * groups(plan, facts)
+        held += 4 * trained * device.is_host  # initial values, for another attempt
+        yield resident | {
+            "held": held,
+            "optimizer": memory.ADAM_BYTES * trained,
+            "training": training_bytes(config, facts, device),
+        }
+        held += pass_bytes * weights * (not by_block) + replaced
+        yield resident | {"held": held, "optimizer": 4 * trained, "logits": judged}
 
 
 def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> DiskSpace:
-    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage,
-    two checkpoints of each training, and the saved model."""
+    """Return the peak disk space: starts of the passes over blocks in float32, codes of each stage
+    and of the embedding, two checkpoints of each training, and the saved model."""
     weights = sum(x.weights for x in planned_layers(plan, facts))
     passes = {DLQATStage.GPTQ} if config.needs_gptq else set[str]()
     passes |= {stage for stage in config.quantizers if quantizer_passes(stage)}
     passes |= {DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ}.intersection(config.stages)
     trainings = sum(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages)
     trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    values = (4 * len(passes) + len(config.stages)) * weights
+    values += sum(x.weights for x in facts.embeddings) * bool(plan.embedding)
     return DiskSpace(
-        GRID_FACTOR * (4 * len(passes) + len(config.stages)) * weights
+        GRID_FACTOR * values
         + trainings * CHECKPOINT_BYTES * trained
         + quantized_bytes(facts, plan, config.format, config.saved_precision),
         "The passes over its blocks, its stages and the saved model",
@@ -401,14 +459,18 @@ def disk_space(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> D
     )
 
 
-def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
-    """Return the bytes of activations and logits in a training step."""
+def training_bytes(config: DLQATJob, facts: ModelFacts, device: memory.DeviceMemory) -> int:
+    """Return the bytes of activations, logits and one layer's gradient in a training step."""
     tokens, value_bytes = config.batch * config.length, 4 if config.precision == "float32" else 2
-    stored_blocks = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
-    activations = tokens * facts.hidden * ACTIVATION_COPIES * stored_blocks * value_bytes
+    block = memory.traced_values(facts)
+    stored = facts.blocks * (facts.hidden if config.checkpointing else block)
+    activations = stored + block * config.checkpointing
     # logits, their gradient, and the logits of a teacher
-    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * value_bytes * tokens * facts.vocabulary
-    return int(activations + logits)
+    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * facts.vocabulary
+    largest = max(x.weights for x in facts.linears)
+    # weight and gradient; on a GPU also float32 weights, levels and gradient
+    layer = (2 * value_bytes + 3 * 4 * (not device.is_host)) * largest
+    return value_bytes * tokens * (activations + logits) + layer
 
 
 def require_exportable_stage(config: DLQATJob) -> None:

@@ -2,7 +2,7 @@
 measure and audit all, export the chosen stage."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from statistics import fmean
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from backend.calibration.kept_stage import KeptStage, choose
 from backend.evaluation.perplexity import native_losses
 from backend.metric_key import MetricKey
+from backend.models.block_offload import all_resident
 from backend.models.blocks import resolve_dtype
 from backend.models.devices import device_memory
 from backend.models.facts import ModelFacts
@@ -17,11 +18,18 @@ from backend.models.loading import LoadedModel
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
-from backend.text.slices import require_disjoint, sample_slice
+from backend.text.slices import TextSlice, require_disjoint, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs import metrics
 from jobs.dlqat.export import mean_bits, save_model, time_packed
-from jobs.dlqat.kind import NOT_QUANTIZED, SAME, DLQATJob, trainable_parameters, work
+from jobs.dlqat.kind import (
+    NOT_QUANTIZED,
+    SAME,
+    DLQATJob,
+    memory_bytes,
+    trainable_parameters,
+    work,
+)
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.models import resolve_model
 from jobs.fields.text import corpus_names
@@ -36,16 +44,47 @@ def run(config: DLQATJob, context: JobContext) -> None:
     continues where it stopped."""
     device = prepare(config, context)
     evaluation = loading.load_evaluation_text(config, config.model, context)
-    context.log(f"Loading {config.model} on {device}.")
-    base = resolve_model(config.model)
+    base, available = resolve_model(config.model), device_memory(device)
     precision = context.checkpoints.settled()  # by an attempt on another device
     precision = precision or resolve_dtype(config.precision, torch.device(device))
     # a GPU holds the weights as stored if the passes round them to 16 bits anyway
-    dtype = device_memory(device).dtype(base.facts.dtype if precision == "bfloat16" else "float32")
-    loaded = loading.load_whole(base, device, getattr(torch, dtype), context)
+    dtype = available.dtype(base.facts.dtype if precision == "bfloat16" else "float32")
     plan = QuantizationPlan.model_validate(context.plan)
     config = config.model_copy(update={"format": plan.format})
+    streamed, _ = memory_bytes(config, plan, base.facts, available, dtype)
+    how = "block by block" if streamed else "at once"
+    context.log(f"Loading {config.model} on {device}, {how}.")
+    loaded = loading.load_whole(base, device, getattr(torch, dtype), context, streamed)
     phases = context.phases(work(config, plan, loaded.facts))
+    with all_resident(loaded.model):  # the weights of a streamed model are read once for all this
+        qat, quality = open_run(config, plan, loaded, evaluation, context)
+        quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
+    losses: dict[str, list[float]] = {}
+    for stage in qat.prepare(phases.phase("prepare")):
+        qat.make(stage, phases.phase(f"make {stage}"))
+        losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
+    kept_stage = keep(losses, config, context)
+    for stage in qat.stages:
+        role: Role = "kept" if stage == kept_stage else ""
+        with ExitStack() as installed:
+            if quality.missing(stage, role):
+                installed.enter_context(qat.installed(stage))
+                installed.enter_context(all_resident(loaded.model))
+            quality.measure(stage, phases.phase(f"measure {stage}"), role)
+    record(qat, phases, config, loaded.facts, context)
+    save_model(qat, kept_stage, loaded, config, context)
+    prompt = evaluation.input_ids[0].tolist()
+    time_packed(loaded, kept_stage, prompt, config, phases.phase("speed"), context)
+
+
+def open_run(
+    config: DLQATJob,
+    plan: QuantizationPlan,
+    loaded: LoadedModel,
+    evaluation: TextSlice,
+    context: JobContext,
+) -> tuple[DLQAT, Quality]:
+    """Load the other texts. Return the run and the measurements of its stages."""
     texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
     training = load_training(config, loaded, texts, context)
     qat = DLQAT(
@@ -71,20 +110,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         precision=config.evaluation_precision,
         rounded="" if config.format == "dense" else config.saved_precision,
     )
-    quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
-    losses: dict[str, list[float]] = {}
-    for stage in qat.prepare(phases.phase("prepare")):
-        qat.make(stage, phases.phase(f"make {stage}"))
-        losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
-    kept_stage = keep(losses, config, context)
-    for stage in qat.stages:
-        role: Role = "kept" if stage == kept_stage else ""
-        with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
-            quality.measure(stage, phases.phase(f"measure {stage}"), role)
-    record(qat, phases, config, loaded.facts, context)
-    save_model(qat, kept_stage, loaded, config, context)
-    prompt = evaluation.input_ids[0].tolist()
-    time_packed(loaded, kept_stage, prompt, config, phases.phase("speed"), context)
+    return qat, quality
 
 
 def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:

@@ -177,6 +177,7 @@ def memory_bytes(
             copies=models,
             context=context,
             batch=config.batch,
+            windows=config.windows,
             streamed=streamed,
         )
         return sizes | {"activations": states}

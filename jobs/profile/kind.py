@@ -11,7 +11,6 @@ from backend.options import Dtype, option
 from backend.pruning.config import PrunerName
 from backend.quantization import GridType
 from backend.quantization.config import RangeSearchName
-from backend.sensitivity.budget import EXPERT
 from backend.sensitivity.profile import Format
 from backend.text.corpora import require_length
 from jobs.estimates import PhaseWork, decoded_bytes
@@ -35,7 +34,6 @@ FORMATS = (
 QUANTIZER = "gptq"  # quantizer of the candidates
 EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
-EXPERTS_PER_TOKEN = 8  # maximum assumed for a mixture of experts
 MEASURE_COPIES = 8  # copies of the logits of one window in memory
 TIMED_TOKENS = 256  # decoded tokens to time a format, including the prompt
 
@@ -206,11 +204,12 @@ def memory_bytes(
         "batch": 4,
         "streams": 1,
         "stages": 2,
+        "parallel": memory.parallel_batches(facts, config.used_threads),
         "on_disk": False,
     }
     heldout = memory.activation_memory(facts, config.heldout_windows, context, dtype)
     state_bytes = (2 * facts.blocks + 1) * heldout  # states and gradients between blocks
-    traced = 4 * config.heldout_windows * context * traced_values(facts)
+    traced = 4 * config.heldout_windows * context * memory.traced_values(facts)
     logits = 4 * MEASURE_COPIES * facts.vocabulary * context
     total = memory.memory_needed(facts, **sizes) + state_bytes + traced + logits
     streamed = total > memory.STREAMING_THRESHOLD * available and not facts.support.stream
@@ -219,14 +218,6 @@ def memory_bytes(
     decoder = {} if streamed else {DECODER: 4 * facts.parameters}
     heldout_parts = {"held-out states": state_bytes, "held-out layers": traced, "logits": logits}
     return streamed, parts | decoder | heldout_parts
-
-
-def traced_values(facts: ModelFacts) -> int:
-    """Return the number of layer inputs and output gradients of a block per token. A token reaches
-    only some experts."""
-    block = [x for x in facts.linears if x.block == facts.linears[0].block]
-    layers = {EXPERT.sub(r"\1.*.", x.name): x.rows + x.columns for x in block}
-    return sum(n * (EXPERTS_PER_TOKEN if ".*." in name else 1) for name, n in layers.items())
 
 
 KIND = Kind(

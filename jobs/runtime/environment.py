@@ -7,7 +7,7 @@ from importlib.metadata import version
 import torch
 
 from backend.models.devices import accelerators, device_name, unusable_reason, use_device
-from backend.settings import available_threads, settings
+from backend.settings import available_threads
 from jobs.estimates import processor
 from jobs.kind import JobConfig
 from jobs.limits import require_device
@@ -20,7 +20,7 @@ def prepare(config: JobConfig, context: JobContext) -> str:
     """Set seed, threads and precision, record the environment, and return the torch device. Raises
     ConfigError if the requested device does not exist."""
     torch.manual_seed(config.seed)
-    threads = config.threads or settings().threads or available_threads()
+    threads = config.used_threads
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # Gram matrices and solvers need full float32
     if (device := config.device) == "auto":

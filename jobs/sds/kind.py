@@ -71,9 +71,7 @@ def requirements(config: SDSJob) -> Requirements:
     )
     device = run_memory(config.device)
     streamed, memory_parts = memory_bytes(config, facts, device.free, device.dtype(facts.dtype))
-    if streamed:
-        where = "memory" if device.is_host else f"the memory of {device.device}"
-        warnings += (f"The model does not fit into {where}. Its blocks are read from disk.",)
+    warnings += (memory.streaming_warning(device),) * streamed
     return Requirements(
         title=facts.title,
         plan=plan,
@@ -149,13 +147,17 @@ def memory_bytes(
     would then read the whole model from disk.
     """
     states = hidden_state_bytes(config, facts, dtype)
+    is_small = memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS
     sizes: dict[str, Any] = {
         "dtype": dtype,
         "segments": config.segments + config.heldout_windows * bool(config.reconstruct),
         "context": context_length(config, facts),
         "batch": config.batch,
+        "windows": max(config.windows, config.heldout_windows),
         "streams": config.streams,
-        "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS)),
+        "parallel": memory.parallel_batches(facts, config.used_threads),
+        # another thread may measure and store the previous block
+        "stages": BLOCK_COPIES * (1 + (is_small and config.used_threads > 1)),
         "on_disk": memory.spills_to_disk(config.activations, states, available),
     }
     trained = memory.block_training_memory(facts, sizes["context"]) if config.reconstruct else 0

@@ -11,7 +11,8 @@ that ends with the test.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import safetensors.torch
@@ -25,6 +26,7 @@ UNREADABLE = 1 << 62  # bit that makes an address invalid for the CPU
 MEMORY_BYTES = 24 * 2**30  # of a common card
 # Operations that take tensors of two devices on CUDA, too.
 TRANSFERS = frozenset({"_to_copy", "copy_", "_local_scalar_dense", "lift_fresh", "_copy_from"})
+COPIES = frozenset({"_to_copy", "copy_"})
 INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
 RESIZING_FACTORIES = (
     "eye",
@@ -49,17 +51,19 @@ class SimTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> "SimTensor":
-        with torch.inference_mode(False):  # views of wrappers cannot be inference tensors
-            tensor = Tensor._make_wrapper_subclass(
-                cls,
-                host.size(),
-                strides=host.stride(),
-                storage_offset=host.storage_offset(),
-                dtype=host.dtype,
-                layout=host.layout,
-                device=torch.device(NAME, 0),
-                requires_grad=False,
-            )
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # views of wrappers cannot be inference tensors
+                return cls(host)
+        tensor = Tensor._make_wrapper_subclass(
+            cls,
+            host.size(),
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            layout=host.layout,
+            device=_device(),
+            requires_grad=False,
+        )
         tensor.host = host_of(host)
         return tensor
 
@@ -109,6 +113,11 @@ class SimTensor(Tensor):
         return f"SimTensor({self.host!r})"
 
 
+@cache
+def _device() -> torch.device:
+    return torch.device(NAME, 0)
+
+
 def host_of(tensor: Tensor) -> Tensor:
     return tensor.host if isinstance(tensor, SimTensor) else tensor
 
@@ -120,81 +129,65 @@ def is_sim(device: Any) -> bool:
 def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute an operation on the host values, and return results on the device that CUDA would
     put them on. Raises RuntimeError where CUDA would."""
-    name = operation.overloadpacket.__name__
-    tensors = [*_tensors_in((*args, *kwargs.values()))]
-    _check_devices(name, args, tensors)
-    on_host = dict(kwargs)
-    if is_sim(on_host.get("device")):
-        on_host["device"] = torch.device("cpu")
-    on_host.pop("pin_memory", None)
-    result = operation(
-        *map(_on_host, args), **{name: _on_host(value) for name, value in on_host.items()}
-    )
-    calls[name] += 1
-    return _placed(name, result, args, kwargs, tensors)
-
-
-def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors_in(value)
-
-
-def _on_host(value: Any) -> Any:
-    if isinstance(value, SimTensor):
-        return value.host
-    if isinstance(value, list | tuple):
-        return type(value)(map(_on_host, value))
-    return value
-
-
-def _check_devices(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
-    on_device = any(isinstance(tensor, SimTensor) for tensor in tensors)
-    if not on_device or name in TRANSFERS:
-        return
-    if name in INDEXING:
-        if not isinstance(args[0], SimTensor):
-            raise RuntimeError(f"Indices on {NAME}:0 for a tensor on the CPU ({name}).")
-        values = args[2:3]
-        tensors = [value for value in values if isinstance(value, Tensor)]
-    # a number as a tensor is allowed next to tensors on a GPU
-    if any(tensor.dim() and not isinstance(tensor, SimTensor) for tensor in tensors):
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{NAME}:0 and cpu! ({name})"
-        )
-
-
-def _placed(
-    name: str,
-    result: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    tensors: Sequence[Tensor],
-) -> Any:
+    name, tensors = operation.overloadpacket.__name__, list[Tensor]()
+    host_args = [_on_host(value, tensors) for value in args]
+    on_host = {key: _on_host(value, tensors) for key, value in kwargs.items()}
     sims = [tensor for tensor in tensors if isinstance(tensor, SimTensor)]
+    if len(sims) < len(tensors) and sims and name not in TRANSFERS:
+        _check_devices(name, args, tensors)
+    if on_host:
+        on_host.pop("pin_memory", None)
+        if is_sim(on_host.get("device")):
+            on_host["device"] = torch.device("cpu")
+    result = operation(*host_args, **on_host)
+    calls[name] += 1
     if name == "_local_scalar_dense":
         copies["to host"] += 1
         return result
     is_on_device = bool(sims)
     if kwargs.get("device") is not None:
         is_on_device = is_sim(kwargs["device"])
-    if name == "copy_":
+    elif name == "copy_":
         is_on_device = isinstance(args[0], SimTensor)
-    if name in ("_to_copy", "copy_") and (bool(sims) != is_on_device or len(sims) != len(tensors)):
+    if name in COPIES and (bool(sims) != is_on_device or len(sims) != len(tensors)):
         copies["to device" if is_on_device else "to host"] += 1
-    if not is_on_device:
-        return result
-    known = {id(tensor.host): tensor for tensor in sims}  # results that are arguments
+    return _wrapped(result, sims) if is_on_device else result
 
-    def wrap(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return known[id(value)] if id(value) in known else SimTensor(value)
-        return type(value)(map(wrap, value)) if isinstance(value, list | tuple) else value
 
-    return wrap(result)
+def _on_host(value: Any, tensors: list[Tensor]) -> Any:
+    """Return an argument with host values. `tensors` receives its tensors."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.host if isinstance(value, SimTensor) else value
+    if isinstance(value, list | tuple):
+        return type(value)([_on_host(item, tensors) for item in value])
+    return value
+
+
+def _wrapped(value: Any, sims: Sequence[SimTensor]) -> Any:
+    """Return a result on the device; `sims` are the arguments, which may be the result."""
+    if isinstance(value, Tensor):
+        for sim in sims:
+            if sim.host is value:
+                return sim
+        return SimTensor(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_wrapped(item, sims) for item in value])
+    return value
+
+
+def _check_devices(name: str, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
+    """Check an operation on tensors of both devices."""
+    if name in INDEXING:
+        if not isinstance(args[0], SimTensor):
+            raise RuntimeError(f"Indices on {NAME}:0 for a tensor on the CPU ({name}).")
+        tensors = [value for value in args[2:3] if isinstance(value, Tensor)]
+    # a number as a tensor is allowed next to tensors on a GPU
+    if any(tensor.dim() and not isinstance(tensor, SimTensor) for tensor in tensors):
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{NAME}:0 and cpu! ({name})"
+        )
 
 
 class SimModule(backend_registration._DummyBackendModule):

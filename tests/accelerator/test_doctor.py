@@ -1,37 +1,23 @@
-"""Whole runs of every kind on the stand-in accelerator, as `slimscope doctor --gpu` starts them."""
+"""Whole runs of the kinds that train nothing on the stand-in accelerator."""
 
-import os
 from typing import Any
 
 import pytest
 
-from backend.settings import settings
-from backend.store.session import engine_for
-from jobs.cli.doctor import methods
 from jobs.cli.doctor.methods import METHODS
-from tests.accelerator.device import install
-from tests.fork_server import elsewhere
+from tests.accelerator.test_doctor_training import TRAINING
+from tests.accelerator.trials import assert_equal_figures, trials
 
-
-def run_methods(folder: str) -> list[dict[str, Any]]:
-    """Run the methods in this process, which ends with the test."""
-    install()
-    os.environ |= {"SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_EXAMPLES": "0"}
-    settings.cache_clear()
-    engine_for.cache_clear()
-    return [vars(check) for check in methods.run_methods()]
+KINDS = [method.kind for method in METHODS if method.kind not in TRAINING]
 
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = str(tmp_path_factory.mktemp("trial"))
-    return {check["name"]: check for check in elsewhere(run_methods, folder)}
+    return trials(tmp_path_factory.mktemp("trial"), KINDS)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_ends_on_the_accelerator_with_the_figures_of_the_cpu(
-    method: methods.Method, checks: dict[str, dict[str, Any]]
+    kind: str, checks: dict[str, dict[str, Any]]
 ) -> None:
-    check = checks[method.title]
-    assert check["ok"], check["text"]
-    assert "deviates by" in check["text"]
+    assert_equal_figures(checks[kind])

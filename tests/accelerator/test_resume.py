@@ -1,6 +1,5 @@
 """Runs that begin on one device and end on another."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,15 @@ import torch
 
 from backend.queue.service import resume
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for
 from backend.store.states import State
 from jobs.cli.doctor import methods
 from jobs.cli.doctor.methods import InProcessEngine
 from jobs.runtime.context import JobContext
 from jobs.runtime.main import execute
 from jobs.submit import submit
-from tests.accelerator.device import install
+from tests.accelerator.trials import begin
 from tests.fork_server import elsewhere
 from tests.queue.conftest import HOST
 
@@ -51,10 +48,7 @@ ORDERS = {"from the CPU": ("cpu", "sim:0"), "to the CPU": ("sim:0", "cpu")}
 
 def interrupted_runs(folder: str) -> dict[tuple[str, str], tuple[Any, ...]]:
     """Return the results of `run_on` by kind and order. One of the runs runs out of memory."""
-    install()
-    os.environ |= {"SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_EXAMPLES": "0"}
-    settings.cache_clear()
-    engine_for.cache_clear()
+    begin(folder)
     upgrade()
     loop = SupervisorLoop(InProcessEngine(1))
     endings = {("dlqat", "to the CPU"): exhaust_memory}

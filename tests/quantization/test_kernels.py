@@ -92,8 +92,8 @@ def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_figures_of_snapshots(columns: int, size: int, grid_type: str, in_pytorch) -> None:
     layer = layer_of(columns, size, grid_type, 4, grid_type != "offset")
-    changed, counts, error, inside = layer.figures(slice(0, ROWS))
-    expected = in_pytorch(lambda: layer.figures(slice(0, ROWS)))
+    changed, counts, error, inside = layer.figures(layer.dense, slice(0, ROWS))
+    expected = in_pytorch(lambda: layer.figures(layer.dense, slice(0, ROWS)))
     assert changed == expected[0] > 0 and torch.equal(inside, expected[2 + 1])
     assert torch.equal(counts, expected[1]) and counts.sum() == ROWS * columns
     assert torch.allclose(error, expected[2], rtol=1e-5)
@@ -108,7 +108,9 @@ def test_nan_stays_nan() -> None:
         layer.panel(slice(0, ROWS), G.dtype).backward(G, dm, None)
         assert not torch.isfinite(G[:, 1:]).all() and not torch.isfinite(dm).all()
     layer.B.data[0] = torch.nan
-    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # no code lies outside the counts
+    changed, counts, _, _ = layer.figures(
+        layer.dense, slice(0, ROWS)
+    )  # no code lies outside the counts
     assert counts.sum() == ROWS * 96 and changed >= 96
 
 

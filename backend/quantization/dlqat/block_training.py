@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
+from backend.models.block_offload import resident
 from backend.models.blocks import LinearWeight, all_finite
 from backend.quantization.bases import PLAIN
 from backend.quantization.config import BLOCK_EPOCHS, STAGE_LABELS, DLQATStage
@@ -52,7 +53,7 @@ class BlockTraining(RunPass):
         super().open()
         self.teacher = self.stream.hidden
 
-    def solve(self, block: int) -> None:
+    def solve_block(self, block: int) -> None:
         run, linears = self.run, self.run.of_block(block)
         targets = self.forward(block, self.teacher)
         starts = {module: self.start(linear) for module, linear in linears.items()}
@@ -88,7 +89,7 @@ class BlockTraining(RunPass):
         for linear in run.of_block(block).values():
             W, grid, _ = run.store.start(self.name, linear)
             rounded[linear.name] = grid.nearest(W)
-        with run.with_weights(rounded):
+        with resident(run.model, block), run.with_weights(rounded):
             super().replay(block)
 
 

@@ -178,22 +178,22 @@ class DLQATLinear(nn.Module):
         self.base, self.grid, self.start = base, grid, start
         self.keep_zeros = keep_zeros
         rank = rank if trains[0] else 0
-        self.factor = update_factor(self._weight, alpha, rank)
+        self.factor = update_factor(self.dense, alpha, rank)
         A, B = new_factors(self.shape, rank, grid.scale.device, generator)
         self.A = nn.Parameter(A, requires_grad=trains[0])
         self.B = nn.Parameter(B, requires_grad=trains[0])
         self.m = nn.Parameter(torch.ones_like(grid.scale), requires_grad=trains[1])
 
     @property
-    def _weight(self) -> Tensor:
-        """Dense weight, viewed as [out, in]."""
+    def dense(self) -> Tensor:
+        """Dense weight, viewed as [out, in]; a placeholder if it is not in memory."""
         weight = self.base.weight.detach()
         return weight.T if isinstance(self.base, Conv1D) else weight
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (out, in) of the weight."""
-        rows, columns = self._weight.shape
+        rows, columns = self.dense.shape
         return rows, columns
 
     def parts(self, dtype: torch.dtype | None = None) -> list[slice]:
@@ -214,19 +214,20 @@ class DLQATLinear(nn.Module):
             dtype: dtype of What and its gradient.
             rank: use only the first columns of B and rows of A; None for all.
         """
-        dense = self._weight[rows] if self.keep_zeros else None
+        dense = self.dense[rows] if self.keep_zeros else None
         A, B, m = self.A.detach()[:rank], self.B.detach()[rows, :rank], self.m.detach()[rows]
         scale, zero, top = self.grid.scale[rows], self.grid.zero[rows], self.grid.top
         panel_class = RoundedRows if self._is_native(dtype) else _RowPanel
-        return panel_class(self._start[rows], dense, A, B, scale, zero, m, top, self.factor)
+        return panel_class(self.initial[rows], dense, A, B, scale, zero, m, top, self.factor)
 
     @property
-    def _start(self) -> Tensor:
-        return self._weight if self.start is None else self.start
+    def initial(self) -> Tensor:
+        """W0 [out, in]."""
+        return self.dense if self.start is None else self.start
 
     def _is_native(self, dtype: torch.dtype) -> bool:
-        grid = (self.grid.scale, self.grid.zero)
-        return dtype in HALF and usable(self._start, self._weight, self.A, self.B, *grid, self.m)
+        tensors = (self.initial, self.A, self.B, self.grid.scale, self.grid.zero, self.m)
+        return dtype in HALF and usable(*tensors, *[self.dense] * self.keep_zeros)
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -244,20 +245,17 @@ class DLQATLinear(nn.Module):
         for rows in self.parts():
             yield rows, *self.panel(rows).levels()
 
-    def dense(self, rows: slice) -> Tensor:
-        """Return rows of the dense weight."""
-        return self._weight[rows]
-
     def codes_at(self, level: Tensor, rows: slice) -> Tensor:
         """Return the codes, float32 [rows, in], of levels q - z [rows, groups, size]."""
         codes = (level + self.grid.zero[rows].unsqueeze(-1)).round_()
         return codes.clamp_(0, self.grid.top).view(len(level), -1)
 
     @torch.no_grad()
-    def figures(self, rows: slice) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Return the statistics of `RoundedRows.snapshot_statistics` for some rows."""
-        panel, dense = self.panel(rows), self.dense(rows)
-        if isinstance(panel, RoundedRows):
+    def figures(self, reference: Tensor, rows: slice) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Return the statistics of `RoundedRows.snapshot_statistics` for some rows, with errors
+        relative to the weights `reference` [out, in]."""
+        panel, dense = self.panel(rows), reference[rows]
+        if isinstance(panel, RoundedRows) and usable(dense):
             return panel.snapshot_statistics(dense)
         level, inside = panel.levels()
         changed = int((level != self.panel(rows, rank=0).levels()[0]).sum())

@@ -11,6 +11,7 @@ inputs of the next block. Within a block, layers see the inputs from the dense l
 quantizer is sequential, from the quantized layers before them. Layers may be rounded in another
 basis (`backend.quantization.bases`)."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel, collect_inputs
 from backend.linalg.gram import search_damping
 from backend.models.block_forward import HiddenStates, balanced_batch_size, open_stream, run_block
+from backend.models.block_offload import resident
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, DLQATStage
@@ -55,6 +57,14 @@ class RunPass(BlockWalk):
         run = self.run
         batch = balanced_batch_size(run.model, len(self.calibration), self.batch)
         self.stream = open_stream(run.model, self.calibration, batch, run.dtype)
+
+    def solve(self, block: int) -> None:
+        with resident(self.run.model, block):
+            self.solve_block(block)
+
+    @abstractmethod
+    def solve_block(self, block: int) -> None:
+        """See `solve`; the block is in memory."""
 
     def replay(self, block: int) -> None:
         self.stream.advance(self.forward(block, self.stream.hidden))
@@ -101,7 +111,7 @@ class RunPass(BlockWalk):
 class EnergyPass(RunPass):
     """Stores the mean square of every input [in] of the dense model, by module."""
 
-    def solve(self, block: int) -> None:
+    def solve_block(self, block: int) -> None:
         linears = self.run.of_block(block)
         inputs, hidden = self.collect_inputs(block, StatisticsLevel.ENERGY, linears)
         self.stream.advance(hidden)
@@ -141,7 +151,7 @@ class QuantizerPass(RunPass):
         super().__init__(run, name, STAGE_LABELS[method], reporter)
         self.quantizer, self.weight = QUANTIZERS[method], weight
 
-    def solve(self, block: int) -> None:
+    def solve_block(self, block: int) -> None:
         run, remaining, starts = self.run, self.run.of_block(block), Starts()
         weights = {module: self.weight(linear) for module, linear in remaining.items()}
         names = {module: linear.name for module, linear in remaining.items()}
@@ -199,7 +209,7 @@ class QuantizerPass(RunPass):
 
     def _advance(self, block: int, rounded: Mapping[str, Tensor]) -> None:
         """Move the hidden states past `block` with its `rounded` weights, by full name."""
-        with self.run.with_weights(rounded):
+        with resident(self.run.model, block), self.run.with_weights(rounded):
             super().replay(block)
 
 
@@ -251,18 +261,23 @@ def _merged_lora(run: DLQATRun, linear: LinearWeight) -> Tensor:
     return W.mul_(linear.read() != 0) if run.plan.settings(linear.name).keep_zeros else W
 
 
-def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, QuantizedWeight]:
-    """Quantize all layers with a quantizer that needs no inputs. Return them by full name."""
-    layers, quantizer = dict[str, QuantizedWeight](), QUANTIZERS[method]
+def _rounded(
+    run: DLQATRun, method: str, reporter: Reporter
+) -> Iterator[dict[str, QuantizedWeight]]:
+    """Quantize the layers of each block with a quantizer that needs no inputs. Yield them by full
+    name."""
+    quantizer, done = QUANTIZERS[method], 0
     for index, block in enumerate(decoder_blocks(run.model)):
-        linears = run.of_block(index)
-        weights = {module: linear.read() for module, linear in linears.items()}
+        linears, layers = run.of_block(index), dict[str, QuantizedWeight]()
         settings = run.settings(linears)
-        bases = quantizer.bases(BlockLayers(block, weights, {}, settings))
+        with resident(run.model, index):
+            weights = {module: linear.read() for module, linear in linears.items()}
+            bases = quantizer.bases(BlockLayers(block, weights, {}, settings))
         for module, linear in linears.items():
             stop_if_asked(reporter)
-            reporter.progress(len(layers), len(run.linears), "Rounding")
+            reporter.progress(done + len(layers), len(run.linears), "Rounding")
             W, basis = bases[module].into(weights[module]), bases[module]
             V, grid = quantizer.quantize(W, InputStatistics(), settings[module], DAMPING)
             layers[linear.name] = run.quantize(linear.name, (V, grid, basis))
-    return layers
+        done += len(layers)
+        yield layers

@@ -21,7 +21,8 @@ Usage:
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
+from backend.models.block_offload import all_resident, change_parameters, resident
 from backend.models.blocks import (
     LinearWeight,
     all_finite,
@@ -57,7 +59,7 @@ from backend.quantization.dlqat.trainer import (
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range
-from backend.reporter import REPLAY, Reporter, stop_if_asked
+from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked
 from backend.training.stage_store import block_name
 
 
@@ -195,7 +197,8 @@ class DLQAT:
             quantize_stage(run, stage, reporter)
             return
         if stage == DLQATStage.LORA:
-            train_lora(run, reporter)
+            with all_resident(run.model):
+                train_lora(run, reporter)
             return
         self._train(stage, reporter)
 
@@ -208,7 +211,7 @@ class DLQAT:
             for part, parameter in layer.named_parameters(recurse=False)
             if parameter.requires_grad
         }
-        snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
+        snapshots = TrainingSnapshots(stage, layers, run, reporter)
 
         def judge() -> list[float]:
             return self._heldout_losses_of(stage, layers, reporter)
@@ -216,11 +219,16 @@ class DLQAT:
         # before training the layers equal the stage they start from
         source = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
         before = self.heldout_losses(source, reporter) if source in self.stages else judge()
-        with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-            distills = stage == DLQATStage.DLQAT_KD
-            loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
+        distills = stage == DLQATStage.DLQAT_KD
+        loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
+        dense = [] if config.needs_dense(stage) else [f"{name}.weight" for name in layers]
+        with (
+            all_resident(run.model, without=dense),
+            swap_modules(run.model, layers),
+            trainable(run.model, config.checkpointing, reporter),
+        ):
             train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
-        run.store.save_stage(stage, {name: run.converted(name, x) for name, x in layers.items()})
+            run.save_stage(stage, lambda x: run.converted(x.name, layers[x.name]))
 
     def _heldout_losses_of(
         self,
@@ -231,9 +239,11 @@ class DLQAT:
         """Return the held-out losses of a stage in training, with the weights of the converted
         `layers`. The model may contain these. Their codes are not kept, which saves memory."""
         run, bases = self.run, {name: layer.base for name, layer in layers.items()}
-        converted = ((name, run.converted(name, layer)) for name, layer in layers.items())
-        weights = {name: run.in_pass_precision(run.saved(layer)) for name, layer in converted}
-        with swap_modules(run.model, bases), run.with_weights(weights), run.with_embeddings(stage):
+
+        def weight(x: LinearWeight) -> Tensor:
+            return run.in_pass_precision(run.saved(run.converted(x.name, layers[x.name])))
+
+        with swap_modules(run.model, bases), run.at_stage(stage, weight):
             self._losses[stage] = run.heldout_losses(reporter)
         return self._losses[stage]
 
@@ -242,21 +252,23 @@ class DLQAT:
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
         pass_name = DLQATStage.BLOCKS if config.start == "block-wise" else DLQATStage.GPTQ
-        for number, (name, linear) in enumerate(run.linears.items(), 1):
-            stop_if_asked(reporter)
-            reporter.progress(0, 1, f"Range search, layer {number} of {len(run.linears)}")
-            start, grid = self._start(linear, pass_name)
-            # float16 moves fewer starts to another code than bfloat16
-            layers[name] = DLQATLinear(
-                linear.layer,  # type: ignore[arg-type]
-                grid,
-                None if config.start == "rounded" else run.halved(start, torch.float16),
-                rank=config.rank,
-                alpha=ALPHA,
-                trains=config.trains(stage),
-                keep_zeros=run.plan.settings(name).keep_zeros,
-                generator=generator,
-            )
+        for block, linears in groupby(run.linears.values(), lambda x: x.block):
+            reporter.progress(0, 1, at_block(block, run.blocks, "Range search"))
+            with resident(run.model, block):
+                for linear in linears:
+                    stop_if_asked(reporter)
+                    start, grid = self._start(linear, pass_name)
+                    # float16 moves fewer starts to another code than bfloat16
+                    layers[linear.name] = DLQATLinear(
+                        linear.layer,  # type: ignore[arg-type]
+                        grid,
+                        None if config.start == "rounded" else run.halved(start),
+                        rank=config.rank,
+                        alpha=ALPHA,
+                        trains=config.trains(stage),
+                        keep_zeros=run.plan.settings(linear.name).keep_zeros,
+                        generator=generator,
+                    )
         return layers
 
     def _start(self, linear: LinearWeight, name: str = DLQATStage.GPTQ) -> tuple[Tensor, QuantGrid]:
@@ -273,20 +285,15 @@ class DLQAT:
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Return the quantized layers of a finished stage by full name, including the embedding and
         the head if they are quantized."""
-        layers = {name: self.run.store.quantized(stage, name) for name in self.run.linears}
+        layers = {name: self.run.store.quantized(stage, x) for name, x in self.run.linears.items()}
         return {**self.run.embeddings, **layers}
 
-    @contextmanager
     def installed(
         self, stage: str, change: Callable[[Tensor], Tensor] = lambda W: W
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Temporarily give the model the weights of a finished stage, after applying `change` to
         each."""
-        linears = self.run.linears.items()
-        run = self.run
-        weights = {n: run.halved(change(run.weight(stage, x)), run.model.dtype) for n, x in linears}
-        with self.run.with_weights(weights), self.run.with_embeddings(stage):
-            yield
+        return self.run.at_stage(stage, lambda x: change(self.run.weight(stage, x)))
 
     @torch.no_grad()
     def audit(self, reporter: Reporter) -> dict[str, float]:
@@ -323,16 +330,18 @@ def _round_unquantized(run: DLQATRun) -> None:
         ConfigError: a value overflows that precision.
     """
     dtype = run.dense or run.scale_dtype
-    quantized = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
-    for name, parameter in run.model.named_parameters():
-        if id(parameter) in quantized:
-            continue
-        rounded = parameter.data.to(dtype)
-        if not all_finite(rounded):
+    quantized = {f"{name}.weight" for name in run.linears}
+
+    def rounded(name: str, values: Tensor) -> Tensor:
+        if name in quantized:
+            return values
+        if not all_finite(values.to(dtype)):
             raise ConfigError(
                 f"{name} overflows {str(dtype).removeprefix('torch.')}.",
-                f"Its largest value is {parameter.abs().max().item():.3g}.",
+                f"Its largest value is {values.abs().max().item():.3g}.",
                 "Choose bfloat16 or float32 as the saved precision.",
                 field="saved_precision",
             )
-        parameter.data.copy_(rounded)
+        return values.to(dtype).to(values.dtype)
+
+    change_parameters(run.model, rounded)

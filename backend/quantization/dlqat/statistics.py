@@ -20,8 +20,9 @@ dense model for all stages, and the statistics of its weights. A few thousand to
 SmolLM2-135M at 3 bits, 4,096 tokens give the mean error over all layers within 1 % of 32,768
 tokens, and single layers within 3 % (standard deviation)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from statistics import fmean
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
 from backend.metric_key import MetricKey
-from backend.models.blocks import LinearWeight
+from backend.models.block_offload import resident
+from backend.models.blocks import LinearWeight, swap_modules
 from backend.models.families.stored import EXPERT
 from backend.models.threads import parallel_map, statistics_executor
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
@@ -59,19 +61,18 @@ def code_usage(layer: QuantizedWeight) -> Tensor:
 
 
 class TrainingSnapshots:
-    """Reports curves and profiles of the layers, by full name, during a training of `steps`
-    steps."""
+    """Reports curves and profiles of the layers, by full name, during a training."""
 
     def __init__(
         self,
         stage: str,
         layers: Mapping[str, DLQATLinear],
-        linears: Mapping[str, LinearWeight],
-        steps: int,
+        run: DLQATRun,
         reporter: Reporter,
     ) -> None:
-        self._stage, self._layers, self._linears = stage, layers, linears
-        self._reporter, self._steps = reporter, steps
+        self._stage, self._layers, self._run = stage, layers, run
+        self._reporter, self._steps = reporter, run.config.steps
+        steps = self._steps
         self._snapshot_steps = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
         self._curve_interval = max(MIN_STEPS_BETWEEN, steps // CURVE_POINTS)
 
@@ -83,11 +84,13 @@ class TrainingSnapshots:
         if not has_curve and not has_profiles:
             return
         changed, measure = 0, partial(self._measure_layer, step, has_profiles)
-        for _, names in groupby(self._layers, lambda name: self._linears[name].block):
+        for index, names in groupby(self._layers, lambda name: self._run.linears[name].block):
             # large layers first, which balances the threads
             block = sorted(names, key=lambda name: -self._layers[name].m.numel())
             on_cpu = self._layers[block[0]].m.device.type == "cpu"
-            for count, profiles in parallel_map(measure, block) if on_cpu else map(measure, block):
+            with self._dense_in_memory(index) if has_profiles else nullcontext():
+                results = parallel_map(measure, block) if on_cpu else [*map(measure, block)]
+            for count, profiles in results:
                 changed += count
                 for profile in profiles:
                     self._reporter.profile(profile)
@@ -100,12 +103,23 @@ class TrainingSnapshots:
         for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
             self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
+    @contextmanager
+    def _dense_in_memory(self, block: int) -> Iterator[None]:
+        """Keep the dense weights of a block in memory, which training may not need."""
+        run = self._run
+        bases = {x.name: self._layers[x.name].base for x in run.of_block(block).values()}
+        with swap_modules(run.model, bases), resident(run.model, block):
+            yield
+
     def _measure_layer(
         self, step: int, has_profiles: bool, name: str
     ) -> tuple[int, list[TensorProfile]]:
         """Return the number of changed codes of a layer, and its profiles if `has_profiles`."""
-        layer, linear = self._layers[name], self._linears[name]
-        changed, codes, errors, inside = zip(*map(layer.figures, layer.parts()), strict=True)
+        layer, linear = self._layers[name], self._run.linears[name]
+        # errors are not needed without profiles
+        reference = layer.dense if has_profiles else layer.initial
+        figures_of = partial(layer.figures, reference)
+        changed, codes, errors, inside = zip(*map(figures_of, layer.parts()), strict=True)
         if not has_profiles:
             return sum(changed), []
         size, m = layer.shape[1] // layer.grid.groups, layer.m.detach()
@@ -139,7 +153,7 @@ def _worst_groups(layer: DLQATLinear, error: Tensor) -> Tensor:
     order = error.flatten().argsort(descending=True, stable=True)[:WORST_GROUPS]
     rows, groups = order // layer.grid.groups, order % layer.grid.groups
     shape = (len(error), layer.grid.groups, -1)
-    dense, trained = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
+    dense, trained = layer.dense.reshape(shape), layer.effective().view(shape)
     head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
     return torch.cat([head, dense[rows, groups].float(), trained[rows, groups]], 1)
 
@@ -176,7 +190,7 @@ class AuditPass(RunPass):
         self._pending: list[Future[TensorMeasurement]] = []  # measurements of the previous layer
         self._pending_block, self._pending_errors = -1, dict[str, list[float]]()
 
-    def solve(self, block: int) -> None:
+    def solve_block(self, block: int) -> None:
         run = self.run
         linears = run.of_block(block)
         inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM, linears)
@@ -228,7 +242,7 @@ class AuditPass(RunPass):
         if stage == DLQATStage.DENSE:
             energy = target.inputs.energy  # recorded once, because all stages have the same
         else:
-            W, usage = self._stage_weight(stage, linear)
+            W, usage = self._stage_weight(stage, linear, target.dense)
             stats = {RELATIVE_ERROR: target.relative_error(W), **usage}
         return reference.result().measure(
             W,
@@ -240,12 +254,14 @@ class AuditPass(RunPass):
             energy=energy,
         )
 
-    def _stage_weight(self, stage: str, linear: LinearWeight) -> tuple[Tensor, dict[str, float]]:
+    def _stage_weight(
+        self, stage: str, linear: LinearWeight, dense: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """Return the weight [out, in] of `linear` at `stage`, and statistics of its codes if it has
         codes."""
         if stage == DLQATStage.LORA:
-            return self.run.weight(stage, linear), {}
-        layer = self.run.store.quantized(stage, linear.name)
+            return self.run.merged(linear, dense), {}
+        layer = self.run.store.quantized(stage, linear)
         counts = code_usage(layer)
         usage = {"code_entropy": _entropy(counts), "codes_used": float((counts > 0).sum())}
         return self.run.saved(layer), usage

@@ -36,7 +36,7 @@ from torch.nn.functional import cross_entropy, kl_div, linear, pad
 from transformers import PreTrainedModel
 
 from backend.metric_key import MetricKey
-from backend.models.blocks import decoder_blocks, swap_modules
+from backend.models.blocks import LinearWeight, decoder_blocks, swap_modules
 from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.linear import DLQATLinear, new_factors, update_factor
 from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, stage_name
@@ -131,16 +131,17 @@ def train_stage(
     Raises:
         DivergenceError: training diverges at all rates; the first error is raised.
     """
-    initial = [p.detach().clone() for p in parameters.values()]
+    initial = [p.detach().to("cpu", copy=True) for p in parameters.values()]
     first_error = None
     for attempt in range(failed_attempts(run.store, stage), MAX_ATTEMPTS):
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), initial, strict=True):
                 parameter.copy_(value)
         trainer = StageTrainer(run, stage, parameters, loss, watch, reporter, attempt)
-        failed, result = True, "diverged"
+        failed, result, rate = True, "diverged", trainer.peak
         try:
             trainer.train()
+            del trainer  # the judge needs the memory of the optimizer
             ratio = paired_ratio(judge(), before)
             failed = ratio is not None and ratio.low > 1
             if ratio:
@@ -153,8 +154,8 @@ def train_stage(
             return
         run.store.save(_failure_name(stage, attempt), {})
         reporter.log(
-            f"{trainer.label}: training at a learning rate of {trainer.peak:g} {result}. It is "
-            f"repeated at {RETRY_RATE_FACTOR * trainer.peak:g}."
+            f"{STAGE_LABELS[stage]}: training at a learning rate of {rate:g} {result}. It is "
+            f"repeated at {RETRY_RATE_FACTOR * rate:g}."
         )
 
 
@@ -319,13 +320,13 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
         for part, parameter in layer.named_parameters(recurse=False)
     }
 
+    def merged(x: LinearWeight) -> Tensor:
+        return run.in_pass_precision(layers[x.name].merged(x.read()))
+
     def judge() -> list[float]:
         """Return the held-out losses of the merged weights, which the native decoder can read."""
-        merged = {
-            n: run.in_pass_precision(layers[n].merged(x.read())) for n, x in run.linears.items()
-        }
         bases = {n: layer.base for n, layer in layers.items()}
-        with swap_modules(run.model, bases), run.with_weights(merged):
+        with swap_modules(run.model, bases), run.at_stage(DLQATStage.LORA, merged):
             return run.heldout_losses(reporter)
 
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):

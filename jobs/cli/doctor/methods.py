@@ -82,10 +82,14 @@ METHODS = (
     Method(
         "evaluate",
         "evaluation",
-        {"context": 64, "windows": 4, "sample_tokens": 4, "dense": "toy"},
+        {"context": 64, "windows": 4, "sample_tokens": 4, "dense": "toy", "speed": False},
         {"model": "sds"},
     ),
-    Method("sensitivity profile", "profile", {"context": 64, "segments": 4}),
+    Method(
+        "sensitivity profile",
+        "profile",
+        {"context": 64, "segments": 4, "formats": "int3-g64, int4-g64, 50%, 2:4"},
+    ),
     Method("weight statistics", "statistics", {}),
 )
 
@@ -104,11 +108,11 @@ class InProcessEngine(LocalEngine):
         return [PollResult("exited", self._code) for _ in refs]
 
 
-def run_methods() -> Iterator[HealthCheck]:
+def run_methods(methods: Sequence[Method] = METHODS) -> Iterator[HealthCheck]:
     """Yield the result of each method. The data folder receives its runs."""
     upgrade()
     loop, runs = SupervisorLoop(InProcessEngine(1)), dict[tuple[str, str], Job]()
-    for method in METHODS:
+    for method in methods:
         try:
             yield compare_devices(loop, method, runs)
         except Exception as error:  # other methods may work

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from backend.evaluation.perplexity import perplexity as measure
 from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
+from backend.models.memory import DeviceMemory
 from backend.models.sources.catalog import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
@@ -165,15 +167,28 @@ def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
 
 
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    small = memory_bytes(*made())
+    host = DeviceMemory("cpu", 10**12, 10**12)
+    _, small = memory_bytes(*made(), host, "float32")
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     check_and_estimate("dlqat", SMALL)
     with refusal("batch", "Lower the batch size", error=ModelError):
         check_and_estimate("dlqat", {**SMALL, "batch": 512})
     configs = (made(checkpointing=True), made(), made(stages="dlqat, dlqat-kd"))
-    sizes = [training_bytes(config, facts) for config, _, facts in configs]
+    sizes = [training_bytes(config, facts, host) for config, _, facts in configs]
     assert sizes[0] < sizes[1] < sizes[2]  # the last has the logits of the teacher, too
+
+
+def test_a_model_that_does_not_fit_is_streamed_unless_training_needs_its_weights() -> None:
+    host = DeviceMemory("cpu", 10**12, 10**12)
+    for stages, is_streamed in (("gptq, dlqat", True), ("gptq, dlqat-kd", False)):
+        streamed, whole = memory_bytes(*made(stages=stages), host, "float32")
+        assert not streamed
+        tight = replace(host, free=sum(whole.values()))
+        streamed, needed = memory_bytes(*made(stages=stages), tight, "float32")
+        assert streamed is is_streamed
+        saved = sum(whole.values()) - sum(needed.values())
+        assert saved == 4 * inspect("toy").linear_weights * 2 // 3 * is_streamed  # all but a block
 
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
