@@ -23,7 +23,7 @@ from backend.queue.supervisor import SPARE_LEAD_S, SupervisorLoop
 from backend.store import queries
 from backend.store.states import Exit, State
 from backend.store.tables import Job
-from jobs.submit import submit
+from jobs.submit import check_and_estimate, submit
 from tests.faults.test_checkpoints import assert_same
 from tests.fork_engine import ForkedSpare, ForkEngine
 from tests.jobs.kinds import test_sds
@@ -191,7 +191,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_in_it_leaves_the_record_of_any_other(wait: Wait, loop: SupervisorLoop) -> None:
-    """The spare process is started as in production."""
+    """The spare process is started as in production; it takes the memory that was estimated."""
     config = {**test_sds.SMALL, "until": "first", "adjust_steps": 2}
     cold = submit("sds", config, HOST)
     assert wait(cold.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
@@ -200,6 +200,8 @@ def test_a_run_in_it_leaves_the_record_of_any_other(wait: Wait, loop: Supervisor
     pid = spare_pid(loop.engine)
     assert wait(warm.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert process_pid(warm) == pid != process_pid(cold)
+    _, estimate = check_and_estimate("sds", config)
+    assert 1e8 < queries.job(warm.id).peak_bytes < 1.2 * estimate.bytes
     assert_same(queries.job(cold.id), queries.job(warm.id))
     assert said_in(queries.job(cold.id)) == said_in(queries.job(warm.id))
     one, other = (queries.job(job.id).environment | {ESTIMATED_SECONDS: 0} for job in (cold, warm))
