@@ -135,7 +135,7 @@ KILLS = {  # kind -> its config, and the checkpoints at which its process is kil
     "sds": ({**test_sds.SMALL, "segments": 4, "windows": 2, "control": False}, ["second-*"]),
     "dlqat": (
         {**test_dlqat.SMALL, "steps": 24, "windows": 2, "sample_tokens": 0},
-        ["gptq-0001", "train-dlqat-0-0"],
+        [*["gptq-0001"] * ALL, "train-dlqat-0-0"],
     ),
     "amphista": (
         {**test_amphista.SMALL, "answers": 24, "heldout": 8, "answer_tokens": 16, "steps": 40},
