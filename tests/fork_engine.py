@@ -10,8 +10,10 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from backend.queue import launcher, supervisor
 from backend.queue.engines.base import LaunchRequest, Ref
@@ -20,6 +22,7 @@ from backend.store.session import reading
 from backend.store.tables import Attempt
 from jobs.runtime.main import main
 from tests.fork_server import FORKS, begin_anew
+from tests.waiting import LIMIT_S
 
 
 @dataclass
@@ -31,6 +34,26 @@ class ForkedProcess:
     def poll(self) -> int | None:
         """The exit code, once the process has ended; -9 after a SIGKILL."""
         return self.process.exitcode
+
+
+class ForkedSpare(ForkedProcess):
+    """A fork that waits for its run: as much of `subprocess.Popen` as `SpareProcess` uses."""
+
+    def __init__(self, launch: LaunchRequest) -> None:
+        reader, writer = FORKS.Pipe(duplex=False)
+        with reader, writer:
+            super().__init__(FORKS.Process(target=run_spare, args=(launch, reader)))
+            self.process.start()
+            self.stdin = os.fdopen(os.dup(writer.fileno()), "wb", buffering=0)
+        self.pid, self.kill = self.process.pid, self.process.kill
+
+    def wait(self, timeout_s: float = LIMIT_S) -> int | None:
+        self.process.join(timeout_s)
+        return self.poll()
+
+    def communicate(self) -> None:
+        self.stdin.close()
+        self.process.join()
 
 
 class ForkEngine(LocalEngine):
@@ -65,6 +88,17 @@ def run_attempt(launch: LaunchRequest) -> None:
     os.setsid()
     os.chdir(launch.folder)
     begin_anew(launch.environment, Path(launch.log), Path(launch.log))
+    sys.argv = list(launch.argv[2:])
+    sys.exit(main())
+
+
+def run_spare(launch: LaunchRequest, channel: "Connection[Any, Any]") -> None:
+    """The life of a fork that waits for its run."""
+    os.setsid()
+    os.chdir(launch.folder)
+    begin_anew(launch.environment, Path(os.devnull), Path(os.devnull))
+    sys.stdin = os.fdopen(os.dup(channel.fileno()))
+    channel.close()
     sys.argv = list(launch.argv[2:])
     sys.exit(main())
 

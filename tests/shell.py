@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
+from backend.queue import launcher
 from jobs.cli.app import main
 from tests.fork_engine import fork_all
 from tests.fork_server import FORKS, begin_anew
@@ -19,11 +20,11 @@ def slimscope(
     meanwhile: Callable[[], object] | None = None,
     forks: bool = False,
 ) -> CompletedProcess[str]:
-    """Runs `slimscope WORDS` in a forked process. What it starts itself are fresh ones.
+    """Runs `slimscope WORDS` in a forked process, which wakes no supervisor.
 
     Args:
         meanwhile: called again and again until it has ended.
-        forks: what it starts are forks, too, whose end it waits for.
+        forks: it wakes one; what it starts are forks, too, whose end it waits for.
     """
     with TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
@@ -46,5 +47,7 @@ def run(
     begin_anew(environment, stdout, stderr)
     if forks:
         fork_all()
+    else:
+        launcher.start_module = lambda *_: None
     sys.argv = ["slimscope", *words]
     main()

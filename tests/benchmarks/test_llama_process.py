@@ -33,13 +33,10 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteLlama:
     return RemoteLlama(tmp_path / "model.gguf", [1, 2], 20, 1)
 
 
-def test_it_writes_and_reads_as_in_one_process(model: RemoteLlama) -> None:
+def test_it_writes_and_reads_as_in_one_process_and_its_end_is_told(model: RemoteLlama) -> None:
     assert model.write(3, 3) == [4, 5, 6] and model.bytes == 100
     model.rewind()
     assert model.logits([0, 1]).argmax(1).tolist() == [1, 2]
     assert 0 < model.taken.wall < 20 and model.taken.cpu >= 0
-
-
-def test_its_end_is_told(model: RemoteLlama) -> None:
     with pytest.raises(SystemExit, match=f"ended with {-signal.SIGABRT}"):
         model.logits([6])

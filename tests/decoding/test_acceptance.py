@@ -33,6 +33,7 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.generate import TreeProposer
 from backend.errors import ComputeError, ConfigError
+from tests.conftest import ALL
 from tests.drafters.toys import base, built, drafter_of, toy_prompts
 from tests.refusals import refusal
 
@@ -109,8 +110,7 @@ def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(temperature=1.0),
-        Sampling(temperature=1.6, top_k=2, seed=2),
+        *[Sampling(temperature=1.0), Sampling(temperature=1.6, top_k=2, seed=2)] * ALL,
         Sampling(temperature=2.0, top_p=0.8, seed=3),
         Sampling(temperature=1.0, repetition_penalty=1.8, seed=4),
     ],

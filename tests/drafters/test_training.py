@@ -39,6 +39,7 @@ from backend.drafters.training.trainer import (
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.models.loading import load
 from backend.reporter import SilentReporter
+from tests.conftest import ALL
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
 from tests.refusals import refusal
 from tests.toy_layers import Recorder
@@ -304,12 +305,13 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
 def test_amphista_accepts_more_than_medusa(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After equal steps, over three seeds, by more than two standard errors of the difference."""
+    """After equal steps, on average of the seeds; with `make test-all` over three, by more than two
+    standard errors of the difference."""
     monkeypatch.setattr(
         "backend.drafters.training.trainer.MAX_EVALUATIONS", 1
     )  # evaluations take most of the time
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
-        for seed in range(3)
+        for seed in range(3 if ALL else 1)
     ]
-    assert mean(gains) > 2 * stdev(gains) / 3**0.5 > 0
+    assert mean(gains) > (2 * stdev(gains) / 3**0.5 if ALL else 0)

@@ -176,7 +176,7 @@ def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> N
 
 LITTLE = {
     "sds": {**test_sds.SMALL, "until": "first", "control": False},
-    "dlqat": {**test_dlqat.SMALL, "steps": 2, "sample_tokens": 0},
+    "dlqat": {**test_dlqat.SMALL, "windows": 2, "stages": "gptq", "sample_tokens": 0},
 }
 
 

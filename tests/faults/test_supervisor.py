@@ -195,6 +195,7 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
 
     monkeypatch.setattr(supervisor, "shrink_log", late)
     monkeypatch.setattr(supervisor, "SHRINK_LOG_S", 10**9)
+    monkeypatch.setattr(supervisor, "engine_of", lambda here: ForkEngine(here.slots))
     given(IDLE_EXIT="0.1")
     supervisor.main()
     assert queries.job(jobs[0]).state == State.SUCCEEDED

@@ -9,16 +9,17 @@ import pytest
 from transformers import PreTrainedModel
 
 from backend.errors import SlimscopeError
+from tests.conftest import ALL
 from tests.invariance.outcomes import METHODS, Outcome
 from tests.invariance.trained_models import SHAPES, texts, trained
 
 STEPS, TEXT = 60, (24, 32, 11)  # of training; rows, length and seed of the text for the methods
 SLACK = 0.02  # nats per token: models so small and texts so short are noisy
 BATCHES = 0.3  # the same for the loss of other batches, by which a drafter is judged
-ASKED = ("alps", "sds", "reconstruction", "gptq", "awq", "dlqat", "block-wise", "amphista")
-TAKEN = [*SHAPES][1::3]
-# ALPS sees one matrix, and nothing of the shape of a model.
-CELLS = [each for each in product(TAKEN, ASKED) if each[1] != "alps" or each[0] == TAKEN[0]]
+ASKED = ("awq", "sds", "reconstruction", "amphista", "gptq", "dlqat", "alps", "block-wise")
+# Of three shapes and eight methods every third pair: each method once, on LLaMA what needs it.
+PAIRS = [*product(("llama, tied", "gemma2 (caps, windows)", "mixtral (experts)"), ASKED)][::3]
+CELLS = [*product(SHAPES, ASKED)] if ALL else PAIRS
 START = {  # what a method has to improve on
     "alps": "magnitude",
     **dict.fromkeys(("awq", "gptq"), "rtn"),

@@ -244,7 +244,8 @@ def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache on an idle machine, which is measured at once."""
     given(CACHE_DIR=str(queue / "cache"))
     monkeypatch.setattr(probe.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr(probe, "MEASUREMENT_S", 0.0)
+    for name, value in (("MEASUREMENT_S", 0.0), ("COPIED_BYTES", 2**16), ("WRITTEN_BYTES", 2**16)):
+        monkeypatch.setattr(probe, name, value)
     return queue / "cache"
 
 

@@ -219,7 +219,8 @@ def test_the_same_comes_out_until_the_text_changes(
     given(TEXT_DIR=str(tmp_path))
     text = tmp_path / "own.txt"
     text.write_text("\n\n".join(stories(5, 400)))
-    values = {**SMALL, "calibration_text": "file:own.txt", "control": False}
+    few = {"windows": 2, "adjust_steps": 2, "redense_steps": 2, "control": False}
+    values = {**SMALL, **few, "calibration_text": "file:own.txt"}
     first = succeeded(wait, "sds", values)
 
     monkeypatch.delenv("SLIMSCOPE_TEXT_DIR")  # the settings are frozen with the run

@@ -1,4 +1,5 @@
-"""The kernels of each instruction set, in hardware or emulated, beside a slow oracle."""
+"""The kernels of three instruction sets beside a slow oracle; with `make test-all` of each, in
+hardware or emulated."""
 
 import shutil
 import subprocess
@@ -17,14 +18,15 @@ from backend.linalg import gram
 from backend.pruning import redense
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear
+from tests.conftest import ALL
 from tests.decoding.native.test_decoder import SIZES, built, distance, tokens
-from tests.kernels.sets import NAMES, in_hardware, kernel_set, tiles_in_use
+from tests.kernels.sets import NAMES, VARIANTS, in_hardware, kernel_set, tiles_in_use
 
 INPUTS, OUTPUTS = 192, 80
 ROWS = (1, 2, 3, 5, 8, 13, 37)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES if ALL else VARIANTS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     found = kernel_set(request.param)
     yield found

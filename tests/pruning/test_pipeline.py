@@ -22,13 +22,14 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
 from backend.pruning.stage_store import install
 from backend.pruning.weight_adjustment import adjust
+from tests.conftest import ALL
 from tests.pruning.stages import prune
 from tests.toy_layers import Recorder
 
 BLOCKS = 3
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)  # see test_reconstruction
 MADE = [stage for stage in SDSStage if stage not in RECONSTRUCTED]
-RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", "sparsegpt 50%"]
+RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", *["sparsegpt 50%"] * ALL]
 
 
 def config(**fields: object) -> SDSConfig:
@@ -124,7 +125,11 @@ class WholeModel:
 
 @pytest.mark.parametrize(
     ("base", "pattern", "batch", "least"),
-    [("wanda", "2:4", 24, 1.0), ("sparsegpt", "50%", 24, 1.0), ("sparsegpt", "50%", 5, 0.99)],
+    [
+        ("wanda", "2:4", 24, 1.0),
+        *[("sparsegpt", "50%", 24, 1.0)] * ALL,
+        ("sparsegpt", "50%", 5, 0.99),
+    ],
 )
 def test_stages_equal_those_of_a_plain_implementation(
     base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path

@@ -13,6 +13,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ConfigError
 from backend.models.loading import load, weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
+from tests.conftest import ALL
 from tests.pruning.stages import prune, stage_hashes
 from tests.toy_layers import Recorder
 
@@ -55,11 +56,11 @@ def uninterrupted(_toy, tmp_path_factory) -> Callable[[str], Outcome]:
 @pytest.mark.parametrize(
     ("name", "counts", "streamed"),
     [
-        *(("float32", (count,), False) for count in (0, 2, 3, 5)),
+        *(("float32", (count,), False) for count in ((0, 2, 3, 5) if ALL else (2,))),
         ("float32", (1, 3, 5), True),
-        ("bfloat16", (4,), False),
+        *[("bfloat16", (4,), False)] * ALL,
         ("owl", (1, 3, 4), False),  # during the outlier pass, after it, and in the first pass
-        ("blocks", (7, 11), False),  # in either pass of reconstruction
+        *[("blocks", (7, 11), False)] * ALL,  # in either pass of reconstruction
         ("blocks on disk", (7, 11), False),
     ],
 )
@@ -83,7 +84,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert (hashes, result.kept, metrics) == uninterrupted(name)
 
 
-@pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])
+@pytest.mark.parametrize("damaged", ["first-0000", "second-0002"])
 def test_a_damaged_block_is_computed_again(
     damaged: str, toy, ids, tmp_path: Path, uninterrupted
 ) -> None:

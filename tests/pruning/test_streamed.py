@@ -101,7 +101,7 @@ def test_a_streamed_run_is_equal_bit_for_bit(
 def test_parallel_batches_give_the_same_result(
     make: Make, calibration: Tensor, tmp_path: Path
 ) -> None:
-    ids, options = calibration[:8], config(batch=8, base="sparsegpt")
+    ids, options = calibration[:8], config(batch=8, base="sparsegpt", until="first")
     in_memory = outcome(make("toy", False), ids, options, tmp_path / "whole")
     assert outcome(make("toy", True), ids, options, tmp_path / "streamed") == in_memory
 

@@ -14,10 +14,11 @@ from sqlalchemy import delete
 
 from backend.errors import ConflictError
 from backend.models.memory import is_out_of_memory
-from backend.queue import scheduling, service
+from backend.queue import launcher, scheduling, service
 from backend.queue.artifacts import TAIL_BYTES, log_file, read_log
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest
+from backend.queue.engines.local import LocalEngine
 from backend.queue.lifecycle import end_attempt, verdict
 from backend.queue.service import enqueue
 from backend.queue.supervisor import SupervisorLoop
@@ -28,7 +29,7 @@ from backend.store.tables import Attempt, Event, Job
 from jobs.runtime.progress import limit_memory
 from tests.conftest import Given
 from tests.fork_server import FORKS
-from tests.queue.conftest import HOST, Wait, change, process_of, running
+from tests.queue.conftest import HOST, change, process_of
 from tests.queue.scripted_engine import ScriptedEngine
 from ui.runs.queue_eta import start_times
 
@@ -175,11 +176,11 @@ def test_a_cluster_has_no_place_beside_the_slots(queue: Path) -> None:
     assert started(*jobs) == [True, False]
 
 
-@pytest.mark.fresh_process
-def test_it_stands_back_for_others(wait: Wait, loop: SupervisorLoop) -> None:
-    long, quick = added(LONG), added(QUICK)
-    for job in (long, quick):
-        wait(job, when=running(job))
+def test_it_stands_back_for_others(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = (sys.executable, "-c", "import signal; signal.pause()")
+    monkeypatch.setattr(launcher, "RUN", idle)
+    loop, long, quick = SupervisorLoop(LocalEngine(1)), added(LONG), added(QUICK)
+    loop.turn()
     ordinary = psutil.Process().nice()
     assert [process_of(job).nice() for job in (long, quick)] == [ordinary, min(19, ordinary + 10)]
 

@@ -57,7 +57,6 @@ def test_one_slot_runs_one_job_in_order(wait: Wait, loop: SupervisorLoop) -> Non
     assert ends == sorted(ends)
 
 
-@pytest.mark.fresh_process
 def test_settings_travel_with_the_job(
     queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:

@@ -24,7 +24,7 @@ from ui import app as pages
 
 @pytest.fixture(autouse=True)
 def _loose(given: Given) -> Iterator[None]:
-    given(PORT="0")
+    given(PORT="0", EXAMPLES="false")
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -60,6 +60,7 @@ def test_a_folder_that_is_new_is_private_from_the_start(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_HOST_TOKEN", "a-token-for-the-tests")
+    monkeypatch.setattr("jobs.cli.server.CHECKS", [])
     monkeypatch.setattr(sys, "argv", ["slimscope", "doctor"])
     with pytest.raises(SystemExit, match=r"[01]"):
         main()

@@ -1,7 +1,7 @@
 """The tests of the native decoder and of other C++ once more, with the address and the
 undefined-behavior sanitizer in it: they end the process at the first byte that is read or written
 elsewhere. And the decoder without Python: on NEON, in an emulator, and under the sanitizer of
-threads."""
+threads. All with `make test-all`."""
 
 import os
 import shutil
@@ -13,12 +13,13 @@ import pytest
 
 from backend.compiler import CompilerError, _compiler
 from backend.kernels.library import SOURCES
+from tests.conftest import ALL
 from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
-MANY = bool(os.environ.get("SLIMSCOPE_TEST_ALL"))
+pytestmark = pytest.mark.skipif(not ALL, reason="sanitizers: make test-all")
 OTHERS = ("quantization/test_kernels.py", "linalg/test_gram.py", "pruning/test_descent.py")
-HERE = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
+HERE = ("test_ranges.py", "test_drafter.py", "test_decoder.py")
 FILES = (*HERE, *(f"../../{name}" for name in OTHERS))
 REPORTS = "SLIMSCOPE_TEST_REPORTS"  # the folder of what they find
 REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds

@@ -17,6 +17,7 @@ from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.serving.speculation import SequenceDrafter, Speculation
 from backend.drafters.generate import TreeProposer
+from tests.conftest import ALL
 from tests.decoding.native.test_decoder import FAMILIES, built, tokens
 from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
 from tests.drafters.toys import drafter_of
@@ -50,7 +51,7 @@ class SecondBranchProposer:
 
 
 @pytest.mark.parametrize("name", ["toy", *MODELS])
-@pytest.mark.parametrize("count", [1, 2, 7, 32])
+@pytest.mark.parametrize("count", [1, 2, 7, 32] if ALL else [7])
 def test_texts_do_not_depend_on_the_batch(
     opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:

@@ -214,8 +214,6 @@ def test_nothing_is_wrapped_or_cut_in_a_pipe(
     to.parent.mkdir()
     written = slimscope("backup", str(to)).stdout.splitlines()
     assert len(written) == 1 and written[0].startswith(f"{to}: ")
-    checks = slimscope("doctor").stdout.splitlines()
-    assert {line[:5] for line in checks} <= {"ok   ", "LOOK ", "     "}
 
 
 def test_looking_imports_nothing_heavy(queue: Path) -> None:

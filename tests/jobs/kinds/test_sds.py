@@ -59,7 +59,6 @@ def finished(wait: Wait, **values: object) -> Job:
     return succeeded(wait, "sds", {**SMALL, **values})
 
 
-@pytest.mark.fresh_process  # of which the memory is measured
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, pattern="2:4", base="wanda")
     run_record = record(job.run)
@@ -72,8 +71,6 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     pruned = [t for t in rows if t["stage"] in ("first", "control", "sds")]
     assert all(t["zero_share"] == 0.5 for t in pruned)
     assert run_record["environment"]["text"]["evaluation"]["corpus"] == "toystories"
-    _, estimate = check_and_estimate("sds", SMALL)
-    assert 1e8 < run_record["timings"]["peak_bytes"] < 1.2 * estimate.bytes
     kept_stage = run_record["kept_stage"]
     plain = reloaded(job.run, 8)
     assert plain["perplexity"] == pytest.approx(ppl[kept_stage], rel=1e-4)

@@ -13,6 +13,7 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import admm, alps
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.pruners.sparsegpt import BLOCK
+from tests.conftest import ALL
 
 PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
 COLUMNS = 320  # three blocks of 128 and a partial block; divisible by 4, 5 and 8
@@ -81,7 +82,7 @@ def test_wanda_equals_the_slow_reference(pattern: str, make_layer) -> None:
     assert torch.equal(actual, slow_wanda(layer.W, layer.X, Pattern.parse(pattern)))
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", PATTERNS if ALL else PATTERNS[::3])
 def test_sparsegpt_equals_the_slow_reference(pattern: str, make_layer) -> None:
     layer = make_layer(5, COLUMNS, 2000)
     parsed = Pattern.parse(pattern)

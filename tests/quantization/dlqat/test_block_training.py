@@ -47,8 +47,9 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return next(iter(hidden))
 
 
-@pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
-@pytest.mark.parametrize("begin", ["gptq", "rounded"])
+@pytest.mark.parametrize(
+    ("grid", "begin"), [("symmetric", "gptq"), ("zero-point", "gptq"), ("offset", "rounded")]
+)
 def test_block_training_gets_closer_to_the_dense_model(
     grid: str, begin: str, start, calibration: Tensor, recorder
 ) -> None:

@@ -16,15 +16,16 @@ from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest, Ref
-from backend.queue.engines.local import LocalEngine
+from backend.queue.engines.local import LocalEngine, reference
 from backend.queue.launcher import SUPERVISOR, spare_request
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.queue.supervisor import SPARE_LEAD_S, SupervisorLoop
 from backend.store import queries
 from backend.store.states import Exit, State
 from backend.store.tables import Job
-from jobs.submit import submit
+from jobs.submit import check_and_estimate, submit
 from tests.faults.test_checkpoints import assert_same
+from tests.fork_engine import ForkedSpare, ForkEngine
 from tests.jobs.kinds import test_sds
 from tests.queue.conftest import HOST, Wait, change, curve, process_of
 from tests.waiting import until
@@ -158,15 +159,49 @@ def test_who_may_not_add_a_run_wakes_nobody(queue: Path) -> None:
     assert [SUPERVISOR.is_called() for _ in range(2)] == [True, False]
 
 
-@pytest.mark.fresh_process
+class WarmEngine(ForkEngine):
+    """Has a spare process, and forks where it does not fit."""
+
+    prepare = LocalEngine.prepare
+
+    def launch(self, launch: LaunchRequest) -> Ref:
+        child = self._take_spare(launch, launch.environment)
+        if child is None:
+            return super().launch(launch)
+        self._children[child.pid] = child
+        return reference(child.pid)
+
+
+@pytest.fixture
+def loop(queue: Path) -> Iterator[SupervisorLoop]:
+    engine = WarmEngine(1)
+    yield SupervisorLoop(engine)
+    engine.prepare(None, start=False)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare processes are forks."""
+
+    def fork(spare: local.SpareProcess, launch: LaunchRequest) -> None:
+        spare._launch, spare._code = launch, local.code_state(launch.folder)
+        spare._child = ForkedSpare(launch)
+
+    monkeypatch.setattr(local.SpareProcess, "__init__", fork)
+
+
 def test_a_run_in_it_leaves_the_record_of_any_other(wait: Wait, loop: SupervisorLoop) -> None:
-    cold = submit("sds", test_sds.SMALL, HOST)
+    """The spare process is started as in production; it takes the memory that was estimated."""
+    config = {**test_sds.SMALL, "until": "first", "adjust_steps": 2}
+    cold = submit("sds", config, HOST)
     assert wait(cold.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    warm = submit("sds", test_sds.SMALL, HOST)
+    warm = submit("sds", config, HOST)
     loop.engine.prepare(spare_request(warm), start=True)
     pid = spare_pid(loop.engine)
     assert wait(warm.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert process_pid(warm) == pid != process_pid(cold)
+    _, estimate = check_and_estimate("sds", config)
+    assert 1e8 < queries.job(warm.id).peak_bytes < 1.2 * estimate.bytes
     assert_same(queries.job(cold.id), queries.job(warm.id))
     assert said_in(queries.job(cold.id)) == said_in(queries.job(warm.id))
     one, other = (queries.job(job.id).environment | {ESTIMATED_SECONDS: 0} for job in (cold, warm))
@@ -184,10 +219,9 @@ def process_pid(job: Job) -> int:
     return int(ref["pid"])
 
 
-@pytest.mark.fresh_process
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_around_its_start_the_run_is_carried_out_once(
-    wait: Wait, loop: SupervisorLoop, moment: str
+    forks: None, wait: Wait, loop: SupervisorLoop, moment: str
 ) -> None:
     job = submit("count", {"steps": 2, "pause": 0}, HOST)
     loop.engine.prepare(spare_request(job), start=True)
@@ -204,9 +238,8 @@ def test_killed_around_its_start_the_run_is_carried_out_once(
     assert curve(job.id, "count") == [0, 1]
 
 
-@pytest.mark.fresh_process
 def test_a_supervisor_that_dies_as_it_hands_over_starts_nothing_twice(
-    wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
+    forks: None, wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process it has told comes before the next supervisor, or is too late."""
     job = submit("count", {"steps": 2, "pause": 0}, HOST)
@@ -222,7 +255,7 @@ def test_a_supervisor_that_dies_as_it_hands_over_starts_nothing_twice(
         patch.setattr(loop.engine, "launch", power_cut)
         loop.turn()
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
-    assert told.wait(60) in (Exit.DONE, Exit.FENCED)
+    assert told.wait() in (Exit.DONE, Exit.FENCED)
     assert [a.outcome for a in queries.attempts(job.id)].count("succeeded") == 1
     assert curve(job.id, "attempt") in ([1, 1], [2, 2])
 
@@ -230,5 +263,7 @@ def test_a_supervisor_that_dies_as_it_hands_over_starts_nothing_twice(
 @pytest.mark.parametrize("line", [b"", b'{"arguments": ["--attem'])
 def test_at_the_end_of_its_input_it_leaves_quietly(queue: Path, line: bytes) -> None:
     """As when its supervisor dies, be it in the middle of what it says."""
-    child = local.SpareProcess(spare_request(None))._child
-    assert child.communicate(line)[0] is None and child.returncode == Exit.DONE
+    child = ForkedSpare(spare_request(None))
+    with child.stdin as channel:
+        channel.write(line)
+    assert child.wait() == Exit.DONE
