@@ -23,6 +23,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
+from backend import limited
 from backend.queue import service
 from backend.queue.launcher import SERVING
 from backend.settings import Settings, settings
@@ -31,6 +32,7 @@ from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import fork_server, postgres
 from tests.flushing import flush_nothing
+from tests.fork_root import FreshRoot, fork_roots
 
 ALL = os.environ.get("SLIMSCOPE_TEST_ALL") == "1"  # `make test-all`: many examples and rounds
 ATTACK = 5 if ALL else 1  # factor on the examples of tests that choose their own number
@@ -44,6 +46,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 flush_nothing()
+fork_roots()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 Given = Callable[..., None]
@@ -130,6 +133,17 @@ def tables_made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(migrate, "run_migrations", repeat)
         yield
+
+
+@pytest.fixture
+def fresh_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Limited children are forked from a fresh process, as in production."""
+    monkeypatch.setattr(limited, "_Root", FreshRoot)
+    monkeypatch.setattr(limited, "_roots", [])
+    monkeypatch.setattr("backend.models.foreign_tokenizer._bases", [])
+    yield
+    for root in limited._roots:
+        root.abandon()
 
 
 @pytest.fixture(autouse=True)
