@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -50,6 +50,12 @@ fork_roots()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 Given = Callable[..., None]
+
+
+def representatives(cases: Iterable[str], *named: str) -> list[str]:
+    """All cases in `make test-all`; otherwise the named ones, of which each stands for several."""
+    return [*cases] if ALL else [*named]
+
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")

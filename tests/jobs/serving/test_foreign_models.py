@@ -112,9 +112,7 @@ def test_other_requests_are_answered_during_an_attack(folder: Path, attack: str)
         for model in models:
             await answer(pool, model, "One day", "ada", max_tokens=1)
         prompt = SPELL * 20 + "z" * 60 + "!"
-        attacking = asyncio.ensure_future(
-            answer(pool, str(folder), prompt, "eve", max_tokens=60)
-        )
+        attacking = asyncio.ensure_future(answer(pool, str(folder), prompt, "eve", max_tokens=60))
         written = await asyncio.gather(*(answer(pool, x, "One day", x) for x in models))
         meanwhile = not attacking.done()
         assert {x["usage"]["completion_tokens"] for x in written} == {8}
