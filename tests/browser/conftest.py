@@ -39,6 +39,10 @@ from jobs.submit import submit
 from tests.browser.chromium import find
 from tests.fork_engine import ForkEngine, fork_all
 from tests.fork_server import FORKS, begin_anew
+from ui import app as pages_of_app
+from ui import frame
+from ui.frame import VERSION
+from ui.pages.new_run import page as new_run
 
 PATIENCE_MS = 20_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
@@ -139,15 +143,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
-    """The dashboard on this data folder, until the block ends; what it starts are forks."""
+def started(
+    data: Path, environment: Mapping[str, str], port: int = 0, version: str = VERSION
+) -> Iterator[Dashboard]:
+    """The dashboard on this data folder, until the block ends; what it starts are forks. Its pages
+    are those of a `version`."""
     port, log = port or free_port(), data.with_name("dashboard.log")
     own = {"PORT": str(port), "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()} | {"BROWSER": "true"}
     quick = {"IDLE_EXIT": "1", "EXAMPLES": "false"}
     usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
     with_all = {**usual, **environment, **here}
-    process = FORKS.Process(target=serve, args=(with_all, log))
+    process = FORKS.Process(target=serve, args=(with_all, log, version))
     process.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -158,9 +165,11 @@ def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterat
         process.join()
 
 
-def serve(environment: Mapping[str, str], log: Path) -> None:
+def serve(environment: Mapping[str, str], log: Path, version: str) -> None:
     """The life of the forked process."""
     os.chdir(ROOT)
+    for module in (frame, pages_of_app, new_run):
+        module.VERSION = version  # type: ignore[attr-defined]
     begin_anew(environment, log, log)
     fork_all()
     app.main()
