@@ -24,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
 from backend import limited
+from backend.kernels.library import kernels_or_none
 from backend.queue import service
 from backend.queue.launcher import SERVING
 from backend.settings import Settings, settings
@@ -231,7 +232,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
 
 @pytest.fixture
 def own_cache(data_dir: Path, tmp_path: Path, given: Given) -> Path:
-    """An empty cache folder, in which models are prepared."""
+    """An empty cache folder, in which models are prepared. The native code is that of the usual
+    one."""
+    kernels_or_none()
     given(CACHE_DIR=str(tmp_path / "cache"))
     return tmp_path / "cache"
 
