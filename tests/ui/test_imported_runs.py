@@ -28,7 +28,7 @@ from jobs.evaluation.kind import MODEL
 from jobs.imported import check_row
 from jobs.operations.runs import runs_text
 from jobs.record import record, summary
-from tests.conftest import ATTACK
+from tests.conftest import ATTACK, representatives
 from tests.queue.conftest import HOST
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import asked, job, result, store
@@ -72,6 +72,7 @@ ODD: tuple[Any, ...] = (
     "AAAA",
     "\ud800",
 )
+ONE_OF_EACH_KIND = [name for name in examples.bundled() if not name.endswith("-2")]
 KEPT_TENSORS = 3  # of a bundled run: enough for every page
 
 
@@ -171,7 +172,7 @@ def imported(bundle: Bundle, lines: list[Any], folder: Path) -> Job:
     return import_run(target, HOST, check_row)
 
 
-@pytest.mark.parametrize("name", examples.bundled())
+@pytest.mark.parametrize("name", representatives(examples.bundled(), *ONE_OF_EACH_KIND))
 def test_an_odd_file_is_refused_or_shown(
     name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:

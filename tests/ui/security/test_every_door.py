@@ -30,9 +30,8 @@ STRANGERS: dict[str, dict[str, str]] = {  # what each sends
     "a host name that cannot be": {"host": "[evil"},
 }
 SITES = [who for who, headers in STRANGERS.items() if headers.items() & HOST.items()]
-WITH_EVERY_DOOR = representatives(
-    STRANGERS, "a stranger", "a forged session", "another site, by a host's browser"
-)  # what tells the other sites apart is in `test_middleware`
+# What tells the others apart is in `test_middleware` and `test_sessions`.
+AT_EVERY_DOOR = representatives(STRANGERS, "a forged session", "another site, by a host's browser")
 RUNS = ("sds-0003", "x" * 300, "%00", "..%2f..%2fetc%2fpasswd", "%ff")
 ENDLESS = ("/gradio_api/queue/data", "/gradio_api/heartbeat")  # streams
 DEEDS = ("cancel", "delete", "edit", "archive", "vote1", "save")
@@ -66,7 +65,7 @@ def unchanged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [r.getMessage() for r in caplog.records if r.exc_info] == []
 
 
-@pytest.mark.parametrize("who", WITH_EVERY_DOOR)
+@pytest.mark.parametrize("who", AT_EVERY_DOOR)
 def test_every_route_answers_and_changes_nothing(
     who: str, unchanged: None, shared: Visit, web: App
 ) -> None:
