@@ -251,6 +251,7 @@ def the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(page: Page) 
         page.get_by_role("button", name="Download CSV").click()
     lines = Path(saved.value.path()).read_text().splitlines()
     assert len(lines) == 23 and "Loss at 50%, nats" in lines[0]
+    page.keyboard.press("Escape")
 
 
 def one_screen_shows_all_and_a_phone_is_not_wider(page: Page) -> None:
