@@ -17,7 +17,6 @@ from tests.browser.conftest import HOST, Dashboard, opened, patient, warm_tab
 from tests.waiting import until as wait_for
 
 RUNS = "#runs-queue :is(article, li)"
-RANGE = "document.querySelector('#run-curve1 .js-plotly-plot')?._fullLayout?.xaxis.range"
 
 
 @pytest.fixture
@@ -137,40 +136,7 @@ def test_a_failed_run_says_why_and_is_repeated(page: Page, queue: Dashboard) -> 
     expect(page.locator("#run-head")).to_contain_text("succeeded")
 
 
-def test_a_curve_stays_zoomed_while_it_grows_and_another_browser_shows_the_same(
-    page: Page, queue: Dashboard, other_context: BrowserContext
-) -> None:
-    run = counted(steps=900, pause=0.1)
-    until(run, State.RUNNING)
-    opened(page, f"{queue.url}/run?id={run}&tab=curves")
-    drag = page.locator("#run-curve1 .nsewdrag").first
-    drag.wait_for()
-    page.wait_for_function(f"{RANGE}?.[1] > 8")
-    box = drag.bounding_box()
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] * 0.2, middle)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
-    page.mouse.up()
-    zoomed = page.evaluate(RANGE)
-    points = "document.querySelector('#run-curve1 .js-plotly-plot').data[0].x.length"
-    before = page.evaluate(points)
-    page.wait_for_function(f"{points} > {before + 5}")  # twice drawn anew, or more
-    assert page.evaluate(RANGE) == zoomed
-    drag.dblclick()
-    page.wait_for_function(f"{RANGE}?.[1] > {zoomed[1]}")
-    with warm_tab(other_context, queue.url) as other:
-        opened(other, page.url)
-        for visitor in (page, other):
-            expect(visitor.locator("#run-head")).to_contain_text("running")
-            expect(visitor.locator("#frame-badge")).to_contain_text(run)
-            expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
-            visitor.wait_for_function(f"{RANGE}?.[1] > {queries.job(run).done / 2}")
-        bars = [v.locator("#run-head progress").get_attribute("value") for v in (page, other)]
-        assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
-
-
-def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
+def test_what_is_zoomed_and_hidden_stays_so_while_a_chart_grows(
     page: Page, queue: Dashboard
 ) -> None:
     short, long = counted(steps=4, pause=0), counted(steps=900, pause=0.05)
@@ -181,13 +147,22 @@ def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
     page.locator("#compare-lines .legendtoggle").first.click()
     hidden = f"{chart}._fullData[0].visible === 'legendonly'"
     page.wait_for_function(hidden)
-    points = f"{chart}.data[1].x.length"
+    drag = page.locator("#compare-lines .nsewdrag").first
+    x_range = f"{chart}._fullLayout.xaxis.range"
+    box = drag.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
+    page.mouse.up()
+    zoomed, points = page.evaluate(x_range), f"{chart}.data[1].x.length"
     before = page.evaluate(points)
     page.wait_for_function(f"{points} > {before + 5}")
-    assert page.evaluate(hidden)
+    assert page.evaluate(x_range) == zoomed and page.evaluate(hidden)
+    drag.dblclick()
+    page.wait_for_function(f"{x_range}[1] > {zoomed[1]}")
     page.locator("#compare-y").get_by_label("Log").check()
     card = page.locator(".card", has=page.locator("#compare-lines"))
-    expect(card.locator(".question")).to_contain_text(
-        "Not shown on a log axis: 2 values of 0 or less"
-    )
+    left_out = "Not shown on a log axis: 2 values of 0 or less"
+    expect(card.locator(".question")).to_contain_text(left_out)
     page.wait_for_function(f"{chart}._fullLayout.yaxis.type === 'log'")
