@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.queue import conversations, service
 from backend.store import queries
@@ -94,9 +94,9 @@ def hostile(workshop: Dashboard) -> Iterator[tuple[str, str]]:
 
 
 def test_hostile_text_and_hostile_sites_get_nothing(
-    browser: Browser, workshop: Dashboard, hostile: tuple[str, str]
+    warm_context: BrowserContext, workshop: Dashboard, hostile: tuple[str, str]
 ) -> None:
-    (address, run), page = hostile, browser.new_page()
+    (address, run), page = hostile, warm_context.new_page()
     hostile_text_does_not_run(page, workshop.url)
     page.goto(address)
     page.wait_for_function("document.title !== 'waiting'")
