@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +23,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
+from backend import limited
+from backend.kernels.library import kernels_or_none
 from backend.queue import service
 from backend.queue.launcher import SERVING
 from backend.settings import Settings, settings
@@ -31,6 +33,7 @@ from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import fork_server, postgres
 from tests.flushing import flush_nothing
+from tests.fork_root import FreshRoot, fork_roots
 
 ALL = os.environ.get("SLIMSCOPE_TEST_ALL") == "1"  # `make test-all`: many examples and rounds
 ATTACK = 5 if ALL else 1  # factor on the examples of tests that choose their own number
@@ -44,9 +47,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 flush_nothing()
+fork_roots()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 Given = Callable[..., None]
+
+
+def representatives(cases: Iterable[str], *named: str) -> list[str]:
+    """All cases in `make test-all`; otherwise the named ones, of which each stands for several."""
+    return [*cases] if ALL else [*named]
+
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")
@@ -132,6 +142,17 @@ def tables_made_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def fresh_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Limited children are forked from a fresh process, as in production."""
+    monkeypatch.setattr(limited, "_Root", FreshRoot)
+    monkeypatch.setattr(limited, "_roots", [])
+    monkeypatch.setattr("backend.models.foreign_tokenizer._bases", [])
+    yield
+    for root in limited._roots:
+        root.abandon()
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """A job that a test runs in this process takes as many threads as it likes; the next not."""
@@ -211,7 +232,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
 
 @pytest.fixture
 def own_cache(data_dir: Path, tmp_path: Path, given: Given) -> Path:
-    """An empty cache folder, in which models are prepared."""
+    """An empty cache folder, in which models are prepared. The native code is that of the usual
+    one."""
+    kernels_or_none()
     given(CACHE_DIR=str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -10,6 +10,7 @@ import jobs
 import ui
 from jobs.serving import server
 from tests.flushing import flush_nothing
+from tests.fork_root import fork_roots
 
 gc.disable()
 importlib.import_module("transformers.models.llama.modeling_llama")  # of the toy model
@@ -18,6 +19,7 @@ for package in (backend, jobs, ui):
         if not module.name.endswith(("__main__", ".env")) and ".migrations." not in module.name:
             importlib.import_module(module.name)
 flush_nothing()  # as in the tests themselves
+fork_roots()
 server.NICE = 0  # beside the tests of other processes, who answers would wait for a minute
 gc.freeze()  # forks that collect garbage neither look through all this nor copy its pages
 gc.enable()

@@ -37,8 +37,13 @@ from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.browser.chromium import find
+from tests.conftest import ALL
 from tests.fork_engine import ForkEngine, fork_all
 from tests.fork_server import FORKS, begin_anew
+from ui import app as pages_of_app
+from ui import frame
+from ui.frame import VERSION
+from ui.pages.new_run import page as new_run
 
 PATIENCE_MS = 20_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
@@ -52,7 +57,7 @@ document.addEventListener('securitypolicyviolation',
 """
 STARTS_S = 300
 RUNS_S = 600
-WIDTH = 4096
+WIDTH = 4096 if ALL else 1024
 EVIL = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PLUGIN = '["tests.plugins.job_kind"]'
 HOST = Actor("mira", "host")
@@ -139,15 +144,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
-    """The dashboard on this data folder, until the block ends; what it starts are forks."""
+def started(
+    data: Path, environment: Mapping[str, str], port: int = 0, version: str = VERSION
+) -> Iterator[Dashboard]:
+    """The dashboard on this data folder, until the block ends; what it starts are forks. Its pages
+    are those of a `version`."""
     port, log = port or free_port(), data.with_name("dashboard.log")
     own = {"PORT": str(port), "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()} | {"BROWSER": "true"}
     quick = {"IDLE_EXIT": "1", "EXAMPLES": "false"}
     usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
     with_all = {**usual, **environment, **here}
-    process = FORKS.Process(target=serve, args=(with_all, log))
+    process = FORKS.Process(target=serve, args=(with_all, log, version))
     process.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -158,9 +166,11 @@ def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterat
         process.join()
 
 
-def serve(environment: Mapping[str, str], log: Path) -> None:
+def serve(environment: Mapping[str, str], log: Path, version: str) -> None:
     """The life of the forked process."""
     os.chdir(ROOT)
+    for module in (frame, pages_of_app, new_run):
+        module.VERSION = version  # type: ignore[attr-defined]
     begin_anew(environment, log, log)
     fork_all()
     app.main()
@@ -300,7 +310,7 @@ def workshop(shared_workshop: Dashboard) -> Iterator[Dashboard]:
 def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """A dashboard of small runs carried out on the toy model: three of SDS (sds-0001 to sds-0003),
     one that failed (count-0004), one of DL-QAT (dlqat-0005), one benchmark (benchmark-0006). The
-    name of those that succeeded is an attack. statistics-0007 looked at a layer of 4096 x 4096
+    name of those that succeeded is an attack. statistics-0007 looked at a layer of WIDTH x WIDTH
     weights, profile-0008 at the sensitivity of each layer."""
     data = tmp_path_factory.mktemp("lab") / "data"
     here = variables(data, SLOTS="2", MODEL_DIRS=json.dumps([str(data / "models")]))
@@ -352,7 +362,7 @@ def write_a_story() -> None:
 
 
 def wide_model() -> Path:
-    """A folder with a model of one block that is as wide as those of large models."""
+    """A folder with a model of one wide block; in `make test-all` as wide as large models."""
     folder = settings().root / "models" / "wide"
     config = LlamaConfig(
         hidden_size=WIDTH,

@@ -37,7 +37,7 @@ def wait_until(run: int, *states: State, stage: str = "") -> State:
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
-    launch_on_toy(page, dashboard.url, steps=2000, name=EVIL)
+    launch_on_toy(page, dashboard.url, steps=500, name=EVIL)
     wait_until(1, State.RUNNING, stage="Weight adjustment")
     ref = queries.attempts(1)[0].engine_ref
     os.kill(ref["pid"], signal.SIGSTOP)  # else it would be over before it is looked at

@@ -16,7 +16,10 @@ def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) 
     the_command_names_all_that_a_preset_sets(visitor)
     what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(visitor)
     a_model_that_is_not_in_the_list_is_typed(visitor)
+    what_is_typed_while_the_server_is_slow_is_kept(visitor)
     visitor.get_by_label("Method").select_option("sds")
+    runs_are_added_once_and_the_button_says_so_at_once(visitor)
+    a_message_stays_until_something_is_changed(visitor)
     several_values_are_counted_and_refused_beside_their_field(visitor)
     steps_are_added_by_keyboard_and_kept_in_the_address(visitor)
 
@@ -80,36 +83,36 @@ def steps_are_added_by_keyboard_and_kept_in_the_address(page: Page) -> None:
     expect(page.locator("#new-plan svg")).to_have_count(2)
 
 
-def test_what_is_typed_while_the_server_is_slow_is_kept(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/new-run?kind=dlqat&model=toy")
+def what_is_typed_while_the_server_is_slow_is_kept(page: Page) -> None:
     waiting: list[Route] = []
-    visitor.route(
+    page.route(
         "**/slimscope/new-run",
         lambda route: route.continue_() if waiting else waiting.append(route),
     )
-    visitor.locator("#new-recipes input[value='GPTQ']").check()
-    visitor.get_by_label("Bits", exact=True).fill("5")
-    until(lambda: visitor.wait_for_timeout(20) or waiting)
+    page.locator("#new-recipes input[value='GPTQ']").check()
+    page.get_by_label("Bits", exact=True).fill("5")
+    until(lambda: page.wait_for_timeout(20) or waiting)
     waiting[0].continue_()
-    expect(visitor.locator("#new-plan")).to_contain_text("--bits 5")
-    expect(visitor.get_by_label("Bits", exact=True)).to_have_value("5")
+    expect(page.locator("#new-plan")).to_contain_text("--bits 5")
+    expect(page.get_by_label("Bits", exact=True)).to_have_value("5")
 
 
-def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: Dashboard) -> None:
+def runs_are_added_once_and_the_button_says_so_at_once(page: Page) -> None:
     """A second click waits for nothing: the button rests until the server has answered."""
-    opened(visitor, f"{lab.url}/new-run?kind=sds&model=toy&pattern=1:4")
-    button, said = visitor.locator("#new-add button"), visitor.locator("#new-said")
+    page.get_by_label("Pattern", exact=True).fill("1:4")
+    expect(page.locator("#new-plan")).to_contain_text("--pattern 1:4")
+    button, said = page.locator("#new-add button"), page.locator("#new-said")
     waiting: list[Route] = []
-    visitor.route("**/slimscope/new-run", lambda route: waiting.append(route))
+    page.route("**/slimscope/new-run", lambda route: waiting.append(route))
     before = len(queries.jobs())
     button.dblclick()
     expect(button).to_be_disabled()
     expect(button).to_have_attribute("aria-busy", "true")
     expect(said).to_have_attribute("aria-live", "polite")
     expect(said).to_contain_text("Adding to the queue")
-    until(lambda: visitor.wait_for_timeout(20) or waiting)
+    until(lambda: page.wait_for_timeout(20) or waiting)
     waiting[0].continue_()
-    visitor.unroute("**/slimscope/new-run")
+    page.unroute("**/slimscope/new-run")
     expect(said).to_contain_text("The run was added")
     expect(button).to_be_enabled()
     (job,) = queries.jobs()[: len(queries.jobs()) - before]
@@ -118,15 +121,14 @@ def test_runs_are_added_once_and_the_button_says_so_at_once(visitor: Page, lab: 
         service.cancel([job.run], HOST)
 
 
-def test_a_message_stays_until_something_is_changed(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/new-run?kind=sds&model=toy")
-    visitor.get_by_label("Pattern", exact=True).fill("4:8")
-    visitor.get_by_role("button", name="Add to queue").click()  # while that is still sent
-    said = visitor.locator("#new-said")
+def a_message_stays_until_something_is_changed(page: Page) -> None:
+    page.get_by_label("Pattern", exact=True).fill("4:8")
+    page.get_by_role("button", name="Add to queue").click()  # while that is still sent
+    said = page.locator("#new-said")
     expect(said.get_by_role("link", name="Open sds-")).to_be_visible()
-    expect(visitor.locator("#new-plan")).to_contain_text(re.compile("Already run|In the queue"))
+    expect(page.locator("#new-plan")).to_contain_text(re.compile("Already run|In the queue"))
     expect(said).to_contain_text("The run was added")
-    visitor.get_by_label("Pattern", exact=True).fill("2:4")
+    page.get_by_label("Pattern", exact=True).fill("2:4")
     expect(said).to_be_empty()
     job = queries.jobs()[0]
     assert job.config["pattern"] == "4:8"

@@ -3,33 +3,29 @@ makes a host. That no page breaks the policy or asks another host is in `test_ev
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.queue import conversations, service
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.states import State
 from jobs.submit import submit
 from tests.browser.conftest import (
     EVIL,
     HOST,
     PLUGIN,
-    ROOT,
     STARTS_S,
     VIOLATIONS,
     Dashboard,
     end_runs,
     forget_settings,
     opened,
-    wait_for,
+    started,
     warm_tab,
 )
 from tests.browser.test_playground import ask, choose
@@ -98,9 +94,9 @@ def hostile(workshop: Dashboard) -> Iterator[tuple[str, str]]:
 
 
 def test_hostile_text_and_hostile_sites_get_nothing(
-    browser: Browser, workshop: Dashboard, hostile: tuple[str, str]
+    warm_context: BrowserContext, workshop: Dashboard, hostile: tuple[str, str]
 ) -> None:
-    (address, run), page = hostile, browser.new_page()
+    (address, run), page = hostile, warm_context.new_page()
     hostile_text_does_not_run(page, workshop.url)
     page.goto(address)
     page.wait_for_function("document.title !== 'waiting'")
@@ -113,51 +109,30 @@ def test_hostile_text_and_hostile_sites_get_nothing(
 @pytest.fixture
 def shared(
     data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, list[str]]]:
-    """A dashboard other machines can reach, started as people do, and what it has printed."""
-    values = {
-        "PORT": str(port),
-        "HOST": "0.0.0.0",
-        "EXAMPLES": "false",
-        "IDLE_EXIT": "1",
-        "PLUGINS": PLUGIN,
-    }
-    for name, value in values.items():
+) -> Iterator[tuple[str, Path]]:
+    """A dashboard other machines can reach, and the file of what it has printed."""
+    for name, value in {"HOST": "0.0.0.0", "IDLE_EXIT": "1", "PLUGINS": PLUGIN}.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
-    monkeypatch.setenv("BROWSER", "true")  # opens nothing
     forget_settings()
     upgrade()
     submit("count", {"steps": 3000}, HOST)  # it is at work until the end
-    process = subprocess.Popen(
-        [sys.executable, "app.py"],
-        cwd=ROOT,
-        env=dict(os.environ),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    printed: list[str] = []
-    threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()
-    wait_for(f"http://127.0.0.1:{port}", lambda: process.poll() is None)
-    yield f"http://127.0.0.1:{port}", printed
-    process.kill()
-    process.wait()
+    with started(data_dir, os.environ, port) as shown:
+        yield shown.url, data_dir.with_name("dashboard.log")
     end_runs()
     forget_settings()
 
 
 def test_guests_ask_and_vote_and_the_printed_link_makes_a_host_and_leaves_no_trace(
-    warm_context: BrowserContext, other_context: BrowserContext, shared: tuple[str, list[str]]
+    warm_context: BrowserContext, other_context: BrowserContext, shared: tuple[str, Path]
 ) -> None:
-    url, printed = shared
+    url, log = shared
     guests_ask_and_vote(warm_context, other_context, url)
-    link = next(word for line in printed for word in line.split() if "/slimscope/host#" in word)
+    printed = log.read_text()
+    link = next(word for word in printed.split() if "/slimscope/host#" in word)
     with warm_tab(other_context, url) as page:
         the_link_makes_a_host(page, url, link)
     token = link.partition("#")[2]
-    assert sum(token in line for line in printed) == 1  # once, at the start
-    assert begun("count-0001") == State.RUNNING  # no process of it was forked
+    assert log.read_text().count(token) == 1  # once, at the start
 
 
 def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) -> None:
@@ -204,10 +179,3 @@ def the_link_makes_a_host(page: Page, url: str, link: str) -> None:
     assert page.evaluate("document.cookie") == "" and token not in page.content()
     (cookie,) = [each for each in page.context.cookies() if "-host-" in each["name"]]
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and token not in cookie["value"]
-
-
-def begun(run: str) -> State:
-    """The state of a run, as soon as a process has taken it."""
-    waiting = (State.QUEUED, State.STARTING)
-    until(lambda: queries.job(run).state not in waiting, STARTS_S)
-    return State(queries.job(run).state)

@@ -1,8 +1,8 @@
 """The queue as several people see it: order, cancelling, a failure, curves that stay as they were
-left while they grow, and what it costs that many look on."""
+left while they grow."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -16,10 +16,7 @@ from jobs.submit import submit
 from tests.browser.conftest import HOST, Dashboard, opened, patient, warm_tab
 from tests.waiting import until as wait_for
 
-REFRESHES = """() => performance.getEntriesByType('resource')
-  .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
 RUNS = "#runs-queue :is(article, li)"
-RANGE = "document.querySelector('#run-curve1 .js-plotly-plot')?._fullLayout?.xaxis.range"
 
 
 @pytest.fixture
@@ -139,45 +136,7 @@ def test_a_failed_run_says_why_and_is_repeated(page: Page, queue: Dashboard) -> 
     expect(page.locator("#run-head")).to_contain_text("succeeded")
 
 
-def test_a_curve_stays_zoomed_while_it_grows_and_two_browsers_and_a_reload_show_the_same(
-    page: Page, queue: Dashboard, warm_context: BrowserContext, other_context: BrowserContext
-) -> None:
-    run = counted(steps=900, pause=0.1)
-    until(run, State.RUNNING)
-    opened(page, f"{queue.url}/run?id={run}&tab=curves")
-    drag = page.locator("#run-curve1 .nsewdrag").first
-    drag.wait_for()
-    page.wait_for_function(f"{RANGE}?.[1] > 8")
-    box = drag.bounding_box()
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] * 0.2, middle)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
-    page.mouse.up()
-    zoomed = page.evaluate(RANGE)
-    points = "document.querySelector('#run-curve1 .js-plotly-plot').data[0].x.length"
-    before = page.evaluate(points)
-    page.wait_for_function(f"{points} > {before + 5}")  # twice drawn anew, or more
-    assert page.evaluate(RANGE) == zoomed
-    drag.dblclick()
-    page.wait_for_function(f"{RANGE}?.[1] > {zoomed[1]}")
-    page.close()  # nobody looks
-    done = queries.job(run).done
-    wait_for(lambda: queries.job(run).done > done, 30)
-    with warm_tab(warm_context, queue.url) as one, warm_tab(other_context, queue.url) as other:
-        for visitor in (one, other):
-            opened(visitor, f"{queue.url}/run?id={run}&tab=curves")
-        one.reload()
-        for visitor in (one, other):
-            expect(visitor.locator("#run-head")).to_contain_text("running")
-            expect(visitor.locator("#frame-badge")).to_contain_text(run)
-            expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
-            visitor.wait_for_function(f"{RANGE}?.[1] > {queries.job(run).done / 2}")
-        bars = [v.locator("#run-head progress").get_attribute("value") for v in (one, other)]
-        assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
-
-
-def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
+def test_what_is_zoomed_and_hidden_stays_so_while_a_chart_grows(
     page: Page, queue: Dashboard
 ) -> None:
     short, long = counted(steps=4, pause=0), counted(steps=900, pause=0.05)
@@ -188,25 +147,22 @@ def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
     page.locator("#compare-lines .legendtoggle").first.click()
     hidden = f"{chart}._fullData[0].visible === 'legendonly'"
     page.wait_for_function(hidden)
-    points = f"{chart}.data[1].x.length"
+    drag = page.locator("#compare-lines .nsewdrag").first
+    x_range = f"{chart}._fullLayout.xaxis.range"
+    box = drag.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
+    page.mouse.up()
+    zoomed, points = page.evaluate(x_range), f"{chart}.data[1].x.length"
     before = page.evaluate(points)
     page.wait_for_function(f"{points} > {before + 5}")
-    assert page.evaluate(hidden)
+    assert page.evaluate(x_range) == zoomed and page.evaluate(hidden)
+    drag.dblclick()
+    page.wait_for_function(f"{x_range}[1] > {zoomed[1]}")
     page.locator("#compare-y").get_by_label("Log").check()
     card = page.locator(".card", has=page.locator("#compare-lines"))
-    expect(card.locator(".question")).to_contain_text(
-        "Not shown on a log axis: 2 values of 0 or less"
-    )
+    left_out = "Not shown on a log axis: 2 values of 0 or less"
+    expect(card.locator(".question")).to_contain_text(left_out)
     page.wait_for_function(f"{chart}._fullLayout.yaxis.type === 'log'")
-
-
-def test_all_of_seven_tabs_are_refreshed(queue: Dashboard, warm_context: BrowserContext) -> None:
-    """More than the six connections it opens to a server: none may be held by a page."""
-    run = counted(steps=3000)
-    until(run, State.RUNNING)
-    with ExitStack() as stack:
-        pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
-        for one, path in zip(pages, (f"run?id={run}", *6 * ["runs"]), strict=True):
-            opened(one, f"{queue.url}/{path}")
-        for one in pages:
-            one.wait_for_function(f"({REFRESHES})().length > 1")

@@ -3,45 +3,45 @@ keyboard; predictions equal those of Python; runs get the formats of the state."
 
 from __future__ import annotations
 
-import json
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.budget import Budget
-from backend.errors import ConflictError
 from backend.live.address import state_at
 from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram
 from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
-from backend.models.layer_names import LayerNames
 from backend.models.loading import load
-from backend.queue import service
 from backend.sensitivity.profile import Format
 from backend.store import queries
-from backend.store.tables import Job
 from jobs.fields.models import resolve_model
-from jobs.kind import get_kind
 from jobs.operations.live import planned_steps
 from jobs.profile.profiles import budget_solver, read_profile
-from tests.browser.conftest import HOST, PHONE, Dashboard, code_to_follow, opened, warm_tab
+from tests.browser.conftest import PHONE, SCREEN, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
 
 FACTS = resolve_model("toy", reads=False).facts
 LAYERS = (*FACTS.linears, *FACTS.embeddings)
 MODULE = "(name) => slimscope.module(`workbench/${name}`)"
 LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
+BACK = """query => {
+  history.pushState(null, "", `?${new URLSearchParams({ model: "toy", ...query })}`);
+  dispatchEvent(new PopStateEvent("popstate")); }"""
 
 
 def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
     opened(page, f"{lab.url}/workbench?model=toy&{query}")
     expect(page.locator("#workbench-histogram h2")).to_contain_text("Block")
+
+
+def go_back_to(page: Page, **query: str) -> None:
+    """Opens a state by the browser's Back, which loads nothing."""
+    page.evaluate(BACK, query)
 
 
 def state_of(page: Page) -> dict[str, str]:
@@ -69,15 +69,77 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     return box["x"] + x, box["y"] + TOP + (module + 0.5) * down
 
 
-def test_a_group_snaps_to_its_grid_with_the_error_that_python_finds(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_knobs_map_and_histogram_change_one_state(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
-    card = visitor.locator("#workbench-histogram")
+    a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(visitor)
+    cells_rows_and_rectangles_are_chosen(visitor)
+    a_group_snaps_to_its_grid_with_the_error_that_python_finds(visitor)
+    a_budget_fills_the_map_around_what_is_pinned(visitor)
+
+
+def a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(page: Page) -> None:
+    slider = page.locator("#workbench-sparsity")
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+    slider.fill("50")
+    page.wait_for_url(re.compile("state="))
+    assert set(state_of(page).values()) == {"50%", "dense"}
+    profile = read_profile("profile-0008")
+    mix = budget_solver(profile, "pruned").uniform(Format.parse("50%"))
+    shown = ratio(page, "predicted").locator("b").inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
+    expect(ratio(page, "predicted").locator("small")).to_contain_text("8 × 64 tokens")
+    shown = gauge(page, "size").locator("dd").first.inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%")
+    expect(page.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
+    page.get_by_role("button", name="4", exact=True).click()
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%, 4 bits")
+    page.keyboard.press("Control+z")
+    expect(page.locator("#workbench-map h2")).not_to_contain_text("4 bits")
+    page.keyboard.press("Control+z")
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("16 bits")
+    page.keyboard.press("Control+Shift+z")
+    expect(page.locator("#workbench-map h2")).to_contain_text("50\u00a0%")
+    page.locator("#workbench-map canvas").focus()
+    page.keyboard.down(" ")
+    expect(page.locator("#workbench-map h2")).to_contain_text("16 bits")
+    page.keyboard.up(" ")
+    page.reload()
+    expect(page.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
+
+
+def cells_rows_and_rectangles_are_chosen(page: Page) -> None:
+    chosen = page.locator("#workbench-knobs h2")
+    expect(chosen).to_have_text("21 layers")
+    page.mouse.click(*cell(page, 1, 0))
+    expect(chosen).to_have_text("Block 1, q_proj")
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("Block 1, q_proj")
+    page.keyboard.press("Shift+ArrowDown")
+    expect(chosen).to_have_text("2 layers")
+    page.get_by_role("button", name="2:4", exact=True).click()
+    page.wait_for_url(re.compile("state="))
+    changed = {name for name, form in state_of(page).items() if form == "2:4"}
+    assert changed == {f"model.layers.1.self_attn.{x}_proj" for x in "qk"}
+    page.mouse.click(*cell(page, -1, 6))
+    expect(chosen).to_have_text("3 layers")
+    expect(page.locator("#workbench-choice-scope")).to_have_value("mlp.down_proj")
+    page.mouse.move(*cell(page, 0, 0))
+    page.mouse.down()
+    page.mouse.move(*cell(page, 1, 3))
+    page.mouse.up()
+    expect(chosen).to_have_text("8 layers")
+    page.locator("#workbench-map canvas").focus()
+    page.keyboard.press("a")
+    expect(chosen).to_have_text("21 layers")
+
+
+def a_group_snaps_to_its_grid_with_the_error_that_python_finds(page: Page) -> None:
+    go_back_to(page)
+    card = page.locator("#workbench-histogram")
     card.get_by_role("button", name="Group", exact=True).click()
     place = card.locator("output").last
     expect(place).to_have_text(re.compile("^Row"))
-    visitor.locator('[data-group="bits"] button[value="3"]').click()
+    page.locator('[data-group="bits"] button[value="3"]').click()
     expect(card.locator("h2")).to_contain_text("error at 3 bits")
     row, first, last = map(int, re.findall(r"\d+", place.inner_text()))
     weights = load("toy").model.get_parameter("model.layers.1.mlp.down_proj.weight")
@@ -91,139 +153,142 @@ def test_a_group_snaps_to_its_grid_with_the_error_that_python_finds(
     expect(place).not_to_have_text(re.compile(rf"^Row {row}, inputs {first} "))
 
 
-def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened_workbench(visitor, lab)
-    slider = visitor.locator("#workbench-sparsity")
-    expect(visitor.get_by_role("button", name="Undo")).to_be_disabled()
-    slider.fill("50")
-    visitor.wait_for_url(re.compile("state="))
-    assert set(state_of(visitor).values()) == {"50%", "dense"}
-    profile = read_profile("profile-0008")
-    mix = budget_solver(profile, "pruned").uniform(Format.parse("50%"))
-    shown = ratio(visitor, "predicted").locator("b").inner_text()
-    assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
-    expect(ratio(visitor, "predicted").locator("small")).to_contain_text("8 × 64 tokens")
-    shown = gauge(visitor, "size").locator("dd").first.inner_text()
-    assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
-    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
-    visitor.get_by_role("button", name="4", exact=True).click()
-    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%, 4 bits")
-    visitor.keyboard.press("Control+z")
-    expect(visitor.locator("#workbench-map h2")).not_to_contain_text("4 bits")
-    visitor.keyboard.press("Control+z")
-    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
-    visitor.keyboard.press("Control+Shift+z")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0%")
-    visitor.locator("#workbench-map canvas").focus()
-    visitor.keyboard.down(" ")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
-    visitor.keyboard.up(" ")
-    visitor.reload()
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
-
-
-def test_cells_rows_and_rectangles_are_chosen(visitor: Page, lab: Dashboard) -> None:
-    opened_workbench(visitor, lab)
-    chosen = visitor.locator("#workbench-knobs h2")
-    expect(chosen).to_have_text("21 layers")
-    visitor.mouse.click(*cell(visitor, 1, 0))
-    expect(chosen).to_have_text("Block 1, q_proj")
-    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("Block 1, q_proj")
-    visitor.keyboard.press("Shift+ArrowDown")
-    expect(chosen).to_have_text("2 layers")
-    visitor.get_by_role("button", name="2:4", exact=True).click()
-    visitor.wait_for_url(re.compile("state="))
-    changed = {name for name, form in state_of(visitor).items() if form == "2:4"}
-    assert changed == {f"model.layers.1.self_attn.{x}_proj" for x in "qk"}
-    visitor.mouse.click(*cell(visitor, -1, 6))
-    expect(chosen).to_have_text("3 layers")
-    expect(visitor.locator("#workbench-choice-scope")).to_have_value("mlp.down_proj")
-    visitor.mouse.move(*cell(visitor, 0, 0))
-    visitor.mouse.down()
-    visitor.mouse.move(*cell(visitor, 1, 3))
-    visitor.mouse.up()
-    expect(chosen).to_have_text("8 layers")
-    visitor.locator("#workbench-map canvas").focus()
-    visitor.keyboard.press("a")
-    expect(chosen).to_have_text("21 layers")
-
-
-def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashboard) -> None:
-    opened_workbench(visitor, lab, "color=format")
-    visitor.mouse.click(*cell(visitor, 0, 6))
-    visitor.get_by_role("button", name="Pin", exact=True).click()
-    visitor.locator("#workbench-choice-scope").select_option("all")
-    visitor.locator("#workbench-budget").fill("0")
-    visitor.wait_for_url(re.compile("state="))
-    state = state_of(visitor)
+def a_budget_fills_the_map_around_what_is_pinned(page: Page) -> None:
+    go_back_to(page, color="format")
+    page.mouse.click(*cell(page, 0, 6))
+    page.get_by_role("button", name="Pin", exact=True).click()
+    page.locator("#workbench-choice-scope").select_option("all")
+    page.locator("#workbench-budget").fill("0")
+    page.wait_for_url(re.compile("state="))
+    state = state_of(page)
     assert state.pop("model.layers.0.mlp.down_proj") == "dense"
     assert {form for name, form in state.items() if "layers" in name} == {"int3-g64"}
-    expect(visitor.locator(".workbench-why")).to_contain_text("Pinned")
-    visitor.get_by_role("button", name="Keep").click()
-    kept = visitor.get_by_role("button", name="Open state 1")
+    expect(page.locator(".workbench-why")).to_contain_text("Pinned")
+    page.get_by_role("button", name="Keep").click()
+    kept = page.get_by_role("button", name="Open state 1")
     expect(kept).to_be_visible()
-    visitor.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
     kept.click()
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("3 bits in 20 layers")
+    expect(page.locator("#workbench-map h2")).to_contain_text("3 bits in 20 layers")
 
 
-def test_a_budget_is_typed_or_refused_beside_its_field(visitor: Page, lab: Dashboard) -> None:
+def test_budgets_tables_and_measurements_belong_to_the_state_of_the_address(
+    visitor: Page, lab: Dashboard
+) -> None:
     opened_workbench(visitor, lab, "budget=3.5 bits")
-    field, refusal = (visitor.locator(f"#workbench-budget-{x}") for x in ("text", "refusal"))
+    a_budget_is_typed_or_refused_beside_its_field(visitor)
+    a_layer_is_picked_and_a_budget_becomes_a_run_with_the_keyboard_alone(visitor)
+    the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(visitor)
+    one_screen_shows_all_and_a_phone_is_not_wider(visitor)
+    what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(visitor)
+    an_odd_address_says_so_and_shows_the_dense_model(visitor)
+    a_state_of_another_model_is_refused_with_the_reason(visitor)
+    an_address_of_many_layers_is_short(visitor)
+    what_a_profile_has_not_tried_is_counted(visitor)
+    a_layer_is_the_one_that_the_live_model_makes(visitor)
+
+
+def a_budget_is_typed_or_refused_beside_its_field(page: Page) -> None:
+    field, refusal = (page.locator(f"#workbench-budget-{x}") for x in ("text", "refusal"))
     expect(field).to_have_value(re.compile(r"^3\.[2-5]\d* bits$"))
-    visitor.wait_for_url(re.compile("state="))
-    assert "budget=" not in visitor.url
+    page.wait_for_url(re.compile("state="))
+    assert "budget=" not in page.url
     best = budget_solver(read_profile("profile-0008"), "quantized").solve(Budget.parse("3.5bits"))
-    assert state_of(visitor) == {name: str(form) for name, form in best.formats.items()}
+    assert state_of(page) == {name: str(form) for name, form in best.formats.items()}
     for text, said in (
         ("1 bits", "No mix of formats satisfies a budget of 1bits"),
         ("500 GB", "more than the model takes"),
         ("<img src=x>", "is not a budget"),
     ):
-        before = state_of(visitor)
+        before = state_of(page)
         field.fill(text)
         field.press("Enter")
         expect(refusal).to_contain_text(said)
         expect(field).to_have_value(text)
-        assert state_of(visitor) == before
+        assert state_of(page) == before
     field.fill("loss 1.5 ×")
     field.press("Enter")
     expect(refusal).to_be_hidden()
-    expect(visitor.locator("#workbench-choice-budget")).to_have_value("quantized loss")
+    expect(page.locator("#workbench-choice-budget")).to_have_value("quantized loss")
     expect(field).to_have_value(re.compile(r"^loss 1\.[0-5]\d* ×$"))
     field.fill("40 %")
     field.press("Enter")
-    expect(visitor.locator("#workbench-choice-budget")).to_have_value("pruned sparsity")
-    assert set(state_of(visitor).values()) == {"50%", "dense"}
-    visitor.locator("#workbench-choice-group").select_option("128")
-    visitor.locator('[data-group="bits"] button[value="4"]').click()
-    expect(visitor.locator(".workbench-misfit")).to_contain_text("does not divide")
+    expect(page.locator("#workbench-choice-budget")).to_have_value("pruned sparsity")
+    assert set(state_of(page).values()) == {"50%", "dense"}
+    page.locator("#workbench-choice-group").select_option("128")
+    page.locator('[data-group="bits"] button[value="4"]').click()
+    expect(page.locator(".workbench-misfit")).to_contain_text("does not divide")
 
 
-def test_the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened_workbench(visitor, lab)
-    visitor.locator("#workbench-choice-at").select_option("50%")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("Pruning only")
-    visitor.wait_for_url("**at=50%25**")
-    visitor.locator("#workbench-choice-color").select_option("error")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("Output error at 50")
-    visitor.get_by_role("button", name="Table").click()
-    table = visitor.get_by_role("dialog").locator("table")
+def a_layer_is_picked_and_a_budget_becomes_a_run_with_the_keyboard_alone(page: Page) -> None:
+    go_back_to(page, focus="model.layers.0.self_attn.q_proj")
+    chosen = page.locator("#workbench-histogram h2")
+    expect(chosen).to_contain_text("Block 0, q_proj")
+    page.locator("#workbench-map canvas").press("ArrowDown")
+    expect(chosen).to_contain_text("Block 0, k_proj")
+    page.wait_for_function("location.search.includes('k_proj')")
+    budget = page.get_by_role("textbox", name="Budget")
+    budget.fill("50%")
+    budget.press("Enter")
+    page.wait_for_url(re.compile("state="))
+    page.locator("[data-menu='run'] summary").press("Enter")
+    link = page.locator("[data-effort='sds']").get_by_role("link", name="Open in New run")
+    form = re.compile(r"^new-run\?kind=sds&model=toy&pattern=50%25")
+    expect(link).to_have_attribute("href", form)
+
+
+def the_table_has_all_layers_and_the_map_figures_of_a_chosen_format(page: Page) -> None:
+    go_back_to(page)
+    page.locator("#workbench-choice-at").select_option("50%")
+    expect(page.locator("#workbench-map h2")).to_contain_text("Pruning only")
+    page.wait_for_url("**at=50%25**")
+    page.locator("#workbench-choice-color").select_option("error")
+    expect(page.locator("#workbench-map h2")).to_contain_text("Output error at 50")
+    page.get_by_role("button", name="Table").click()
+    table = page.get_by_role("dialog").locator("table")
     expect(table.locator("tbody tr")).to_have_count(22)
-    with visitor.expect_download() as saved:
-        visitor.get_by_role("button", name="Download CSV").click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download CSV").click()
     lines = Path(saved.value.path()).read_text().splitlines()
     assert len(lines) == 23 and "Loss at 50%, nats" in lines[0]
+    page.keyboard.press("Escape")
 
 
-BACK = """state => {
-  history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
-  dispatchEvent(new PopStateEvent("popstate")); }"""
+def one_screen_shows_all_and_a_phone_is_not_wider(page: Page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    go_back_to(page, state="~magnitude~rtn~50p_dense~0x21_1")
+    expect(page.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
+    root = "document.documentElement"
+    assert page.evaluate(f"{root}.scrollHeight - innerHeight") <= 0
+    page.set_viewport_size(PHONE)
+    assert page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
+    page.set_viewport_size(SCREEN["viewport"])
+
+
+def what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(page: Page) -> None:
+    go_back_to(page, prompt="Once upon a time")
+    page.locator("#workbench-choice-scope").select_option("all")
+    texts = page.locator(".workbench-texts p")
+    page.get_by_role("button", name="Write").click()
+    expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
+    expect(ratio(page, "live").locator("small")).to_contain_text("× 256 tokens")
+    alike = "([one, other]) => one.textContent === other.textContent"
+    until(lambda: texts.evaluate_all(alike))
+    expect(gauge(page, "speed").locator("i")).to_have_text("live")
+    page.locator("#workbench-sparsity").fill("90")
+    live = ratio(page, "live")
+    expect(live.locator("b")).to_have_text(re.compile(r"^([2-9]|\d\d)"))
+    expect(live.locator("small")).not_to_contain_text("preview")  # when it is as a run makes it
+    expect(texts.last.locator("mark").first).to_be_visible()
+    page.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
+    page.get_by_role("button", name="Why does it break?").click()
+    expect(page.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d spoils"))
+    page.wait_for_url("**view=why**")
+    box = page.locator("#workbench-words canvas").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#workbench-map h2")).to_contain_text("90\u00a0% zeros in 14 layers")
+
+
 NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int9-g64~0x22": "9 bits are not offered",
     "~magnitude~rtn~dense~0x99": "Its layers do not match those of this model",
@@ -231,27 +296,24 @@ NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
     "~none~rtn~dense~0x22": "The method 'none' or 'rtn' does not exist",
     "~magnitude~rtn~50p_dense~0x21": "Its layers do not match those of this model",  # cut
+    "<img src=x>": "The text is not an address of a state",
     "~magnitude~rtn~50p_de": "The text is not an address of a state",
 }
 
 
-def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Dashboard) -> None:
-    notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
-    opened_workbench(visitor, lab, "state=<img src=x>")
-    expect(notice).to_contain_text("The text is not an address of a state")
+def an_odd_address_says_so_and_shows_the_dense_model(page: Page) -> None:
+    notice, title = (page.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
     for state, said in NO_STATES.items():
-        visitor.evaluate(BACK, state)
+        go_back_to(page, state=state)
         expect(notice).to_contain_text(said)
         expect(title).to_contain_text("16 bits")
-    visitor.evaluate(BACK, "~magnitude~rtn~33.3pandint4-g32_dense~0x21_1")
+    go_back_to(page, state="~magnitude~rtn~33.3pandint4-g32_dense~0x21_1")
     expect(title).to_contain_text("33.3\u00a0%, 4 bits")
 
 
-def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
-    opened_workbench(visitor, lab)
-    an_address_of_many_layers_is_short(visitor)
-    what_a_profile_has_not_tried_is_counted(visitor)
-    a_layer_is_the_one_that_the_live_model_makes(visitor)
+def a_state_of_another_model_is_refused_with_the_reason(page: Page) -> None:
+    go_back_to(page, state="123456789abc~magnitude~rtn~50p_dense~0x21_1")
+    expect(page.locator(".workbench-status")).to_contain_text("It belongs to another model")
 
 
 KNOWN = f"""async () => {{
@@ -327,45 +389,11 @@ def test_a_model_without_a_profile_says_how_to_get_one(
     expect(page.locator("#workbench-notice")).to_contain_text("No profile yet")
     expect(page.get_by_role("button", name="Make a profile (about")).to_be_visible()
     expect(ratio(page, "predicted").locator("small")).to_have_text("needs a profile")
-    page.goto(f"{lab.url}/workbench?model=nowhere")
+    go_back_to(page, model="nowhere")
     expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
     page.locator("#workbench-choice-model").select_option("toy")
     expect(page.locator("#workbench-map h2")).to_contain_text("Rounding only")
     page.close()
-
-
-def test_one_screen_shows_all_and_a_phone_is_not_wider(visitor: Page, lab: Dashboard) -> None:
-    visitor.set_viewport_size({"width": 1440, "height": 900})
-    opened_workbench(visitor, lab, "state=~magnitude~rtn~50p_dense~0x21_1")
-    root = "document.documentElement"
-    assert visitor.evaluate(f"{root}.scrollHeight - innerHeight") <= 0
-    visitor.set_viewport_size(PHONE)
-    assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
-
-
-def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened_workbench(visitor, lab, "prompt=Once upon a time")
-    texts = visitor.locator(".workbench-texts p")
-    visitor.get_by_role("button", name="Write").click()
-    expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
-    expect(ratio(visitor, "live").locator("small")).to_contain_text("× 256 tokens")
-    alike = "([one, other]) => one.textContent === other.textContent"
-    until(lambda: texts.evaluate_all(alike))
-    expect(gauge(visitor, "speed").locator("i")).to_have_text("live")
-    visitor.locator("#workbench-sparsity").fill("90")
-    live = ratio(visitor, "live")
-    expect(live.locator("b")).to_have_text(re.compile(r"^([2-9]|\d\d)"))
-    expect(live.locator("small")).not_to_contain_text("preview")  # when it is as a run makes it
-    expect(texts.last.locator("mark").first).to_be_visible()
-    visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
-    visitor.get_by_role("button", name="Why does it break?").click()
-    expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d spoils"))
-    visitor.wait_for_url("**view=why**")
-    box = visitor.locator("#workbench-words canvas").bounding_box()
-    visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("90\u00a0% zeros in 14 layers")
 
 
 def test_a_phone_follows_the_knobs_of_a_presented_state(
@@ -387,95 +415,18 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
         assert followed.evaluate("window.kept")  # without another load
 
 
-def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:
-    opened_workbench(visitor, lab, "state=123456789abc~magnitude~rtn~50p_dense~0x21_1")
-    expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")
-
-
-STATES = {  # name -> address, runs by effort
-    "bits": ("int4-g32_int3-g32_dense~1_0x20_2", {"one-shot": 1, "dlqat": 1}),
-    "zeros": ("50p_2of4_dense~1_0x20_2", {"one-shot": 1, "sds": 1}),
-    "both": ("2of4andint4-g32_dense~0x21_1", {"one-shot": 2, "sds": 2, "dlqat": 2, "full": 2}),
-}
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_every_way_to_run_a_state_has_its_formats(visitor: Page, lab: Dashboard, name: str) -> None:
-    """The links to New run hold the config of each step, which queues runs with the formats of the
-    state; efforts that do not suit say why."""
-    formats, efforts = STATES[name]
-    state, links = f"~wanda~rtn~{formats}", list[tuple[str, Any]]()
-    opened_workbench(visitor, lab, f"state={state}")
-    visitor.locator("[data-menu='run'] summary").click()
-    for effort in ("one-shot", "sds", "dlqat", "full"):
-        row = visitor.locator(f"[data-effort='{effort}']")
-        expect(row.locator("p")).not_to_have_text("…")
-        link = row.get_by_role("link", name="Open in New run")
-        if effort not in efforts:
-            expect(link).to_have_count(0)
-            continue
-        planned = planned_steps(FACTS, state, effort)  # type: ignore[arg-type]
-        assert len(planned) == efforts[effort]
-        href = link.get_attribute("href")
-        assert in_address(href) == [(kind, {"model": "toy", **config}) for kind, config in planned]
-        links.append((href, planned))
-    for href, planned in links:
-        jobs = queued_by(visitor, f"{lab.url}/{href}", len(planned))
-        made = {layer.name: [] for layer in FACTS.linears}
-        for job, (kind, config) in zip(jobs, planned, strict=True):
-            source = {"model": job.config["model"]}
-            expected = get_kind(kind).config.model_validate({**config, **source})
-            assert job.kind == kind and job.config == expected.model_dump(mode="json")
-            plan = get_kind(kind).plan.model_validate(queries.plan(job.id))
-            for layer, form in plan.formats.items():
-                made[layer] += [form] * (form != "dense")
-        wanted = state_at(state, LAYERS).formats
-        assert {x: "+".join(forms) or "dense" for x, forms in made.items()} == {
-            x: str(wanted[x]) for x in made
-        }
-
-
-def queued_by(page: Page, address: str, number: int) -> list[Job]:
-    """Adds the runs of an address of New run and cancels them; in the order of their steps."""
-    opened(page, address)
-    button = page.locator("#new-add button")
-    button.click()
-    expect(page.locator("#new-said")).to_contain_text("added")
-    jobs = queries.jobs()[:number][::-1]
-    for job in reversed(jobs):
-        with suppress(ConflictError):
-            service.cancel([job.run], HOST)
-    return jobs
-
-
-def in_address(href: str) -> list[tuple[str, dict[str, Any]]]:
-    """Kind and config of each step in an address of New run."""
-    path, _, query = href.partition("?")
-    fields = parse_qs(query, keep_blank_values=True)
-    assert path == "new-run"
-    (model,) = fields.pop("model")
-    if "step" in fields:
-        steps = [(*json.loads(step).items(),) for step in fields["step"]]
-        return [(kind, {"model": model, **config}) for ((kind, config),) in steps]
-    (kind,) = fields.pop("kind")
-    values = {name: typed(kind, name, text) for name, (text,) in fields.items()}
-    return [(kind, {"model": model, **values})]
-
-
-def typed(kind: str, name: str, text: str) -> Any:
-    """A text of an address as a value of its field."""
-    is_text = get_kind(kind).config.model_fields[name].annotation in (str, LayerNames)
-    with suppress(ValueError):
-        return text if is_text else json.loads(text)
-    return text
-
-
-def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
+def test_the_toy_gets_a_profile_and_the_run_of_a_state_stands_beside_it(
     warm_context: BrowserContext, workshop: Dashboard
 ) -> None:
     state = "~magnitude~rtn~50p_2of4_dense~0x20_1_2"
     with warm_tab(warm_context, workshop.url) as page:
-        opened_workbench(page, workshop, f"state={state}")
+        opened_workbench(page, workshop)
+        known = page.locator(".workbench-known")
+        expect(known).to_contain_text(re.compile(r"profile-\d+: .*layers"))  # made at this visit
+        expect(page.locator("#workbench-budget-text")).to_have_value(re.compile(r"MB$"))
+        (made,) = queries.jobs(kind="profile")
+        assert made.config["model"] == "toy"
+        go_back_to(page, state=state)
         expect(gauge(page, "kl").locator("dd").last).to_contain_text("5 × 256 tokens")
         menu = page.locator("[data-menu='run']")
         menu.locator("summary").click()
@@ -499,19 +450,6 @@ def test_a_state_is_queued_with_its_map_and_its_run_stands_beside_it(
         opened(page, f"{workshop.url}/run?id={job.run}")
         rows = page.locator("#run-figures tbody tr", has_text=re.compile("5 × 256 tokens"))
         expect(rows).to_contain_text(["Live", "Final, same text as live"])
-
-
-def test_the_toy_gets_a_profile_at_the_first_visit(
-    warm_context: BrowserContext, workshop: Dashboard
-) -> None:
-    with warm_tab(warm_context, workshop.url) as page:
-        opened_workbench(page, workshop)
-        expect(page.locator(".workbench-known")).to_contain_text(
-            re.compile(r"profile-\d+: .*layers")
-        )
-        expect(page.locator("#workbench-budget-text")).to_have_value(re.compile(r"MB$"))
-    made = queries.jobs(kind="profile")
-    assert [job.config["model"] for job in made] == ["toy"]
 
 
 def test_compare_traces_which_block_breaks_which_word(visitor: Page, lab: Dashboard) -> None:

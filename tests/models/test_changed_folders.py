@@ -358,6 +358,7 @@ def test_a_folder_is_built_once_until_it_changes(folder: Path, children: list[Pa
     assert len(children) == 2
 
 
+@pytest.mark.usefixtures("fresh_root")
 def test_a_config_that_takes_all_memory_ends_the_child_alone(models: Path) -> None:
     """Its rotary frequencies would take 30 GB."""
     write_tiny("phi", models / "mine")

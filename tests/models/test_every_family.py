@@ -6,6 +6,7 @@ import pytest
 
 from backend.errors import SlimscopeError
 from jobs.kind import kinds
+from tests.conftest import representatives
 from tests.models.every_family import METHODS, WORKS, examine, markdown
 from tests.models.tiny_models import write_tiny
 
@@ -25,7 +26,9 @@ TRICKY = {  # family -> columns that are refused, and a word of the reason
 }
 
 
-@pytest.mark.parametrize("family", TRICKY)
+@pytest.mark.parametrize(
+    "family", representatives(TRICKY, "mixtral", "opt, as 350m", "gpt_neo", "mamba")
+)
 def test_a_family_works_or_is_refused_before_queueing(family: str, data_dir: Path) -> None:
     found = examine([family], data_dir)
     for column in METHODS:

@@ -209,6 +209,7 @@ def outcome(parser: str, path: Path) -> object:
     return limited.read(f"tests.security.parsers:{parser}", path)
 
 
+@pytest.mark.usefixtures("fresh_root")
 @pytest.mark.parametrize(
     ("parser", "reason"),
     [
@@ -231,6 +232,7 @@ def test_a_hung_child_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
         outcome("sleep", tmp_path / "file")
 
 
+@pytest.mark.usefixtures("fresh_root")
 def test_a_late_reply_answers_no_other_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,18 +4,24 @@ hosts and guests, with damaged and hostile input."""
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
 
 from backend.budget import Budget
+from backend.errors import ConfigError
+from backend.live.address import state_at
 from backend.queue import gate
 from backend.sensitivity.profile import TOKEN_WISE, Format
 from backend.settings import Settings
+from backend.store import queries
+from jobs import pipeline
 from jobs.fields.models import resolve_model
-from jobs.operations.live import planned_steps
+from jobs.kind import get_kind
+from jobs.operations.live import Effort, planned_steps
 from jobs.profile.profiles import (
     CALIBRATION_TOKENS,
     DECODING_TIMES,
@@ -26,10 +32,12 @@ from jobs.profile.profiles import (
     read_profile,
     weights_fingerprint,
 )
+from tests.queue.conftest import HOST
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import job, store
 from tests.ui.pages.workbench.profiles import TIMES, profile_rows
 from tests.ui.visits import OTHER, TOKEN, Visit, unpacked
+from ui.pages.new_run.composition import read_address
 from ui.pages.workbench import plans, profiles, tables
 
 FACTS = resolve_model("toy", reads=False).facts
@@ -221,6 +229,41 @@ def test_runs_of_a_state_have_a_cost_or_a_reason(
         planned = planned_steps(FACTS, state, effort)
         steps = [{"kind": k, "config": {"model": "toy", **config}} for k, config in planned]
         assert found[effort]["address"] == plans.form_address(steps)
+
+
+@pytest.mark.parametrize(
+    "formats",
+    ["int4-g32_int3-g32_dense~1_0x20_2", "50p_2of4_dense~1_0x20_2", "2of4andint4-g32_dense~0x21_1"],
+)
+def test_the_form_queues_runs_with_the_formats_of_the_state(
+    client: TestClient, formats: str
+) -> None:
+    """Of every effort that suits the state, as its link fills the form."""
+    state = f"~wanda~rtn~{formats}"
+    wanted = state_at(state, LAYERS).formats
+    queued = 0
+    for effort in get_args(Effort):
+        with suppress(ConfigError):
+            steps = [
+                {"kind": kind, "config": {"model": "toy", **config}}
+                for kind, config in planned_steps(FACTS, state, effort)
+            ]
+            queued += len(steps)
+            made = runs_of_form(plans.form_address(steps))
+            assert made == {x.name: str(wanted[x.name]) for x in FACTS.linears}
+    assert queued
+
+
+def runs_of_form(address: str) -> dict[str, str]:
+    """Queues what an address of New run composes; layer -> its formats after the last run."""
+    composition, unfilled = read_address(address.partition("?")[2])
+    assert unfilled == []
+    made: dict[str, list[str]] = {layer.name: [] for layer in FACTS.linears}
+    for queued in pipeline.queue(pipeline.of_document(composition.document()), HOST):
+        plan = get_kind(queued.kind).plan.model_validate(queries.plan(queued.id))
+        for layer, form in plan.formats.items():
+            made[layer] += [form] * (form != "dense")
+    return {layer: "+".join(forms) or "dense" for layer, forms in made.items()}
 
 
 def test_an_unknown_model_has_no_runs(client: TestClient) -> None:
