@@ -175,7 +175,9 @@ def layer_map(
     )
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
     frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
-    return Chart(go.Figure(heat, figure_layout), frame, heatmap_note(rows, is_difference))
+    note = heatmap_note(rows, is_difference)
+    note += "".join(f" Frame: {row.tensor}." for row in outlined.itertuples())
+    return Chart(go.Figure(heat, figure_layout), frame, note)
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None) -> str:

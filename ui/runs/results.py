@@ -163,7 +163,7 @@ def setting_summary(job: Job) -> list[str]:
     fields = _method_fields(kind.config) if kind else []
     headline = kind.headline(job.config) if kind and kind.headline else []
     settings = headline + [
-        _setting_text(info.title or name, str(extra(info).get("unit", "")), value)
+        setting_text(info.title or name, str(extra(info).get("unit", "")), value)
         for index, (name, info) in enumerate(fields)
         if (value := job.config.get(name)) not in UNINFORMATIVE_VALUES
         if not (kind and name in kind.headline_fields)
@@ -184,7 +184,7 @@ def _method_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
     ]
 
 
-def _setting_text(title: str, unit: str, value: object) -> str:
+def setting_text(title: str, unit: str, value: object) -> str:
     """A value with its unit or title: "wanda", "3 bits", "group size 64"."""
     if not isinstance(value, int | float):
         return str(value)

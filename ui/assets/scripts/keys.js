@@ -19,14 +19,16 @@
 
   /* --- shortcuts --------------------------------------------------------------------------- */
 
-  /** A button that asks for permission to notify. */
+  /** A section with a button that asks for permission to notify. */
   function notifyButton() {
+    const section = create("section");
     const button = create("button", { textContent: "Notify me when runs end" });
     button.onclick = async () => {
       await Notification.requestPermission();
-      button.remove();
+      section.remove();
     };
-    return button;
+    section.append(button);
+    return section;
   }
 
   /** The drawer of help: shortcuts, terms and metrics, and a field that filters them. */
@@ -66,7 +68,7 @@
     build() {
       const drawer = dialog(
         "help",
-        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
+        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet" role="status" hidden>Nothing found.</p><div></div>',
       );
       drawer.ariaLabel = "Help";
       find(drawer, "header button").onclick = () => drawer.close();
@@ -93,14 +95,15 @@
         find(content, "#help-keys").append(entry);
       }
       if (window.isSecureContext && window.Notification?.permission === "default")
-        content.prepend(notifyButton());
+        content.append(notifyButton());
     }
 
     /** Hides entries that do not contain all words of the field. */
     filter() {
       if (!this.drawer) return;
       const words = find(this.drawer, "input", HTMLInputElement).value.toLowerCase().split(/\s+/);
-      for (const section of findAll(this.drawer, "section")) {
+      const sections = findAll(this.drawer, "section");
+      for (const section of sections) {
         const title = section.querySelector("h3")?.textContent ?? "";
         const entries = findAll(section, ".words > div");
         for (const entry of entries) {
@@ -109,6 +112,7 @@
         }
         section.hidden = entries.every((entry) => entry.hidden) && words[0] !== "";
       }
+      find(this.drawer, "p").hidden = sections.some((section) => !section.hidden);
     }
   }
 
@@ -273,8 +277,9 @@
         .filter(([name]) => starts(name))
         .map(([name, to]) => ({ title: name, about: "page", to }));
       const actions = this.actions.filter(({ title }) => starts(title));
-      const filter = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${query}` };
-      this.show([...pages, ...actions, ...hits, filter]);
+      const found = [...pages, ...actions, ...hits];
+      const title = found.length ? "Filter runs" : "Nothing found: filter runs";
+      this.show([...found, { title, about: `by ${words}`, to: `runs?q=${query}` }]);
     }
 
     /** @param {KeyboardEvent} event */

@@ -31,6 +31,7 @@ from ui.pages.compare.comparison import (
     texts_card,
     texts_chart,
     trace_card,
+    verdict,
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
 from ui.runs.columns import columns
@@ -74,6 +75,7 @@ def build() -> None:
     )
     page = Outputs(head=head, file=Download())
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
+        page["config"] = plain(elem_id="compare-config")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 page["results"] = plain(elem_id="compare-figures")
@@ -88,7 +90,6 @@ def build() -> None:
             with gr.Column(scale=2, min_width=320) as lines["card"]:
                 lines |= LINES.build("compare", [[curve, scale]])
         page["trace"] = plain(elem_id="compare-trace")
-        page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
     show_curves = lines.named(draw_curves), [curve, scale], lines.components
@@ -135,7 +136,7 @@ def draw(request: gr.Request) -> Updates:
         head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, bool(newest_alike(all_rows())))
         return {"head": head, "body": gr.update(visible=False)}
     html = {
-        "head": HTML.head(runs.columns, runs.base),
+        "head": HTML.head(runs.columns, runs.base, verdict(runs)),
         "body": gr.update(visible=True),
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
@@ -160,7 +161,7 @@ def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart("None of these runs has measured perplexity on the baseline's text.")
-    return stage_dots(runs, rows, PERPLEXITY, left_out(runs, rows, "text"))
+    return stage_dots(runs, rows, PERPLEXITY, left_out(runs, rows, "model and text"))
 
 
 def benchmarks(runs: RunComparison) -> list[RunRow]:
@@ -182,8 +183,8 @@ def benchmark_chart(runs: RunComparison, panel: Panel) -> Chart:
 
 
 def left_out(runs: RunComparison, rows: Sequence[RunRow], condition: str) -> str:
-    missing = [row.job.run for row in runs.rows if row not in rows]
-    return f"Not measured on the baseline's {condition}: {', '.join(missing)}." if missing else ""
+    missing = runs.names(row.job.run for row in runs.rows if row not in rows)
+    return f"Not measured on the baseline's {condition}: {missing}." if missing else ""
 
 
 def open_curves(request: gr.Request) -> Updates:
@@ -242,6 +243,10 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
 
 
 REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
+    STAGES: lambda at: stages_chart(at[0]),
+    Panel("config", "Configuration differences", "Which settings differ?", 0): lambda at: (
+        comparison.settings_chart(at[0])
+    ),
     Panel("figures", "Results", "What did each run end with?", 0): lambda at: (
         comparison.results_chart(at[0])
     ),
@@ -251,10 +256,6 @@ REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
         "Where do the runs write something else after the same prompt?",
         0,
     ): lambda at: texts_chart(at[0]),
-    Panel("config", "Configuration differences", "Which settings differ?", 0): lambda at: (
-        comparison.settings_chart(at[0])
-    ),
-    STAGES: lambda at: stages_chart(at[0]),
     SPEED_UPS: lambda at: benchmark_chart(at[0], SPEED_UPS),
     LENGTHS: lambda at: benchmark_chart(at[0], LENGTHS),
     LINES: lambda at: lines_chart(*at),
@@ -267,6 +268,7 @@ PAGE = Page(
     order=30,
     section="Runs",
     key="c",
+    heading=False,
     charts=page_charts(
         "compare", reported, REPORTED, "ids", "Fewer than two of these runs are there."
     ),

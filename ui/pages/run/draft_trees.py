@@ -3,13 +3,14 @@ tokens that a decoder accepted."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from backend.store import frames, queries
 from jobs.benchmark.report import DecoderReport, decoder_reports
 from jobs.metrics import TREE as TREE_FAMILY
-from ui.charts.chart import Chart, axis, layout, legend_rows, reference_line
+from ui.charts.chart import Chart, axis, layout, legend_row, reference_line
 from ui.format import esc
 from ui.format import share as share_of
 from ui.theme import BLUE, LIGHT, name_colors
@@ -33,7 +34,7 @@ LENGTHS = Panel(
     "lengths", "Accepted length over tree size", "How many tokens does a step yield?", 300
 )
 TREE = Panel(
-    "tree", "Draft tree", "Which draft tokens are accepted? A larger circle: more often.", 400
+    "tree", "Draft tree", "Which draft tokens are accepted? Labels: share of all steps.", 400
 )
 
 
@@ -61,7 +62,7 @@ def tree_sizes(
 
     Args:
         drafters: label of each drafter, by its run; their predictions are lines.
-        measured: decoders that a benchmark timed; dots.
+        measured: these drafters, as a benchmark timed them; dots.
     """
     curves = {run: tree_curves(run) for run in drafters}
     charts = {}
@@ -96,28 +97,29 @@ def _sizes_chart(
         figure.add_scatter(
             x=[decoder.nodes],
             y=[value],
-            name=f"{esc(decoder.label)}, measured",
+            name=f"{esc(drafters[decoder.name])}, measured",
             mode="markers",
             marker={"size": 11, "color": paint[decoder.name]},
         )
-        records.append((decoder.label, "measured", decoder.nodes, value))
+        records.append((drafters[decoder.name], "measured", decoder.nodes, value))
     looks = layout(
         view=panel.name,
         xaxis=axis("Nodes of the draft tree", showgrid=False),
         yaxis=axis(panel.title.partition(" over")[0], rangemode="tozero"),
         shapes=[reference_line(y=1)],
-        **legend_rows(len(lines) + len(dots), grow=True),
+        **legend_row(),
     )
     unit = "\u00a0×" if panel is SIZES else " tokens per step"
     frame = pd.DataFrame(records, columns=["Decoder", "Source", "Nodes", panel.title])
-    known = {d.run: (d, value) for d, value in dots if not d.combined}
+    known = {d.run: (d.nodes, value) for d, value in dots}
     headline = ""
     if peaks:
         peak, nodes, label, run = max(peaks)
         headline = f"{label}: predicted peak {peak:.2f}{unit} with {nodes} nodes"
         if run in known:
-            decoder, value = known[run]
-            headline += f"; measured {value:.2f}{unit} with {decoder.nodes}"
+            nodes, value = known[run]
+            predicted = np.interp(nodes, lines[run]["step"], lines[run]["value"])
+            headline += f"; with {nodes}, measured {value:.2f}{unit}, predicted {predicted:.2f}"
     return Chart(figure.update_layout(looks), frame, SIZES_NOTE, headline=headline)
 
 
@@ -166,7 +168,7 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
         columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
     )
     tree = decoder.tree or f"{decoder.nodes} nodes with the root"
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
+    note = f"n = {sum(decoder.lengths.values()):,} steps. Each step drafts anew: {tree}."
     first = hits.get((0,))
     headline = f"The first guess is accepted in {share_of(first, 0)} of steps" if first else ""
     return Chart(go.Figure([_edges(places), nodes], looks), frame, note, headline=headline)

@@ -37,9 +37,10 @@ from jobs.metrics import (
 )
 from jobs.profile.kind import NAME as PROFILE
 from jobs.wording import times as times_of
+from ui.charts.headlines import speed_headline
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.help import explained
-from ui.pages.run.decoding import drafting
+from ui.pages.run.decoding import speeds
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
 from ui.runs.profiles import (
@@ -147,10 +148,8 @@ def finding(job: Job, results: RunResults) -> str:
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
         return f"{_measured(job)} {forecast}"
-    decoders = drafting(decoder_reports(job.run))
-    if decoders:
-        speeds = [f"{d.label} {times_of(d.speed_up)}" for d in decoders]
-        return f"Speed-up over plain decoding: {', '.join(speeds)}."
+    if headline := speed_headline(speeds(decoder_reports(job.run))):
+        return f"{headline}."
     figure = results.key_figure
     return figure.text or f"{figure.value} {figure.label}." if figure else ""
 

@@ -16,7 +16,7 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import frames, tensors
 from backend.store.frames import CurveSpan
 from backend.store.tables import Job
-from jobs.metrics import LOSS, MEMORY, PROCESSOR, metric
+from jobs.metrics import BLOCK, LOSS, MEMORY, PROCESSOR, metric
 from ui.runs.results import format_value, stages_of
 from ui.runs.rows import RunRow
 from ui.theme import OKABE_ITO, stage_style
@@ -25,6 +25,7 @@ WIDTH, HEIGHT = 96, 32
 LIVE_WIDTH, LIVE_HEIGHT = 480, 120
 BARS = 32
 SAMPLES, LIVE_SAMPLES = 32, 120  # points of a curve
+STICK = 4  # pixels between the lines of two runs
 NO_POINTS = [(0, 0.0)]  # stands for a curve without finite values
 
 
@@ -85,11 +86,14 @@ def _curve(job: Job) -> Picture:
         return NOTHING
     points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
     values = [value for _, value in points]
-    low, high = min(values), max(values)
     shown = partial(format_value, metric(key))
     title = f"{metric(key).title}: {shown(values[0])} to {shown(values[-1])}"
-    path = polyline(points, spans[key].last, (low, high))
-    return Picture([(path, "var(--accent)")], title, metric(key).label)
+    label = metric(key).label
+    if key.axis == BLOCK:
+        path = sticks(points, spans[key].last, max(values))
+        return Picture([(path, "var(--accent)")], title, f"{label} by block")
+    path = polyline(points, spans[key].last, (min(values), max(values)))
+    return Picture([(path, "var(--accent)")], title, label)
 
 
 def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
@@ -113,6 +117,24 @@ def polyline(
     return "M" + "L".join(places)
 
 
+def sticks(
+    points: Points,
+    last: int,
+    high: float,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    shift: float = 0.0,
+) -> str:
+    """A vertical line for each block, from zero to its value, as blocks are no course of time.
+
+    Args:
+        shift: pixels to the right, so that lines of several runs stand beside each other.
+    """
+    x, y = (width - 8) / (last + 1), (height - 2) / (high or 1.0)
+    places = [(2 + step * x + shift, height - value * y) for step, value in points]
+    return "".join(f"M{at:.1f} {height}L{at:.1f} {top:.1f}" for at, top in places)
+
+
 def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """The main curves of live runs, one picture for each metric."""
     curves = defaultdict[tuple[str, str], dict[str, Points]](dict)
@@ -130,11 +152,19 @@ def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any
     values = [value for points in curves.values() for _, value in points]
     shown = partial(format_value, metric(MetricKey(family)))
     last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
+    size, is_by_block = (LIVE_WIDTH, LIVE_HEIGHT), axis == BLOCK
     lines = [
-        (run, shown(points[-1][1]), polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT), color)
-        for (run, points), color in zip(curves.items(), cycle(OKABE_ITO), strict=False)
+        (
+            run,
+            shown(points[-1][1]),
+            sticks(points, last, extent[1], *size, shift=STICK * place)
+            if is_by_block
+            else polyline(points, last, extent, *size),
+            color,
+        )
+        for place, ((run, points), color) in enumerate(zip(curves.items(), cycle(OKABE_ITO)))
     ]
-    low, high = map(shown, extent)
-    title = metric(MetricKey(family)).title
+    low, high = "0" if is_by_block else shown(extent[0]), shown(extent[1])
+    title = f"{metric(MetricKey(family)).title}{' by block' if is_by_block else ''}"
     ends = {"low": low, "high": high, "axis": axis, "last": last}
     return {"title": title, **ends, "lines": lines}

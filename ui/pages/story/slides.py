@@ -18,6 +18,8 @@ from backend.store.tables import Story
 from ui import pages
 from ui.charts.chart import Chart, templates
 from ui.frame import VERSION, Page, PageChart
+from ui.runs.names import shared_description
+from ui.runs.results import find_job
 from ui.static import SCRIPT_URL, SCRIPTS, STYLES
 from ui.templates import render
 from ui.widgets.panel import cell
@@ -60,6 +62,11 @@ class Slide:
             return self.parts[0].title
         return self.page.name if self.page else self.view.page
 
+    @property
+    def runs(self) -> str:
+        """Kind, model and settings that the runs of the view share."""
+        return described_runs(self.view)
+
 
 def slides(views: Iterable[StoryView], *, is_live: bool) -> list[Slide]:
     """The slides of some views. A whole page is drawn as its charts, unless it is shown live."""
@@ -69,6 +76,12 @@ def slides(views: Iterable[StoryView], *, is_live: bool) -> list[Slide]:
 def page_of(view: StoryView) -> Page | None:
     """The page of a view; None if this version has no such page."""
     return next((page for page in pages.pages() if page.path == view.page), None)
+
+
+def described_runs(view: StoryView) -> str:
+    """Kind, model and settings that the runs of a view share; empty without runs."""
+    jobs = [job for run in view.runs if (job := find_job(run))]
+    return shared_description(jobs) if jobs else ""
 
 
 def number_of(text: str) -> int:
@@ -94,11 +107,11 @@ def _slide(view: StoryView, is_live: bool) -> Slide:
     return Slide(view, page, parts or [Part(page.name, sentence=why)])
 
 
-def drawable(view: StoryView) -> list[tuple[str, str]]:
-    """Names and titles of the charts that the page of a view shows with its state."""
+def drawable(view: StoryView) -> dict[str, Part]:
+    """The charts that the page of a view shows with its state, by name."""
     page = page_of(view)
     parts = {name: drawn(view, name, page.charts) for name in page.charts} if page else {}
-    return [(name, part.title) for name, part in parts.items() if part.figure or part.rows]
+    return {name: part for name, part in parts.items() if part.figure or part.rows}
 
 
 def drawn(view: StoryView, name: str, charts: Mapping[str, PageChart]) -> Part:

@@ -1,0 +1,44 @@
+"""Names of runs that are shown together: the settings in which they differ, and what they share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from backend.store.tables import Job
+from jobs.sweep import varied
+from ui.runs.results import fields_of, kind_title, setting_summary, setting_text
+from ui.widgets.config_form import extra
+
+MAX_LETTERS = 32  # length of a name
+
+
+def run_labels(jobs: Sequence[Job]) -> dict[str, str]:
+    """The name of each run: its kind if kinds differ, else its values of the settings that differ,
+    such as "50% · wanda". Equal names also have the id; ids alone if nothing differs or a name
+    would be too long."""
+    fields = [] if len({job.kind for job in jobs}) > 1 else varied(jobs)
+    parts = {job.run: [_setting(job, name) for name in fields] or [kind_title(job)] for job in jobs}
+    labels = {run: " · ".join(texts) for run, texts in parts.items()}
+    names = [*labels.values()]
+    if len({*names}) < 2 or max(map(len, names)) > MAX_LETTERS:
+        return {run: run for run in labels}
+    return {
+        run: name if names.count(name) == 1 else f"{name} · {run}" for run, name in labels.items()
+    }
+
+
+def _setting(job: Job, name: str) -> str:
+    value: Any = job.config.get(name)
+    info = fields_of(job.kind).get(name)
+    title = (info.title if info else "") or name
+    if isinstance(value, bool) or value in (None, ""):
+        return title.lower() if value else f"no {title.lower()}"
+    return setting_text(title, str(extra(info).get("unit", "")) if info else "", value)
+
+
+def shared_description(jobs: Sequence[Job]) -> str:
+    """Kind, model and settings that all of these runs share: "SDS pruning · toy · wanda"."""
+    described = [
+        [kind_title(job), str(job.config.get("model", "")), *setting_summary(job)] for job in jobs
+    ]
+    shared = (text for text in described[0] if all(text in texts for texts in described))
+    return " · ".join(filter(None, shared))
