@@ -59,7 +59,7 @@ def _names(word: str, tensor: str, block: int, module: str) -> bool:
     """Return True if a word names a tensor: its block, a part of its layer, or a part of its name
     with a dot."""
     parts = {str(block), "block", *re.split(r"[._]", module), *module.split(".")}
-    return word in parts or ("." in word and word in tensor)
+    return word in parts or ("." in word and word.strip(".") != "" and word in tensor)
 
 
 def search_stories(text: str) -> list[Hit]:

@@ -12,12 +12,15 @@ MAX_LETTERS = 32  # length of a name
 
 
 def run_labels(jobs: Sequence[Job]) -> dict[str, str]:
-    """The name of each run: its kind if kinds differ, else its values of the settings that differ,
-    such as "50% · wanda". Equal names also have the id; ids alone if nothing differs or a name
-    would be too long."""
-    fields = [] if len({job.kind for job in jobs}) > 1 else varied(jobs)
-    parts = {job.run: [_setting(job, name) for name in fields] or [kind_title(job)] for job in jobs}
-    labels = {run: " · ".join(texts) for run, texts in parts.items()}
+    """The name of each run: its kind if kinds differ, and its values of the settings in which runs
+    of that kind differ, such as "50% · wanda". Equal names also have the id; ids alone if nothing
+    differs or a name would be too long."""
+    kinds = {job.kind for job in jobs}
+    fields = {kind: varied([job for job in jobs if job.kind == kind]) for kind in kinds}
+    labels = {}
+    for job in jobs:
+        parts = [kind_title(job)] if len(kinds) > 1 else []
+        labels[job.run] = " · ".join([*parts, *(_setting(job, f) for f in fields[job.kind])])
     names = [*labels.values()]
     if len({*names}) < 2 or max(map(len, names)) > MAX_LETTERS:
         return {run: run for run in labels}

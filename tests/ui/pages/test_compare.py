@@ -31,6 +31,7 @@ from ui.pages.compare.comparison import kept_share, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
+SPARSE = "50% · sparsegpt"  # the second run
 WHOLE = {"ids": "sds-0001,sds-0002,sds-0003,sds-0004"}
 
 
@@ -152,6 +153,24 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares() -> None:
     assert "▼" in zeros[1] and "−10.00" in zeros[1]
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', html)
     assert "▼" in cells(html, "Size on disk")[1]
+    assert (
+        "50% · sparsegpt 11.00, 8.3 % lower than 2:4 · wanda 12.00" in drawn(**TWO)["stages_title"]
+    )
+
+
+def test_a_single_duration_is_not_judged_and_nothing_across_models() -> None:
+    store(
+        job(5, finished_at=90_000),
+        job(6, config={"model": HOSTILE[:20]}),
+        *measured(5, 12.0, 0.5),
+        *measured(6, 9.0, 0.5),
+    )
+    longer = drawn(ids="sds-0001,sds-0005")["results"]
+    assert "+30\u00a0s" in cells(longer, "Duration")[1] and "delta worse" not in longer
+    page = drawn(ids="sds-0001,sds-0006")
+    assert "Not comparable" in page["head"] and "delta" in page["results"]
+    assert not re.search(r"delta (better|worse)", page["results"])
+    assert all("<img" not in str(part) for part in page.values()), "a model's name is no markup"
 
 
 def test_sizes_in_two_file_formats_are_one_row() -> None:
@@ -177,7 +196,12 @@ def test_what_was_measured_on_another_text_is_not_compared() -> None:
     assert other.startswith("9.000") and "different text" in other and "▼" not in other
     page = drawn(**WHOLE)
     assert "sds-0004" in page["stages_note"]
-    assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+    assert {t.name for t in page["stages_chart"].data} == {
+        "2:4 · wanda · sds-0001",  # equal settings
+        SPARSE,
+        "2:4 · wanda · sds-0003",
+    }
+    assert "Not comparable" in page["head"]
     html = drawn(**TWO)["stages_table"]
     assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
 
@@ -188,6 +212,7 @@ def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
     noise = 0.01 * np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.1 + noise), (4, windows)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
+    assert f"{SPARSE} has a perplexity 9.5 % lower than 2:4 · wanda (" in drawn(**TWO)["head"]
     page = drawn(**WHOLE)["results"]
     row = next(r for r in re.findall(r"<tr>.*?</tr>", page, re.S) if "÷ baseline" in r)
     found = re.findall(r"<td.*?</td>", row, re.S)
@@ -210,6 +235,8 @@ def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse() -> None:
     windows, noise = np.linspace(2.0, 4.0, 8), np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.01 + 0.2 * noise)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
+    told = drawn(**TWO)
+    assert "Undecided: " in told["head"] and "not significantly" in told["stages_title"]
     page = drawn(**WHOLE)["results"]
     assert "not significantly different" in page
     assert re.search(r'class="delta even"[^>]*><i[^>]*>▼</i>−1.00', page)
@@ -224,10 +251,11 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     choice, figure = shown["curve"], shown["lines_chart"]
     assert [value for _, value in choice["choices"]] == ["error@sds", "loss"]
     assert choice["value"] == "error@sds"
-    assert [trace.name for trace in figure.data] == ["sds-0001", "sds-0002"]
-    assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
+    assert [trace.name for trace in figure.data] == ["2:4 · wanda · sds-0001", SPARSE]
+    assert f"sds-0001 3, {SPARSE} 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
-    assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
+    names = [trace.name for trace in curves("loss")["lines_chart"].data]
+    assert names == [SPARSE, "2:4 · wanda · sds-0004"]
     for ids in ("sds-0003,sds-0004", "sds-0002,sds-0003"):  # none, and of one of them alone
         shown = compare.draw_curves(None, None, asked(ids=ids))
         assert shown["lines_chart"] == compare.NO_CURVES and not shown["card"]["visible"]
@@ -267,20 +295,14 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
     shown = compare.draw_weights(None, asked(**WHOLE))
     choice, figure = shown["tensor"], shown["weights_chart"]
     note, table = shown["weights_note"], shown["weights_table"]
-    labels = [trace.name.split(" · ")[:2] for trace in figure.data]
-    assert labels == [
-        ["Dense", "no exact zeros"],
-        ["sds-0001", "Second pruning (SDS)"],
-    ]
-    assert (
-        "Not stored by sds-0002, sds-0003, sds-0004" in note
-    )  # its kept stage is not stored and "n = 4,096 weights" in note
+    dense, pruned = (trace.name for trace in figure.data)
+    assert dense == "Dense · no exact zeros"
+    assert pruned.startswith("2:4 · wanda · sds-0001 · Second pruning (SDS) · ")
+    assert f"Not stored by {SPARSE}, 2:4" in note  # its kept stage is not stored
     assert choice["value"] == "model.layers.0.self_attn.q_proj.weight"
     for trace in figure.data[1:]:
         (snapshot,) = (
-            s
-            for s in tensors.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
-            if s.stage == "sds"
+            s for s in tensors.tensor_snapshots("sds-0001", choice["value"]) if s.stage == "sds"
         )
         drawn = sum(trace.customdata)
         assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
@@ -308,11 +330,11 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
     unwritten = compare.draw(asked(ids="sds-0002,sds-0003"))["texts"]
     assert 'href="playground?sides=sds-0002%2Csds-0003"' in unwritten
     card = compare.draw(asked(**TWO))["texts"]
-    assert "sds-0002 writes 60\u00a0% of the baseline&#39;s words" in card
+    assert f"{SPARSE} writes 60\u00a0% of the baseline&#39;s words" in card
     assert "sat on<del> the red</del><ins> a</ins> mat.<ins> &lt;b&gt;</ins>" in card
     assert "Alone" not in card, "only one run has written after it"
     other = compare.draw(asked(**TWO, base="sds-0002"))["texts"]
-    assert "<ins> the red</ins>" in other and "sds-0001 writes 60\u00a0%" in other
+    assert "<ins> the red</ins>" in other and "2:4 · wanda writes 60\u00a0%" in other
 
 
 @pytest.mark.parametrize(
@@ -331,7 +353,7 @@ def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:
         compare.draw_curves(None, None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
-        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0001"))
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("2:4"))
         assert (line.color, line.dash) == (LIGHT.text, "solid")
 
 
@@ -368,7 +390,7 @@ def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
 
 def test_errors_against_different_sources_are_not_ranked() -> None:
     title = compare.draw_curves(None, None, asked(**TWO))["lines_title"]
-    assert "(SDS): sds-0001 30.0\u00a0%; sds-0002 20.0" in title and "best" not in title
+    assert f"(SDS): 2:4 · wanda 30.0\u00a0%; {SPARSE} 20.0" in title and "best" not in title
     with writing() as session:
         other = {"model": "sds-0001"}
         session.execute(update(Job).where(Job.id == 2).values(config=other))

@@ -97,7 +97,8 @@ def decoding_charts(job: Job, wanted: str = "") -> dict[Panel, Chart]:
     if job.kind != NAME:
         measured = [r for r in measurements(job.run) if r.name == job.run][:1]
         drafters = {job.run: measured[0].kind if measured else job.run}
-        return tree_sizes(drafters, measured) if tree_curves(job.run) else {}
+        paint = name_colors(drafters)
+        return tree_sizes(drafters, measured, paint) if tree_curves(job.run) else {}
     decoders = decoder_reports(job.run)
     if not decoders or not all(d.prompts for d in decoders):
         return {}
@@ -107,7 +108,7 @@ def decoding_charts(job: Job, wanted: str = "") -> dict[Panel, Chart]:
     prompts = decoders[0].prompts
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means = f"Means over {prompts} prompts."
-    charts = tree_sizes({d.run: names[d.name] for d in trained}, trained)
+    charts = tree_sizes({d.run: names[d.name] for d in trained}, trained, colors(decoders))
     charts[SPEED] = speed_up(decoders, timed)
     charts[GAIN] = gain(decoders, infos, not job.config.get("nodes"), means)
     if len(decoders) > 1 and len(decoders[0].tasks) > 1:

@@ -13,7 +13,7 @@ from jobs.metrics import TREE as TREE_FAMILY
 from ui.charts.chart import Chart, axis, layout, legend_row, reference_line
 from ui.format import esc
 from ui.format import share as share_of
-from ui.theme import BLUE, LIGHT, name_colors
+from ui.theme import BLUE, LIGHT
 from ui.widgets.panel import Panel
 
 Path = tuple[int, ...]
@@ -27,11 +27,14 @@ SIZES_NOTE = "Predictions use held-out answers; a benchmark decodes other prompt
 SIZES = Panel(
     "sizes",
     "Speed-up over tree size",
-    "Which draft tree pays most? Dashed: plain decoding.",
+    "Which draft tree pays most? Line: predicted; dot: measured; dashed: plain decoding.",
     300,
 )
 LENGTHS = Panel(
-    "lengths", "Accepted length over tree size", "How many tokens does a step yield?", 300
+    "lengths",
+    "Accepted length over tree size",
+    "How many tokens does a step yield? Line: predicted; dot: measured.",
+    300,
 )
 TREE = Panel(
     "tree", "Draft tree", "Which draft tokens are accepted? Labels: share of all steps.", 400
@@ -56,13 +59,14 @@ def tree_curves(run: str) -> dict[str, pd.DataFrame]:
 
 
 def tree_sizes(
-    drafters: Mapping[str, str], measured: Sequence[DecoderReport]
+    drafters: Mapping[str, str], measured: Sequence[DecoderReport], paint: Mapping[str, str]
 ) -> dict[Panel, Chart]:
     """Speed-up and accepted length over the size of the draft tree.
 
     Args:
         drafters: label of each drafter, by its run; their predictions are lines.
         measured: these drafters, as a benchmark timed them; dots.
+        paint: color of each drafter.
     """
     curves = {run: tree_curves(run) for run in drafters}
     charts = {}
@@ -74,7 +78,7 @@ def tree_sizes(
         lines = {run: found[series] for run, found in curves.items() if series in found}
         dots = [*zip(measured, known, strict=True)]
         if lines or dots:
-            charts[panel] = _sizes_chart(panel, drafters, lines, dots)
+            charts[panel] = _sizes_chart(panel, drafters, lines, dots, paint)
     return charts
 
 
@@ -83,14 +87,12 @@ def _sizes_chart(
     drafters: Mapping[str, str],
     lines: Mapping[str, pd.DataFrame],
     dots: Sequence[tuple[DecoderReport, float]],
+    paint: Mapping[str, str],
 ) -> Chart:
-    paint = name_colors([*drafters, *(d.name for d, _ in dots)])
     records, figure, peaks = [], go.Figure(), []
     for run, points in lines.items():
         label, x, y = drafters[run], points["step"], points["value"]
-        figure.add_scatter(
-            x=x, y=y, name=f"{esc(label)}, predicted", mode="lines", line={"color": paint[run]}
-        )
+        figure.add_scatter(x=x, y=y, name=esc(label), mode="lines", line={"color": paint[run]})
         records += [(label, "predicted", *point) for point in zip(x, y, strict=True)]
         peaks.append((float(y.max()), int(x[y.idxmax()]), label, run))
     for decoder, value in dots:
@@ -98,6 +100,7 @@ def _sizes_chart(
             x=[decoder.nodes],
             y=[value],
             name=f"{esc(drafters[decoder.name])}, measured",
+            showlegend=decoder.name not in lines,
             mode="markers",
             marker={"size": 11, "color": paint[decoder.name]},
         )

@@ -23,7 +23,6 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.benchmark.report import decoder_reports
 from jobs.evaluation.kind import MODEL, NAME, evaluations, load_samples, size_and_speed
 from jobs.fields.models import has_saved, parameters_of
 from jobs.metrics import (
@@ -37,10 +36,8 @@ from jobs.metrics import (
 )
 from jobs.profile.kind import NAME as PROFILE
 from jobs.wording import times as times_of
-from ui.charts.headlines import speed_headline
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.help import explained
-from ui.pages.run.decoding import speeds
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
 from ui.runs.profiles import (
@@ -148,8 +145,6 @@ def finding(job: Job, results: RunResults) -> str:
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
         return f"{_measured(job)} {forecast}"
-    if headline := speed_headline(speeds(decoder_reports(job.run))):
-        return f"{headline}."
     figure = results.key_figure
     return figure.text or f"{figure.value} {figure.label}." if figure else ""
 
