@@ -40,7 +40,7 @@ from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colors
 from ui.widgets.panel import Panel
 
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; number of bars that fit a view
-ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # axis length ÷ longest bar, with room for the text
+ROOM, MORE_ROOM = 1.4, 2.3  # axis length ÷ longest bar, with room for the text
 JITTER = 0.6  # share of a row over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, color
     "draft": ("Draft", ORANGE),
@@ -225,7 +225,7 @@ def gain(
     )
     reach = frame[["Tokens per step", "Break-even", "Predicted"]].max(axis=1)
     texts = [f"{d.accepted:.2f}, needs {d.break_even:.2f}" for d in decoders]
-    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MOST_ROOM)
+    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MORE_ROOM)
     names = short_names(decoders)
     rows = [(names[d.name], d.accepted, d.break_even) for d in drafting(decoders)]
     figure = go.Figure([bars, marks, rings], looks)
@@ -233,7 +233,7 @@ def gain(
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Mean milliseconds of one decoding step by part, with the time per token next to the bar."""
+    """Mean milliseconds of one decoding step by part, with their sum next to the bar."""
     titles = {part: f"{label}, ms" for part, (label, _) in PARTS.items()}
     frame = pd.DataFrame(
         {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
@@ -250,8 +250,8 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
         for part, (label, color) in PARTS.items()
     ]
     whole = frame[[*titles.values()]].sum(axis=1)
-    texts = [f"{t:.1f} ms, {d.accepted:.2f} tokens" for t, d in zip(whole, decoders, strict=True)]
-    looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
+    texts = [f"{milliseconds:.1f} ms" for milliseconds in whole]
+    looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts)
     row = legend_row(traceorder="normal")
     figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)
     slowest = max(decoders, key=lambda d: sum(d.milliseconds.values()))

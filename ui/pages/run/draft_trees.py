@@ -122,7 +122,7 @@ def _sizes_chart(
         if run in known:
             nodes, value = known[run]
             predicted = np.interp(nodes, lines[run]["step"], lines[run]["value"])
-            headline += f"; with {nodes}, measured {value:.2f}{unit}, predicted {predicted:.2f}"
+            headline += f"; with {nodes}, predicted {predicted:.2f}, measured {value:.2f}"
     return Chart(figure.update_layout(looks), frame, SIZES_NOTE, headline=headline)
 
 

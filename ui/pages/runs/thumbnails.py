@@ -3,7 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -82,7 +82,7 @@ def _bars(snapshot: TensorSnapshot) -> str:
 
 def _curve(job: Job) -> Picture:
     spans = frames.spans(job.id)
-    if (key := main_curve(spans)) is None:
+    if (key := main_curve(job, spans)) is None:
         return NOTHING
     points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
     values = [value for _, value in points]
@@ -96,12 +96,18 @@ def _curve(job: Job) -> Picture:
     return Picture([(path, "var(--accent)")], title, label)
 
 
-def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
-    """The loss, or else the curve with the most points, except memory and processor time; None
-    without a curve."""
+def main_curve(job: Job, spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
+    """The loss, or else the curve with the most points, of the latest stage, except memory and
+    processor time; None without a curve."""
+    order = [*stages_of(job)]
     taken = (MEMORY, PROCESSOR)
     long = {key: span for key, span in spans.items() if span.points > 2 and key not in taken}
-    return max(long, key=lambda k: (k.family == LOSS.family, long[k].points), default=None)
+
+    def rank(key: MetricKey) -> tuple[bool, int, int]:
+        stage = order.index(key.stage) if key.stage in order else -1
+        return key.family == LOSS.family, long[key].points, stage
+
+    return max(long, key=rank, default=None)
 
 
 Points = Sequence[tuple[int, float]]
@@ -140,7 +146,7 @@ def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     curves = defaultdict[tuple[str, str], dict[str, Points]](dict)
     for job in jobs:
         spans = frames.spans(job.id)
-        if (key := main_curve(spans)) is not None:
+        if (key := main_curve(job, spans)) is not None:
             points = frames.samples(job.id, key, spans[key], LIVE_SAMPLES) or NO_POINTS
             curves[key.family, key.axis][job.run] = points
     return [_overlay(*card, group) for card, group in curves.items()]
@@ -165,6 +171,8 @@ def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any
         for place, ((run, points), color) in enumerate(zip(curves.items(), cycle(OKABE_ITO)))
     ]
     low, high = "0" if is_by_block else shown(extent[0]), shown(extent[1])
-    title = f"{metric(MetricKey(family)).title}{' by block' if is_by_block else ''}"
+    described = metric(MetricKey(family))
+    label = f"{described.label} by block" if is_by_block else described.label
+    title = replace(described, label=label).title
     ends = {"low": low, "high": high, "axis": axis, "last": last}
     return {"title": title, **ends, "lines": lines}
