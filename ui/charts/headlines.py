@@ -93,7 +93,7 @@ def usage_headline(frame: pd.DataFrame, quantity: str, unit: str) -> str:
 def rivals_headline(
     frame: pd.DataFrame, quantity: str, unit: str = "", over_blocks: bool = False
 ) -> str:
-    """Headline of the same curve of several runs: the mean of each, in the order of the columns.
+    """Headline of the same curve of several runs: the mean of each, the lowest first.
 
     Args:
         frame: steps or blocks in the first column, one run in each other column.
@@ -101,8 +101,9 @@ def rivals_headline(
     """
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     ends = {x: y if over_blocks else y.tail(max(1, len(y) // 10)) for x, y in lines.items()}
-    means = [f"{x} {_with_unit(unit, y.mean())}" for x, y in ends.items() if len(y)]
-    return f"{quantity}: {'; '.join(means[:MAX_NAMED])}" if len(means) > 1 else ""
+    means = {name: float(values.mean()) for name, values in ends.items() if len(values)}
+    ranked = sorted(means.items(), key=lambda mean: mean[1])
+    return lead_headline(quantity, ranked, f"{NBSP}{unit}" if unit else "")
 
 
 def _main_line(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":

@@ -1,6 +1,5 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-import base64
 import re
 from typing import Any
 
@@ -22,7 +21,6 @@ from tests.ui.lab import (
     measured,
     model_folder,
     point,
-    pressed,
     result,
     store,
 )
@@ -83,7 +81,7 @@ def cells(html: str, row: str) -> list[str]:
 
 
 def curves(curve: str | None = None) -> dict[str, Any]:
-    return compare.draw_curves(curve, "linear", asked(**WHOLE))
+    return compare.draw_curves(curve, asked(**WHOLE))
 
 
 # which runs ---------------------------------------------------------------------------------------
@@ -94,7 +92,7 @@ def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert 'href="compare"' in page["head"]
-    assert compare.draw_curves(None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
+    assert compare.draw_curves(None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
     assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
@@ -181,15 +179,6 @@ def test_sizes_in_two_file_formats_are_one_row() -> None:
     assert "▲" in other and "+33.0\u00a0MB" in other
 
 
-def test_the_compared_runs_are_exported() -> None:
-    file = compare.export(pressed("csv"), asked(**TWO))["file"]
-    lines = base64.b64decode(file["data"]).decode().splitlines()
-    assert file["name"] == "sds-0001-sds-0002.csv" and len(lines) == 3
-    assert [line.split(",")[0] for line in lines] == ["run", "sds-0001", "sds-0002"]
-    assert compare.export(pressed("<b>"), asked(**TWO)) == {}
-    assert compare.export(pressed("json"), asked(ids="sds-0001")) == {}
-
-
 def test_what_was_measured_on_another_text_is_not_compared() -> None:
     html = drawn(**WHOLE)["results"]
     other = cells(html, "Perplexity")[3]
@@ -207,16 +196,15 @@ def test_what_was_measured_on_another_text_is_not_compared() -> None:
 
 
 def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
-    assert "÷ baseline" not in drawn(**WHOLE)["results"]  # no losses were recorded
+    assert "× 0" not in drawn(**WHOLE)["results"]  # no losses were recorded
     windows = np.linspace(2.0, 4.0, 8)
     noise = 0.01 * np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.1 + noise), (4, windows)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
     assert f"{SPARSE} has a perplexity 9.5 % lower than 2:4 · wanda (" in drawn(**TWO)["head"]
-    page = drawn(**WHOLE)["results"]
-    row = next(r for r in re.findall(r"<tr>.*?</tr>", page, re.S) if "÷ baseline" in r)
-    found = re.findall(r"<td.*?</td>", row, re.S)
-    assert "0.905" in found[1] and "not significantly" not in found[1] and " to " in found[1]
+    found = cells(drawn(**WHOLE)["results"], "Perplexity")
+    low, high = map(float, re.search(r"× (\S+) to ([\d.]+)", found[1]).groups())
+    assert low < 0.905 < high and "not significantly" not in found[1]
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
@@ -257,7 +245,7 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     names = [trace.name for trace in curves("loss")["lines_chart"].data]
     assert names == [SPARSE, "2:4 · wanda · sds-0004"]
     for ids in ("sds-0003,sds-0004", "sds-0002,sds-0003"):  # none, and of one of them alone
-        shown = compare.draw_curves(None, None, asked(ids=ids))
+        shown = compare.draw_curves(None, asked(ids=ids))
         assert shown["lines_chart"] == compare.NO_CURVES and not shown["card"]["visible"]
 
 
@@ -267,12 +255,12 @@ def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their
         session.add_all(
             point(run, "memory_mb", n, 1e3, axis="seconds") for run in (1, 2) for n in range(3)
         )
-    shown = compare.draw_curves(None, None, asked(**TWO))
+    shown = compare.draw_curves(None, asked(**TWO))
     assert shown["curve"]["value"] == "memory_mb", "of what one kept there are no weights"
     with writing() as session:
         session.execute(update(Job).where(Job.id == 2).values(kept_stage="first"))
         session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
-    shown = compare.draw_curves(None, None, asked(**TWO))
+    shown = compare.draw_curves(None, asked(**TWO))
     names = [value for _, value in shown["curve"]["choices"]]
     assert names == ["error@kept stages", "memory_mb"] and names[0] == shown["curve"]["value"]
     assert "each the mean over a block" in shown["lines_note"]
@@ -280,12 +268,9 @@ def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their
 
 
 def test_the_address_says_which_curve_is_open() -> None:
-    opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log"))
-    assert opened["y"] == "log" and opened["lines_chart"].layout.yaxis.type == "log"
-    assert opened["curve"]["value"] == "loss"
-    odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways"))
-    assert odd["y"] == "linear"
-    assert odd["curve"]["value"] == "error@sds"
+    for curve, shown in (("loss", "loss"), ("<b>", "error@sds")):
+        opened = compare.draw_curves(None, asked(**WHOLE, curve=curve))
+        assert opened["curve"]["value"] == shown
 
 
 # weights ------------------------------------------------------------------------------------------
@@ -350,7 +335,7 @@ def test_the_share_of_words_kept(before: str, after: str, kept: float) -> None:
 def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0001")
     for figure in (
-        compare.draw_curves(None, None, request)["lines_chart"],
+        compare.draw_curves(None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("2:4"))
@@ -389,11 +374,11 @@ def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
 
 
 def test_errors_against_different_sources_are_not_ranked() -> None:
-    title = compare.draw_curves(None, None, asked(**TWO))["lines_title"]
-    assert f"(SDS): 2:4 · wanda 30.0\u00a0%; {SPARSE} 20.0" in title and "best" not in title
+    title = compare.draw_curves(None, asked(**TWO))["lines_title"]
+    assert f"(SDS): {SPARSE} 20.00\u00a0%, 33.3 % lower than 2:4 · wanda 30.00" in title
     with writing() as session:
         other = {"model": "sds-0001"}
         session.execute(update(Job).where(Job.id == 2).values(config=other))
         session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
-    shown = compare.draw_curves(None, None, asked(**TWO))
-    assert "sds-000" not in shown["lines_title"] and "not comparable" in shown["lines_note"]
+    shown = compare.draw_curves(None, asked(**TWO))
+    assert "lower than" not in shown["lines_title"] and "not comparable" in shown["lines_note"]

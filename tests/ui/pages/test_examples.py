@@ -87,7 +87,7 @@ SAID = (  # run, stage, metric, and the places where pages say it
         "benchmark-example",
         "amphista-example",
         "accepted_length",
-        r"pista: predicted peak .{40,80}, measured ([\d.]+\d)",
+        r"hista: predicted peak \S+ tok.{30,60}, measured ([\d.]+\d)",
     ),
     ("amphista-example", "drafter", "accepted_length", r"Accepted length, \D*(\S+) predicted"),
     (

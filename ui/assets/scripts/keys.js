@@ -19,16 +19,14 @@
 
   /* --- shortcuts --------------------------------------------------------------------------- */
 
-  /** A section with a button that asks for permission to notify. */
+  /** A button that asks for permission to notify. */
   function notifyButton() {
-    const section = create("section");
     const button = create("button", { textContent: "Notify me when runs end" });
     button.onclick = async () => {
       await Notification.requestPermission();
-      section.remove();
+      button.remove();
     };
-    section.append(button);
-    return section;
+    return button;
   }
 
   /** The drawer of help: shortcuts, terms and metrics, and a field that filters them. */
@@ -68,7 +66,7 @@
     build() {
       const drawer = dialog(
         "help",
-        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet" role="status" hidden>Nothing found.</p><div></div>',
+        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet">Nothing found.</p><div></div>',
       );
       drawer.ariaLabel = "Help";
       find(drawer, "header button").onclick = () => drawer.close();
@@ -102,8 +100,7 @@
     filter() {
       if (!this.drawer) return;
       const words = find(this.drawer, "input", HTMLInputElement).value.toLowerCase().split(/\s+/);
-      const sections = findAll(this.drawer, "section");
-      for (const section of sections) {
+      for (const section of findAll(this.drawer, "section")) {
         const title = section.querySelector("h3")?.textContent ?? "";
         const entries = findAll(section, ".words > div");
         for (const entry of entries) {
@@ -112,7 +109,6 @@
         }
         section.hidden = entries.every((entry) => entry.hidden) && words[0] !== "";
       }
-      find(this.drawer, "p").hidden = sections.some((section) => !section.hidden);
     }
   }
 

@@ -174,23 +174,20 @@ def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> Metric
     return offered.get(wanted or "") or next(iter(offered.values()))
 
 
-def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log_y: bool) -> Chart:
+def curve_chart(comparison: RunComparison, found: Points, key: MetricKey) -> Chart:
     drawn = {run: lines[key] for run, lines in found.items() if key in lines}
     x_title, strokes, labels = axis_title(key.axis), comparison.strokes, comparison.labels
     figure = line_chart(
         [Line(esc(labels[run]), points, strokes[run]) for run, points in drawn.items()],
-        view=f"{key}{log_y}",
+        view=str(key),
         x_title=x_title,
         y_title=metric(key).title,
-        log_y=log_y,
     )
     figure.update_layout(showlegend=True)  # a single line needs the name of its run, too
     frame = curves_frame({labels[run]: points for run, points in drawn.items()}, x_title)
     lengths = ", ".join(f"{labels[run]} {len(points):,}" for run, points in drawn.items())
-    left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
-    hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    note = f"n = {lengths} {points_label(key)}.{hidden}{reduced}"
+    note = f"n = {lengths} {points_label(key)}.{reduced}"
     label = curve_label(key, comparison)
     sources = {row.job.config.get("model") for row in comparison.rows if row.job.run in drawn}
     if key.family == ERROR.family and len(sources) > 1:

@@ -55,13 +55,7 @@ from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 from ui.widgets.config_form import value_with_unit
 
 HTML = fragments("pages/compare/page.html")
-PAIRED = Metric(
-    MetricKey("paired_perplexity"),
-    "Perplexity ÷ baseline",
-    "Ratio of the perplexities on the same windows of text, with its 95 % interval.",
-    "lower",
-)
-ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even if only some runs have them
+ALWAYS = {SIZE.family, *GAINS}  # shown even if only some runs have them
 COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow is invisible on white
 MODEL_SIZE = MetricKey(BYTES)
 WORD = re.compile(r"\s*\S+")  # with the space before it
@@ -188,8 +182,6 @@ def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFi
     for key in measured(comparison):
         figure = partial(_size if key == MODEL_SIZE else _figure, metric(key), base)
         rows.append((metric(key), [*map(figure, comparison.rows, ratios)]))
-    if any(ratios):
-        rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # after the perplexity, which comes first
     return rows
 
 
@@ -258,14 +250,6 @@ def metrics_card(comparison: RunComparison) -> Markup:
     )
 
 
-def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
-    if ratio is None:
-        return ComparedFigure(NONE)
-    span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
-    said = span if ratio.is_significant else f"{span}: not significantly different"
-    return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
-
-
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
     figure = row.figures.final_row(shown.key)
     if figure is None:
@@ -275,10 +259,11 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
         return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     is_significant = shown.key not in WINDOW_METRICS or ratio is None or ratio.is_significant
+    delta = delta_html(shown.key, row, base, relative=True, is_significant=is_significant)
+    if ratio and shown.key == PERPLEXITY:
+        delta += HTML.interval(ratio)
     return ComparedFigure(
-        format_value(shown, figure.value),
-        format_stderr(shown, figure.stderr),
-        delta_html(shown.key, row, base, relative=True, is_significant=is_significant),
+        format_value(shown, figure.value), format_stderr(shown, figure.stderr), delta
     )
 
 
@@ -292,12 +277,6 @@ def results_chart(comparison: RunComparison) -> Chart:
     rows = [["Kept stage", *kept_labels(comparison)]]
     rows += [[shown.title, *(f.value for f in each)] for shown, each in figure_rows(comparison)]
     return Chart(None, pd.DataFrame(rows, columns=["Figure", *comparison.labels.values()]))
-
-
-def settings_chart(comparison: RunComparison) -> Chart:
-    rows = [[name, *map(_value, values)] for name, values in differing(comparison).items()]
-    frame = pd.DataFrame(rows, columns=["Setting", *comparison.labels.values()])
-    return Chart(None if rows else "All settings are the same.", frame)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from jobs.benchmark.kind import NAME as BENCHMARK
 from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower
-from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
-from ui.gradio_patches import event_data
+from ui.frame import SILENT_EVENT, Page, live, query, url_sync
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
     chosen_curve,
@@ -34,12 +33,11 @@ from ui.pages.compare.comparison import (
     verdict,
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
-from ui.runs.columns import columns
 from ui.runs.deltas import comparison_key
 from ui.runs.rows import RunRow, all_rows, chosen
-from ui.runs.view import EXPORTS, query_list, query_text
+from ui.runs.view import query_list, query_text
 from ui.widgets.dropdown import choices, dropdown
-from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
+from ui.widgets.html import LATEST, HtmlPanel, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
@@ -57,23 +55,13 @@ NO_CURVES = "No two of these runs have recorded the same curve."
 NO_BENCHMARKS = "Fewer than two of these runs are benchmarks on one machine and thread count."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 NEWEST = 3  # runs shown by default
-SCALES = {"linear": "Linear", "log": "Log"}
 
 
 def build() -> None:
     head = HtmlPanel(skeleton(180), elem_id="compare-head")
     curve = dropdown("Curve", "compare-curve", min_width=200)
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
-    scale = gr.Radio(
-        choices(SCALES),
-        value="linear",
-        label="Y axis",
-        elem_id="compare-y",
-        render=False,
-        scale=0,
-        min_width=160,
-    )
-    page = Outputs(head=head, file=Download())
+    page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         page["config"] = plain(elem_id="compare-config")
         with gr.Row(equal_height=False):
@@ -86,23 +74,19 @@ def build() -> None:
         page["texts"] = plain(elem_id="compare-texts")
         with gr.Row(equal_height=False):
             weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))
-            lines = Outputs(curve=curve, y=scale)
+            lines = Outputs(curve=curve)
             with gr.Column(scale=2, min_width=320) as lines["card"]:
-                lines |= LINES.build("compare", [[curve, scale]])
+                lines |= LINES.build("compare", [[curve]])
         page["trace"] = plain(elem_id="compare-trace")
 
     show = page.named(draw), None, page.components
-    show_curves = lines.named(draw_curves), [curve, scale], lines.components
+    show_curves = lines.named(draw_curves), curve, lines.components
     show_weights = weights.named(draw_weights), tensor, weights.components
-    live(*show)
-    on_load(lines.named(open_curves), None, lines.components)
-    on_change(*show_curves)
-    live(*show_weights)
-    head.on_action(page.named(export), page.components, show)
+    for shown in (show, show_curves, show_weights):
+        live(*shown)
     again = head.view(*show, **LATEST)
     again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
-    for changed in (curve.input, scale.input):
-        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale)
+    url_sync(curve.input(*show_curves, **LATEST), curve=curve)
     url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
 
 
@@ -148,15 +132,6 @@ def draw(request: gr.Request) -> Updates:
     return updates(html, STAGES.show(stages_chart(runs)), *charts)
 
 
-def export(event: gr.EventData, request: gr.Request) -> Updates:
-    """The compared runs as a file, a row for each, with everything that the page Runs lists."""
-    runs, name = compared(request), str(event_data(event).get("do"))
-    if runs is None or name not in EXPORTS:
-        return {}
-    content = EXPORTS[name](runs.rows, [*columns(runs.rows).values()]).encode()
-    return {"file": file_payload(f"{'-'.join(runs.runs)}.{name}", content)}
-
-
 def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
@@ -187,19 +162,14 @@ def left_out(runs: RunComparison, rows: Sequence[RunRow], condition: str) -> str
     return f"Not measured on the baseline's {condition}: {missing}." if missing else ""
 
 
-def open_curves(request: gr.Request) -> Updates:
-    scale = query(request, "y", "linear", SCALES)
-    return {"y": scale, **draw_curves(query(request, "curve"), scale, request)}
-
-
-def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Updates:
+def draw_curves(curve: str | None, request: gr.Request) -> Updates:
     runs = compared(request)
     points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
         hidden = {"curve": gr.update(choices=[]), "card": gr.update(visible=False)}
         return {**hidden, **LINES.show(Chart(NO_CURVES))}
-    key = chosen_curve(offered, curve)
-    chart = curve_chart(runs, points, key, log_y=scale == "log")
+    key = chosen_curve(offered, curve or query(request, "curve"))
+    chart = curve_chart(runs, points, key)
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
     shown = LINES.show(chart, str(key).replace("/", "-"))
     shown["card"] = gr.update(visible=True)
@@ -227,8 +197,7 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
     points, offered = curves_of(runs)
     if not offered:
         return Chart(NO_CURVES)
-    key = chosen_curve(offered, query(request, "curve"))
-    return curve_chart(runs, points, key, log_y=query(request, "y") == "log")
+    return curve_chart(runs, points, chosen_curve(offered, query(request, "curve")))
 
 
 def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
@@ -244,9 +213,6 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
 
 REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
     STAGES: lambda at: stages_chart(at[0]),
-    Panel("config", "Configuration differences", "Which settings differ?", 0): lambda at: (
-        comparison.settings_chart(at[0])
-    ),
     Panel("figures", "Results", "What did each run end with?", 0): lambda at: (
         comparison.results_chart(at[0])
     ),

@@ -166,13 +166,9 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
-    return Chart(figure, frame, note, headline=speed_headline(speeds(decoders)))
-
-
-def speeds(decoders: Sequence[DecoderReport]) -> list[tuple[str, float, bool]]:
-    """Name and speed-up of each drafting decoder, and True if that is significant."""
     names = short_names(decoders)
-    return [(names[d.name], d.speed_up, d.faster) for d in drafting(decoders)]
+    rows = [(names[d.name], d.speed_up, d.faster) for d in drafting(decoders)]
+    return Chart(figure, frame, note, headline=speed_headline(rows))
 
 
 def gain(

@@ -118,7 +118,8 @@ def _sizes_chart(
     headline = ""
     if peaks:
         peak, nodes, label, run = max(peaks)
-        headline = f"{label}: predicted peak {peak:.2f}{unit} with {nodes} nodes"
+        ending = "" if nodes == 1 else "s"
+        headline = f"{label}: predicted peak {peak:.2f}{unit} with {nodes} node{ending}"
         if run in known:
             nodes, value = known[run]
             predicted = np.interp(nodes, lines[run]["step"], lines[run]["value"])

@@ -1,7 +1,6 @@
 """Results of a run as HTML: its finding, overall metrics and metrics by stage, the time of each
 step, and the findings of its newest evaluation."""
 
-import re
 from collections.abc import Callable
 from itertools import takewhile
 from math import inf
@@ -64,11 +63,7 @@ from ui.templates import fragments
 from ui.theme import name_colors
 
 HTML = fragments("pages/run/page.html")
-MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # name in older runs
 SAME_SIZE = 0.1  # relative size difference of files with the same values
-LOWER = re.compile(  # so, too
-    r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
-)
 
 
 def stage_tables(results: RunResults) -> Markup:
@@ -208,14 +203,10 @@ def _ratio_row(
 def certainty(job: Job, results: RunResults) -> Markup:
     """The reason why the stage was kept, and the comparison of stages with intervals."""
     kind = kind_of(job)
-    reason = LOWER.sub(
-        r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
-        job.kept_reason,
-    )
     compared = stage_comparison(job, results.perplexity) if results.kept else None
     verdict = kind.verdict(compared) if kind and compared else ""
     table = paired_table(job, results)
-    return HTML.certainty(MINUS.sub("−", reason), verdict, table)
+    return HTML.certainty(job.kept_reason, verdict, table)
 
 
 def _figures(results: RunResults) -> dict[str, str]:

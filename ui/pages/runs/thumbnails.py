@@ -3,7 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -85,14 +85,10 @@ def _curve(job: Job) -> Picture:
     if (key := main_curve(job, spans)) is None:
         return NOTHING
     points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
-    values = [value for _, value in points]
-    shown = partial(format_value, metric(key))
-    title = f"{metric(key).title}: {shown(values[0])} to {shown(values[-1])}"
-    label = metric(key).label
-    if key.axis == BLOCK:
-        path = sticks(points, spans[key].last, max(values))
-        return Picture([(path, "var(--accent)")], title, f"{label} by block")
-    path = polyline(points, spans[key].last, (min(values), max(values)))
+    described, ends = metric(key), [points[0][1], points[-1][1]]
+    title = f"{described.title}: {' to '.join(format_value(described, end) for end in ends)}"
+    label = f"{described.label}{' by block' if key.axis == BLOCK else ''}"
+    path = curve_path(points, spans[key].last, key.axis, extent(key.axis, points))
     return Picture([(path, "var(--accent)")], title, label)
 
 
@@ -113,32 +109,29 @@ def main_curve(job: Job, spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
 Points = Sequence[tuple[int, float]]
 
 
-def polyline(
-    points: Points, last: int, extent: tuple[float, float], width: int = WIDTH, height: int = HEIGHT
-) -> str:
-    """A path through points, from step 0 to `last` and from the lowest to the highest value."""
-    low, high = extent
-    x, y = (width - 2) / max(1, last), (height - 2) / ((high - low) or 1.0)
-    places = [f"{1 + step * x:.1f} {1 + (high - value) * y:.1f}" for step, value in points]
-    return "M" + "L".join(places)
+def extent(axis: str, points: Points) -> tuple[float, float]:
+    """Lowest and highest value of a picture; over blocks from zero."""
+    values = [value for _, value in points]
+    return 0.0 if axis == BLOCK else min(values), max(values)
 
 
-def sticks(
+def curve_path(
     points: Points,
     last: int,
-    high: float,
-    width: int = WIDTH,
-    height: int = HEIGHT,
+    axis: str,
+    extent: tuple[float, float],
+    size: tuple[int, int] = (WIDTH, HEIGHT),
     shift: float = 0.0,
 ) -> str:
-    """A vertical line for each block, from zero to its value, as blocks are no course of time.
-
-    Args:
-        shift: pixels to the right, so that lines of several runs stand beside each other.
-    """
-    x, y = (width - 8) / (last + 1), (height - 2) / (high or 1.0)
-    places = [(2 + step * x + shift, height - value * y) for step, value in points]
-    return "".join(f"M{at:.1f} {height}L{at:.1f} {top:.1f}" for at, top in places)
+    """A line through points, from step 0 to `last`; over blocks, which are no course of time, a
+    vertical line for each block, moved by `shift` pixels."""
+    (low, high), (width, height) = extent, size
+    x, y = (width - 8) / max(1, last), (height - 2) / ((high - low) or 1.0)
+    start = 1 + shift if axis == BLOCK else 1
+    places = [f"{start + step * x:.1f} {1 + (high - v) * y:.1f}" for step, v in points]
+    if axis == BLOCK:
+        return "".join(f"M{place}V{height}" for place in places)
+    return f"M{'L'.join(places)}"
 
 
 def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
@@ -155,24 +148,14 @@ def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any]:
     """Title, lowest and highest value, name of the axis, last step, and run, last value, path and
     color of each line."""
-    values = [value for points in curves.values() for _, value in points]
+    drawn = extent(axis, [point for points in curves.values() for point in points])
     shown = partial(format_value, metric(MetricKey(family)))
-    last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
-    size, is_by_block = (LIVE_WIDTH, LIVE_HEIGHT), axis == BLOCK
+    last, size = max(points[-1][0] for points in curves.values()), (LIVE_WIDTH, LIVE_HEIGHT)
     lines = [
-        (
-            run,
-            shown(points[-1][1]),
-            sticks(points, last, extent[1], *size, shift=STICK * place)
-            if is_by_block
-            else polyline(points, last, extent, *size),
-            color,
-        )
-        for place, ((run, points), color) in enumerate(zip(curves.items(), cycle(OKABE_ITO)))
+        (run, shown(points[-1][1]), curve_path(points, last, axis, drawn, size, STICK * n), color)
+        for n, ((run, points), color) in enumerate(zip(curves.items(), cycle(OKABE_ITO)))
     ]
-    low, high = "0" if is_by_block else shown(extent[0]), shown(extent[1])
-    described = metric(MetricKey(family))
-    label = f"{described.label} by block" if is_by_block else described.label
-    title = replace(described, label=label).title
+    low, high = map(shown, drawn)
+    title = metric(MetricKey(family)).title
     ends = {"low": low, "high": high, "axis": axis, "last": last}
     return {"title": title, **ends, "lines": lines}

@@ -112,10 +112,8 @@ def test_the_peak_over_tree_sizes_is_named_beside_what_was_measured(measured: st
         store(*(point(2, n, nodes, v, "nodes") for n, v in zip(names, values, strict=True)))
     benchmark, drafter = draw(), draw(id="amphista-0002")
     for shown in (benchmark, drafter):
-        assert (
-            "peak 1.08\u00a0× with 4 nodes; with 8, measured 1.50\u00a0×, predicted 0.92"
-            in shown["sizes_title"]
-        )
+        told = "peak 1.08\u00a0× with 4 nodes; with 8, predicted 0.92, measured 1.50"
+        assert told in shown["sizes_title"]
         assert "peak 2.00 tokens per step with 16 nodes" in shown["lengths_title"]
     assert len(benchmark["sizes_chart"].data) == 2 and len(drafter["sizes_chart"].data) == 2
     assert not drafter["bars"]["visible"] and "curve1_chart" not in page.draw_curves(
