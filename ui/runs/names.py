@@ -1,12 +1,10 @@
 """Names of runs that are shown together: the settings in which they differ, and what they share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from backend.store.tables import Job
 from jobs.sweep import varied
 from ui.runs.results import fields_of, kind_title, setting_summary, setting_text
-from ui.widgets.config_form import extra
 
 MAX_LETTERS = 32  # length of a name
 
@@ -19,23 +17,15 @@ def run_labels(jobs: Sequence[Job]) -> dict[str, str]:
     fields = {kind: varied([job for job in jobs if job.kind == kind]) for kind in kinds}
     labels = {}
     for job in jobs:
-        parts = [kind_title(job)] if len(kinds) > 1 else []
-        labels[job.run] = " · ".join([*parts, *(_setting(job, f) for f in fields[job.kind])])
+        known, values = fields_of(job.kind), job.config
+        parts = [setting_text(known.get(f), f, values.get(f)) for f in fields[job.kind]]
+        labels[job.run] = " · ".join([kind_title(job), *parts] if len(kinds) > 1 else parts)
     names = [*labels.values()]
     if len({*names}) < 2 or max(map(len, names)) > MAX_LETTERS:
         return {run: run for run in labels}
     return {
         run: name if names.count(name) == 1 else f"{name} · {run}" for run, name in labels.items()
     }
-
-
-def _setting(job: Job, name: str) -> str:
-    value: Any = job.config.get(name)
-    info = fields_of(job.kind).get(name)
-    title = (info.title if info else "") or name
-    if isinstance(value, bool) or value in (None, ""):
-        return title.lower() if value else f"no {title.lower()}"
-    return setting_text(title, str(extra(info).get("unit", "")) if info else "", value)
 
 
 def shared_description(jobs: Sequence[Job]) -> str:

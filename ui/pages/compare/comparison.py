@@ -35,7 +35,7 @@ from ui.charts.chart import Chart
 from ui.format import NONE, number, share
 from ui.help import explained
 from ui.runs.deltas import delta_html, incomparable_because, values_html
-from ui.runs.html import elapsed, model_and_settings
+from ui.runs.html import elapsed, run_description
 from ui.runs.names import run_labels
 from ui.runs.results import (
     GAINS,
@@ -97,7 +97,7 @@ class RunComparison:
     def columns(self) -> list[ComparedRun]:
         drawn, labels = self.strokes, self.labels
         return [
-            ComparedRun(row, labels[run], model_and_settings(row.job), drawn[run])
+            ComparedRun(row, labels[run], run_description(row.job), drawn[run])
             for run, row in zip(self.runs, self.rows, strict=True)
         ]
 

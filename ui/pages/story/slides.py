@@ -62,11 +62,6 @@ class Slide:
             return self.parts[0].title
         return self.page.name if self.page else self.view.page
 
-    @property
-    def runs(self) -> str:
-        """Kind, model and settings that the runs of the view share."""
-        return described_runs(self.view)
-
 
 def slides(views: Iterable[StoryView], *, is_live: bool) -> list[Slide]:
     """The slides of some views. A whole page is drawn as its charts, unless it is shown live."""
@@ -180,6 +175,7 @@ def _page(
         "pages/story/slides.html",
         title=title,
         slides=shown,
+        described=described_runs,
         now=now_ms(),
         version=VERSION,
         plotly=plotly,
