@@ -255,5 +255,6 @@ def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], te
         for run, each in series.items()
         if run != DENSE
     ]
-    headline = f"Exactly zero: {'; '.join(zeros[:MAX_NAMED])}" if zeros else ""
+    label = tensors_of(by_run)[tensor]
+    headline = f"{label}, exact zeros: {'; '.join(zeros[:MAX_NAMED])}" if zeros else ""
     return replace(overlay_chart([*series.values()], lacking), headline=headline)

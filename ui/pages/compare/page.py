@@ -2,7 +2,6 @@
 differing settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import gradio as gr
 
@@ -10,7 +9,6 @@ from backend.store.states import State
 from jobs.benchmark.kind import NAME as BENCHMARK
 from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, live, query, url_sync
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
@@ -163,52 +161,43 @@ def left_out(runs: RunComparison, rows: Sequence[RunRow], condition: str) -> str
 
 
 def draw_curves(curve: str | None, request: gr.Request) -> Updates:
-    runs = compared(request)
-    points, offered = curves_of(runs) if runs else ({}, {})
-    if runs is None or not offered:
-        hidden = {"curve": gr.update(choices=[]), "card": gr.update(visible=False)}
-        return {**hidden, **LINES.show(Chart(NO_CURVES))}
-    key = chosen_curve(offered, curve or query(request, "curve"))
-    chart = curve_chart(runs, points, key)
+    runs, wanted = compared(request), curve or query(request, "curve")
+    chart, labels, name = lines_chart(runs, wanted) if runs else (Chart(NO_CURVES), [], "")
+    choice = gr.update(choices=labels, value=name or None)
+    shown = LINES.show(chart, name.replace("/", "-"))
+    return {"curve": choice, "card": gr.update(visible=bool(name)), **shown}
+
+
+def lines_chart(runs: RunComparison, wanted: str) -> tuple[Chart, list[tuple[str, str]], str]:
+    """The wanted curve or else the first; labels and names of all curves; its name."""
+    points, offered = curves_of(runs)
+    if not offered:
+        return Chart(NO_CURVES), [], ""
+    key = chosen_curve(offered, wanted)
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
-    shown = LINES.show(chart, str(key).replace("/", "-"))
-    shown["card"] = gr.update(visible=True)
-    return {"curve": gr.update(choices=labels, value=str(key)), **shown}
+    return curve_chart(runs, points, key), labels, str(key)
 
 
 def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
-    runs = compared(request)
-    by_run = weights_by_run(runs) if runs else {}
-    if runs is None or not by_run:
-        return {"tensor": gr.update(choices=[]), **WEIGHTS.show(Chart(NO_WEIGHTS))}
+    runs, wanted = compared(request), tensor or query(request, "tensor")
+    chart, tensors, name = weights_chart(runs, wanted) if runs else (Chart(NO_WEIGHTS), {}, "")
+    choice = gr.update(choices=choices(tensors), value=name or None)
+    return {"tensor": choice, **WEIGHTS.show(chart, name)}
+
+
+def weights_chart(runs: RunComparison, wanted: str) -> tuple[Chart, dict[str, str], str]:
+    """The wanted tensor or else the one that differs most; labels of all tensors; its name."""
+    by_run = weights_by_run(runs)
+    if not by_run:
+        return Chart(NO_WEIGHTS), {}, ""
     tensors = tensors_of(by_run)
-    wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else most_different(runs, by_run)
-    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
-    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
+    return tensor_chart(runs, by_run, name), tensors, name
 
 
 def reported(request: gr.Request) -> tuple[RunComparison, gr.Request] | None:
     runs = compared(request)
     return (runs, request) if runs else None
-
-
-def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    points, offered = curves_of(runs)
-    if not offered:
-        return Chart(NO_CURVES)
-    return curve_chart(runs, points, chosen_curve(offered, query(request, "curve")))
-
-
-def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    by_run = weights_by_run(runs)
-    if not by_run:
-        return Chart(NO_WEIGHTS)
-    tensors = tensors_of(by_run)
-    wanted = query(request, "tensor")
-    name = wanted if wanted in tensors else most_different(runs, by_run)
-    chart = tensor_chart(runs, by_run, name)
-    return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 
 
 REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
@@ -224,8 +213,8 @@ REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
     ): lambda at: texts_chart(at[0]),
     SPEED_UPS: lambda at: benchmark_chart(at[0], SPEED_UPS),
     LENGTHS: lambda at: benchmark_chart(at[0], LENGTHS),
-    LINES: lambda at: lines_chart(*at),
-    WEIGHTS: lambda at: weights_chart(*at),
+    LINES: lambda at: lines_chart(at[0], query(at[1], "curve"))[0],
+    WEIGHTS: lambda at: weights_chart(at[0], query(at[1], "tensor"))[0],
 }
 PAGE = Page(
     "Compare",
