@@ -66,9 +66,10 @@ def test_the_address_sorts_filters_and_chooses_columns(lab: Settings) -> None:
 
 
 def test_an_order_by_a_result_says_that_it_mixes_models(lab: Settings) -> None:
-    store(job(7, config={"model": "smollm2-135m"}), job(8, config={"model": "sds-0001"}))
+    store(job(7, config={"model": "smollm2-135m"}))
     assert "these are of" not in table(sort="perplexity"), "without a result of the other model"
-    store(*measured(7, 20.0), *measured(8, 21.0))
+    other, same = {"model": "smollm2-135m"}, {"model": "sds-0001"}
+    store(job(8, config=other), *measured(8, 20.0), job(9, config=same), *measured(9, 21.0))
     assert "these are of 2." in table(sort="perplexity")
     assert "these are of" not in table(sort="perplexity", group="model") + table(sort="took")
 

@@ -66,7 +66,7 @@
     build() {
       const drawer = dialog(
         "help",
-        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet">Nothing found.</p><div></div>',
+        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet" role="status">Nothing found.</p><div></div>',
       );
       drawer.ariaLabel = "Help";
       find(drawer, "header button").onclick = () => drawer.close();

@@ -135,7 +135,7 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "Kept: &lt;b&gt;−3\u00a0%&lt;/b&gt;, SDS-2." in certainty(job, figures)
+    assert "Kept: &lt;b&gt;-3\u00a0%&lt;/b&gt;, SDS-2." in certainty(job, figures)
     assert re.search("1.0\u00a0GB <span[^>]*>estimated 2.0\u00a0GB<", html)
     assert re.search("1\u00a0min\u00a030\u00a0s <span[^>]*>estimated 1\u00a0min<", html)
     waiting = Job(id=2, kind="sds", config={}, environment=known)
