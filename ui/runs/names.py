@@ -11,8 +11,8 @@ MAX_LETTERS = 32  # length of a name
 
 def run_labels(jobs: Sequence[Job]) -> dict[str, str]:
     """The name of each run: its kind if kinds differ, and its values of the settings in which runs
-    of that kind differ, such as "50% · wanda". Equal names also have the id; ids alone if nothing
-    differs or a name would be too long."""
+    of that kind differ, such as "50% · wanda". If nothing differs or that would be too long, the
+    names that people gave, else ids. Equal names also have the id."""
     kinds = {job.kind for job in jobs}
     fields = {kind: varied([job for job in jobs if job.kind == kind]) for kind in kinds}
     labels = {}
@@ -20,12 +20,14 @@ def run_labels(jobs: Sequence[Job]) -> dict[str, str]:
         known, values = fields_of(job.kind), job.config
         parts = [setting_text(known.get(f), f, values.get(f)) for f in fields[job.kind]]
         labels[job.run] = " · ".join([kind_title(job), *parts] if len(kinds) > 1 else parts)
-    names = [*labels.values()]
-    if len({*names}) < 2 or max(map(len, names)) > MAX_LETTERS:
-        return {run: run for run in labels}
-    return {
-        run: name if names.count(name) == 1 else f"{name} · {run}" for run, name in labels.items()
-    }
+    for named in (labels, {job.run: job.name for job in jobs}):
+        names = [*named.values()]
+        if len({*names}) > 1 and all(0 < len(name) <= MAX_LETTERS for name in names):
+            return {
+                run: name if names.count(name) == 1 else f"{name} · {run}"
+                for run, name in named.items()
+            }
+    return {run: run for run in labels}
 
 
 def shared_description(jobs: Sequence[Job]) -> str:

@@ -363,9 +363,9 @@ def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
     assert page["benchmarks"]["visible"]
     for panel, most in (("speedup", 1.5), ("accepted", 1.4)):
         figure = page[f"{panel}_chart"]
-        assert [trace.name for trace in figure.data] == ["benchmark-0011", "benchmark-0012"]
+        assert [trace.name for trace in figure.data] == ["run 11", "run 12"]
         assert max(figure.data[1].x) == most
-        assert "benchmark-0013" in page[f"{panel}_note"]
+        assert "run 13" in page[f"{panel}_note"]
         assert "best" not in page[f"{panel}_title"]
     unequal = drawn(ids="benchmark-0011,benchmark-0013")
     assert not unequal["benchmarks"]["visible"]

@@ -10,7 +10,7 @@ WANDA = {"model": "toy", "pattern": "2:4", "base": "wanda", "seed": 0, "control"
 
 
 @pytest.mark.parametrize(
-    ("changes", "labels"),  # no labels: ids
+    ("changes", "labels"),  # no labels: the names "run 1" and "run 2"
     [
         ([{}, {"pattern": "50%"}], ["2:4", "50%"]),
         ([{}, {"pattern": "50%", "base": "alps"}], ["2:4 · wanda", "50% · alps"]),
@@ -26,6 +26,9 @@ def test_runs_are_named_by_the_settings_that_differ(
     changes: list[dict[str, object]], labels: list[str] | None
 ) -> None:
     jobs = [job(n, config=WANDA | change) for n, change in enumerate(changes, 1)]
+    assert [*run_labels(jobs).values()] == (labels or [each.name for each in jobs])
+    for each in jobs:
+        each.name = HOSTILE
     assert [*run_labels(jobs).values()] == (labels or [each.run for each in jobs])
 
 
