@@ -23,7 +23,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
         "held-out text decides.",
         "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
-        "Sweep": "Runs that were submitted together, one for each combination of settings.",
+        "Sweep": "Runs that were submitted together, one for each combination of settings: choose "
+        "several values in New run.",
         "Baseline": "The run that others are compared with.",
     },
     "Model and data": {
@@ -124,6 +125,10 @@ QUESTIONS = {  # question -> answer, page
         "playground",
     ),
     "Which of my runs is best?": ("Filter, sort and compare them.", "runs"),
+    "How do I show it to others?": (
+        "Share any chart to a story. Present it, follow it on phones, or export it as one file.",
+        "story",
+    ),
 }
 
 FILTERS = {

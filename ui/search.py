@@ -37,21 +37,29 @@ def search_runs(text: str) -> list[Hit]:
 
 
 def search_tensors(text: str) -> list[Hit]:
-    """Find tensors by block and layer, "up 20", in the newest run that has such tensors."""
-    words = {*text.lower().split()}
+    """Find tensors by block and layer ("up 20") or name in recent runs, or in the named run: a few
+    of the newest run with such tensors, and one of each other run."""
+    words, hits = text.lower().split(), list[Hit]()
     for job in queries.runs_with_weights(MAX_SEARCHED) if words else ():
-        hits = [
+        wanted = [word for word in words if "-" not in word or word not in job.run]
+        found = [
             {
                 "title": f"Block {block}, {module.rpartition('.')[2]}",
                 "about": f"tensor of {job.run}",
                 "to": href("weights", run=job.run, tensor=tensor),
             }
             for tensor, block, module in queries.tensor_names(job.id)
-            if words <= {str(block), "block", *re.split(r"[._]", module), *module.split(".")}
+            if wanted and all(_names(word, tensor, block, module) for word in wanted)
         ]
-        if hits:
-            return hits[:MAX_OTHERS]
-    return []
+        hits += found[: 1 if hits else MAX_OTHERS]
+    return hits[:MAX_HITS]
+
+
+def _names(word: str, tensor: str, block: int, module: str) -> bool:
+    """Return True if a word names a tensor: its block, a part of its layer, or a part of its name
+    with a dot."""
+    parts = {str(block), "block", *re.split(r"[._]", module), *module.split(".")}
+    return word in parts or ("." in word and word.strip(".") != "" and word in tensor)
 
 
 def search_stories(text: str) -> list[Hit]:

@@ -20,7 +20,7 @@ def test_a_view_is_added_edited_and_presented_to_a_phone(
     share = visitor.locator("dialog.share")
     share.locator("[name=chart]").select_option("compare-stages")
     share.locator("[name=story]").select_option(label="A new story")
-    share.get_by_label("Line of text").fill("Which one ends lower?")
+    share.get_by_label("Caption").fill("Which one ends lower?")
     share.get_by_role("button", name="Add", exact=True).click()
     expect(share.locator("[name=story] option")).to_have_count(3)
     share.get_by_role("link", name="Open the story").click()

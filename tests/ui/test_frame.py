@@ -148,6 +148,7 @@ def test_an_unknown_address_gets_a_page_whose_text_is_text() -> None:
         page = client.get("/<b>nothing", headers={"accept": "text/html"})
         assert page.status_code == 404 and page.headers["content-type"].startswith("text/html")
         assert "There is no page at /&lt;b&gt;nothing" in page.text and 'href="runs"' in page.text
+        assert "//" not in page.text.partition("<script>")[2], "its lines are joined"
         assert f"--text:{LIGHT.text};" in page.text and f"--text:{DARK.text};" in page.text
         deeper = client.get("/weights/map/x", headers={"accept": "text/html"}).text
         assert 'href="../../"' in deeper and 'href="../../runs"' in deeper

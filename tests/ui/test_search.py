@@ -3,6 +3,7 @@
 import pytest
 
 from backend.settings import Settings
+from backend.store import queries
 from tests.ui.lab import job, store
 from tests.ui.visits import Visit
 from ui.search import (
@@ -76,10 +77,14 @@ def test_terms_lead_to_their_place_in_help(visit: Visit) -> None:
 
 
 def test_tensors_and_settings_are_found(seeded: Settings) -> None:
-    (hit,) = search_tensors("UP 0")
-    assert hit["title"] == "Block 0, up_proj" and hit["to"].startswith("weights?run=sds-0")
-    assert [each["title"] for each in search_tensors("block 1 up_proj")] == ["Block 1, up_proj"]
-    for text in ("", "up 99", "0 1", HOSTILE, "%"):
+    hits = search_tensors("UP 0")
+    recorded = [job.run for job in queries.runs_with_weights()]
+    assert {hit["title"] for hit in hits} == {"Block 0, up_proj"}
+    assert [hit["about"] for hit in hits] == [f"tensor of {run}" for run in recorded]
+    for words in ("block 1 up_proj", "model.layers.1.mlp.up_proj", "layers.1 up_proj"):
+        (hit,) = search_tensors(f"{words} sds-0001")
+        assert hit["title"] == "Block 1, up_proj" and "run=sds-0001&" in hit["to"]
+    for text in ("", "up 99", "0 1", "sds-0001", "sds-9999 up", HOSTILE, "%", "."):
         assert search_tensors(text) == []
     assert search_settings("pattern")[0]["to"] == "new-run?kind=sds"
     assert (

@@ -65,7 +65,12 @@ def test_a_presentation_of_no_view_is_refused(client: TestClient, fields: dict[s
 
 def test_a_view_begins_a_story_or_joins_one(client: TestClient) -> None:
     body: dict[str, Any] = {"story": 0, "address": "weights?run=a", "text": HOSTILE}
+    body["title"] = HOSTILE
     assert client.post("/slimscope/share", json=body, headers=GUEST).status_code == 403
+    for title in ("", " ", "x" * 121):
+        untitled = client.post("/slimscope/share", json=body | {"title": title}, headers=LOCAL)
+        assert untitled.status_code == 422
+    assert stories.stories() == []
     assert client.post("/slimscope/share", json=body, headers=LOCAL).status_code == 200
     (made,) = stories.stories()
     body |= {"story": made.id, "chart": "weights-heatmap"}
@@ -75,7 +80,7 @@ def test_a_view_begins_a_story_or_joins_one(client: TestClient) -> None:
         assert refused.status_code in (404, 422)
     views = stories.stored_views(stories.story(made.id).views)
     assert [view.chart for view in views] == ["", "weights-heatmap"]
-    stories.rename_story(made.id, HOSTILE, Actor("mira", "host"))
+    assert made.title == HOSTILE
     view = {"address": "weights?run=a", "chart": "weights-heatmap"}
     shared = client.get("/slimscope/share", params=view, headers=GUEST).text
     assert "<img src=x" not in shared and "disabled" in shared

@@ -18,7 +18,6 @@ from ui.theme import DARK, LIGHT, SANS, LineStyle, Palette
 pio.templates.default = "none"
 MAX_TICKS = 5
 LEGEND_ROW = 24  # pixels
-ROWS_WITHOUT_GROWTH = 2  # legend rows that fit into the usual height of a chart
 
 
 @dataclass(frozen=True)
@@ -168,14 +167,9 @@ def legend_row(top: int = 32, **options: Any) -> dict[str, Any]:
     return {"top": top, "showlegend": True, "legend": {"orientation": "h"} | options}
 
 
-def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
-    """Arguments of `layout` for a legend with one row per line.
-
-    Args:
-        grow: increase the height of the figure with the number of rows.
-    """
-    more = LEGEND_ROW * max(0, lines - ROWS_WITHOUT_GROWTH) if grow else 0
-    return {"top": LEGEND_ROW * lines + 8, "more": more, "showlegend": True}
+def legend_rows(lines: int) -> dict[str, Any]:
+    """Arguments of `layout` for a legend with one row per line."""
+    return {"top": LEGEND_ROW * lines + 8, "showlegend": True}
 
 
 def reference_line(

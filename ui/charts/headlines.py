@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from jobs.wording import distinguishable, times
+from jobs.wording import distinguishable, relative_change, times
 from ui.format import NBSP, number, of_unit, share
 
 NEGLIGIBLE_CHANGE = 0.02  # relative changes below count as no change
@@ -29,7 +29,7 @@ def stages_headline(
     (_, first), (last_label, last) = values[0], values[-1]
     label, value = rival or max(values[1:], key=lambda pair: pair[1])
     if label != last_label and (rival or value > last > first):
-        own, other = distinguishable([last, value])
+        own, other, _ = distinguishable([last, value, first], 1 if min(value, last) >= 10 else 2)
         return f"{last_label} reaches perplexity {own}; {lower(label)}: {other}"
     change = last / first - 1
     if abs(change) < NEGLIGIBLE_CHANGE:
@@ -93,7 +93,7 @@ def usage_headline(frame: pd.DataFrame, quantity: str, unit: str) -> str:
 def rivals_headline(
     frame: pd.DataFrame, quantity: str, unit: str = "", over_blocks: bool = False
 ) -> str:
-    """Headline of the same curve of several runs: the mean of each, in the order of the columns.
+    """Headline of the same curve of several runs: the mean of each, the lowest first.
 
     Args:
         frame: steps or blocks in the first column, one run in each other column.
@@ -101,8 +101,9 @@ def rivals_headline(
     """
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     ends = {x: y if over_blocks else y.tail(max(1, len(y) // 10)) for x, y in lines.items()}
-    means = [f"{x} {_with_unit(unit, y.mean())}" for x, y in ends.items() if len(y)]
-    return f"{quantity}: {'; '.join(means[:MAX_NAMED])}" if len(means) > 1 else ""
+    means = {name: float(values.mean()) for name, values in ends.items() if len(values)}
+    ranked = sorted(means.items(), key=lambda mean: mean[1])
+    return lead_headline(quantity, ranked, f"{NBSP}{unit}" if unit else "")
 
 
 def _main_line(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":
@@ -132,6 +133,24 @@ def cells_headline(frame: pd.DataFrame, label: str) -> str:
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
+def lead_headline(
+    quantity: str, values: Sequence[tuple[str, float]], unit: str = "", *, is_decided: bool = True
+) -> str:
+    """Headline of a figure of several runs: the lead of the best one over the next.
+
+    Args:
+        values: name and value of each run, the best first.
+        is_decided: False if the first two do not differ significantly.
+    """
+    if len(values) < 2:
+        return ""
+    first, second, *others = (f"{name} {number(value)}{unit}" for name, value in values[:MAX_NAMED])
+    rival = values[1][1]
+    lead = f", {relative_change(values[0][1], rival)} " if is_decided and rival else "; "
+    end = "" if is_decided else " (not significantly different)"
+    return f"{quantity}: {'; '.join([f'{first}{lead}{second}{end}', *others])}"
+
+
 def zeros_headline(stages: Sequence[tuple[str, float]]) -> str:
     """Headline of histograms by stage, (label, share of zeros): zeros of the last stage."""
     if not stages:
@@ -141,10 +160,10 @@ def zeros_headline(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def speed_headline(decoders: Sequence[tuple[str, float, bool]]) -> str:
-    """Headline of decoders with a drafter: the fastest one that is significantly faster.
+    """Headline of decoders with a drafter: the fastest that is significantly faster, and the next.
 
     Args:
-        decoders: label, speed-up, and True if the speed-up is significantly above 1.
+        decoders: name, speed-up, and True if the speed-up is significantly above 1.
     """
     if not decoders:
         return ""
@@ -152,7 +171,9 @@ def speed_headline(decoders: Sequence[tuple[str, float, bool]]) -> str:
     if not faster:
         return NO_GAIN
     speed_up, label = max(faster)
-    return f"{label} decodes {times(speed_up)} as fast as plain decoding"
+    others = [(up, name) for name, up, _ in decoders if name != label and up <= speed_up]
+    rival = f"; {lower(max(others)[1])} {times(max(others)[0])}" if others else ""
+    return f"{label} decodes {times(speed_up)} as fast as plain decoding{rival}"
 
 
 def tasks_headline(decoder: str, tasks: Mapping[str, float]) -> str:

@@ -127,7 +127,6 @@ def layer_map(
     table: pd.DataFrame,
     stage: str,
     statistic: str,
-    picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
     """A map of a statistic: blocks from left to right, modules from top to bottom.
@@ -136,7 +135,6 @@ def layer_map(
 
     Args:
         table, stage, statistic, base: as in `cells`.
-        picked: name of the tensor whose cell is outlined.
     """
     rows, is_difference = cells(table, stage, statistic, base), base is not None
     grid = rows.pivot_table(index="module", columns="block", values="value", aggfunc="last")
@@ -157,21 +155,10 @@ def layer_map(
         ygap=1,
     )
     category: dict[str, Any] = {"type": "category", "showgrid": False}
-    outlined = rows[(rows["tensor"] == picked) & rows["value"].notna()]
-    places = [
-        (grid.columns.get_loc(row.block), grid.index.get_loc(row.module))
-        for row in outlined.itertuples()
-    ]
     figure_layout = layout(
         view=stage,
         xaxis=axis("Block", nticks=12, **category),
         yaxis=axis(autorange="reversed", nticks=0, **category),
-        shapes=[
-            {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
-            | {"line": {"color": color, "width": width}}
-            for x, y in places
-            for color, width in ((LIGHT.text, 4), (LIGHT.paper, 1.5))
-        ],
     )
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
     frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})

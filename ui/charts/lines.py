@@ -42,19 +42,17 @@ def reduced_note(points: pd.DataFrame) -> str:
     return " Long curves show their lowest and highest points only; exports have all points."
 
 
-def line_chart(
-    lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False
-) -> go.Figure:
+def line_chart(lines: Sequence[Line], *, view: str, x_title: str, y_title: str) -> go.Figure:
     """A line chart; `view` as in `ui.charts.chart.layout`."""
     last_step = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     x_ticks: dict[str, Any] = {"dtick": 1} if last_step < 12 else {}
     values = [y for line in lines for y in line.points["value"] if y == y]
     is_flat = bool(values) and min(values) > 0.8 * max(values)  # an axis from 0 would hide changes
-    y_range: dict[str, Any] = {} if log_y or is_flat else {"rangemode": "tozero"}
+    y_range: dict[str, Any] = {} if is_flat else {"rangemode": "tozero"}
     chart_layout = layout(
         view=view,
         xaxis=axis(x_title, showgrid=False, **x_ticks),
-        yaxis=axis(y_title, log=log_y, nticks=5, **y_range),
+        yaxis=axis(y_title, nticks=5, **y_range),
         hovermode="x unified",
         **legend_row() | {"showlegend": len(lines) > 1},
     )

@@ -28,7 +28,8 @@ from ui.widgets.html import badge, time_tag
 
 HTML = fragments("runs/runs.html")
 NEWEST = "age"
-GROUPS = ("Run", "Results", "Settings")
+RESULTS = "Results"
+GROUPS = ("Run", RESULTS, "Settings")
 ALIASES = {  # further names of columns in filters
     "setting": "choices",
     "id": "run",
@@ -99,7 +100,7 @@ def _figure(key: MetricKey, value: Callable[[RunRow], float | None], **options: 
 def _final(key: MetricKey, is_default: bool) -> Column:
     """A column of the final figures of a metric."""
     return _figure(
-        key, lambda row: row.figures.final(key), group=GROUPS[1], is_default=is_default, metric=key
+        key, lambda row: row.figures.final(key), group=RESULTS, is_default=is_default, metric=key
     )
 
 
@@ -194,7 +195,7 @@ PERPLEXITY_COLUMNS = (
         _figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
         key="dense",
         title="Perplexity, dense",
-        group=GROUPS[1],
+        group=RESULTS,
         is_default=False,
         field=f"{PERPLEXITY}_dense",
     ),
@@ -206,7 +207,7 @@ PERPLEXITY_COLUMNS = (
         lambda r: percent(r.figures.change()) or NONE,
         lambda r: r.figures.change(),
         True,
-        GROUPS[1],
+        RESULTS,
         field=f"{PERPLEXITY}_change_share",
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from backend.metric_key import MetricKey
+from jobs.fields.models import original_model
 from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND, Metric
 from jobs.metrics import metric as described
 from jobs.wording import signed as written_change
@@ -83,6 +84,8 @@ def comparison_key(row: RunRow) -> tuple[str, ...] | None:
 
 def incomparable_because(row: RunRow, base: RunRow, key: MetricKey) -> str:
     """The reason why two runs' figures cannot be compared, such as "different text"; else empty."""
+    if original_model(base_model(row.job)) != original_model(base_model(base.job)):
+        return "different model"
     actual, expected = conditions(row, key), conditions(base, key)
     reasons = (f"different {title}" for k, title in CONDITIONS.items() if actual[k] != expected[k])
     return next(reasons, "")

@@ -11,7 +11,7 @@ from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from ui.format import NONE, duration, eta_range, share
+from ui.format import duration, eta_range, share
 from ui.runs.results import kind_title, setting_summary
 from ui.templates import fragments
 from ui.widgets.html import WIDGETS, problem
@@ -35,20 +35,12 @@ def run_description(job: Job) -> Markup:
     return Markup(" · ").join([kind_title(job), *model, *setting_summary(job), *origin])
 
 
-def model_and_settings(job: Job) -> Markup:
-    """The model of a run, and its settings in a second line."""
-    return model_name(job.config.get("model", NONE)) + settings_line(job)
-
-
 def kind_and_settings(job: Job) -> Markup:
     """Kind and model of a run, and its settings in a second line."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
-    return Markup(" · ").join([kind_title(job), *model]) + settings_line(job)
-
-
-def settings_line(job: Job) -> Markup:
-    """The settings of a run as a second line of a cell."""
-    return WIDGETS.under(" · ".join(setting_summary(job)))
+    return Markup(" · ").join([kind_title(job), *model]) + WIDGETS.under(
+        " · ".join(setting_summary(job))
+    )
 
 
 def progress(job: Job) -> Markup:

@@ -163,7 +163,7 @@ def setting_summary(job: Job) -> list[str]:
     fields = _method_fields(kind.config) if kind else []
     headline = kind.headline(job.config) if kind and kind.headline else []
     settings = headline + [
-        _setting_text(info.title or name, str(extra(info).get("unit", "")), value)
+        setting_text(info, name, value)
         for index, (name, info) in enumerate(fields)
         if (value := job.config.get(name)) not in UNINFORMATIVE_VALUES
         if not (kind and name in kind.headline_fields)
@@ -184,11 +184,16 @@ def _method_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
     ]
 
 
-def _setting_text(title: str, unit: str, value: object) -> str:
-    """A value with its unit or title: "wanda", "3 bits", "group size 64"."""
+def setting_text(info: FieldInfo | None, name: str, value: object) -> str:
+    """A value with its unit or title: "wanda", "3 bits", "group size 64", "no control"."""
+    title, unit = name, ""
+    if info:
+        title, unit = info.title or name, str(extra(info).get("unit", ""))
+    title = title.lower()
+    if isinstance(value, bool) or value in (None, ""):
+        return title if value else f"no {title}"
     if not isinstance(value, int | float):
         return str(value)
-    title = title.lower()
     if not unit or not title.endswith(unit):
         return f"{title} {value:g}"
     return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}"

@@ -24,9 +24,10 @@ import pandas as pd
 
 from backend.store.states import ACTIVE
 from backend.store.tables import RUN_NAME
+from jobs.fields.models import original_model
 from ui.format import iso
 from ui.runs import columns as run_columns
-from ui.runs.columns import AGE, GROUPS, NEWEST, RUN_COLUMN, Column, find_column
+from ui.runs.columns import AGE, GROUPS, NEWEST, RESULTS, RUN_COLUMN, Column, find_column
 from ui.runs.groups import GROUPINGS, Group, grouped
 from ui.runs.rows import RunRow, all_rows, chosen
 
@@ -332,6 +333,14 @@ class TableResult:
     def top_rows(self) -> list[RunRow]:
         """The rows that stay at the top: baseline and pinned runs."""
         return [row for row in (self.base, *self.pinned) if row]
+
+    @property
+    def mixed_models(self) -> int:
+        """Number of models among results that are sorted together; 0 if no result sorts them."""
+        if self.by.group != RESULTS or self.query.group == "model":
+            return 0
+        measured = (row.head.config for row in self.rows if not _missing(self.by.value(row)))
+        return len({*map(original_model, {str(config.get("model", "")) for config in measured})})
 
     def selected_among(self, rows: Sequence[RunRow]) -> str:
         """State of a checkbox of rows, for `aria-checked`: "true", "false" or "mixed"."""

@@ -1,6 +1,5 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-import base64
 import re
 from typing import Any
 
@@ -22,7 +21,6 @@ from tests.ui.lab import (
     measured,
     model_folder,
     point,
-    pressed,
     result,
     store,
 )
@@ -31,6 +29,7 @@ from ui.pages.compare.comparison import kept_share, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
+SPARSE = "50% · sparsegpt"  # the second run
 WHOLE = {"ids": "sds-0001,sds-0002,sds-0003,sds-0004"}
 
 
@@ -82,7 +81,7 @@ def cells(html: str, row: str) -> list[str]:
 
 
 def curves(curve: str | None = None) -> dict[str, Any]:
-    return compare.draw_curves(curve, "linear", asked(**WHOLE))
+    return compare.draw_curves(curve, asked(**WHOLE))
 
 
 # which runs ---------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert 'href="compare"' in page["head"]
-    assert compare.draw_curves(None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
+    assert compare.draw_curves(None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
     assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
@@ -152,6 +151,24 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares() -> None:
     assert "▼" in zeros[1] and "−10.00" in zeros[1]
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', html)
     assert "▼" in cells(html, "Size on disk")[1]
+    assert (
+        "50% · sparsegpt 11.00, 8.3 % lower than 2:4 · wanda 12.00" in drawn(**TWO)["stages_title"]
+    )
+
+
+def test_a_single_duration_is_not_judged_and_nothing_across_models() -> None:
+    store(
+        job(5, finished_at=90_000),
+        job(6, config={"model": HOSTILE[:20]}),
+        *measured(5, 12.0, 0.5),
+        *measured(6, 9.0, 0.5),
+    )
+    longer = drawn(ids="sds-0001,sds-0005")["results"]
+    assert "+30\u00a0s" in cells(longer, "Duration")[1] and "delta worse" not in longer
+    page = drawn(ids="sds-0001,sds-0006")
+    assert "Not comparable" in page["head"] and "delta" in page["results"]
+    assert not re.search(r"delta (better|worse)", page["results"])
+    assert all("<img" not in str(part) for part in page.values()), "a model's name is no markup"
 
 
 def test_sizes_in_two_file_formats_are_one_row() -> None:
@@ -162,36 +179,32 @@ def test_sizes_in_two_file_formats_are_one_row() -> None:
     assert "▲" in other and "+33.0\u00a0MB" in other
 
 
-def test_the_compared_runs_are_exported() -> None:
-    file = compare.export(pressed("csv"), asked(**TWO))["file"]
-    lines = base64.b64decode(file["data"]).decode().splitlines()
-    assert file["name"] == "sds-0001-sds-0002.csv" and len(lines) == 3
-    assert [line.split(",")[0] for line in lines] == ["run", "sds-0001", "sds-0002"]
-    assert compare.export(pressed("<b>"), asked(**TWO)) == {}
-    assert compare.export(pressed("json"), asked(ids="sds-0001")) == {}
-
-
 def test_what_was_measured_on_another_text_is_not_compared() -> None:
     html = drawn(**WHOLE)["results"]
     other = cells(html, "Perplexity")[3]
     assert other.startswith("9.000") and "different text" in other and "▼" not in other
     page = drawn(**WHOLE)
     assert "sds-0004" in page["stages_note"]
-    assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+    assert {t.name for t in page["stages_chart"].data} == {
+        "2:4 · wanda · sds-0001",  # equal settings
+        SPARSE,
+        "2:4 · wanda · sds-0003",
+    }
+    assert "Not comparable" in page["head"]
     html = drawn(**TWO)["stages_table"]
     assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
 
 
 def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
-    assert "÷ baseline" not in drawn(**WHOLE)["results"]  # no losses were recorded
+    assert "× 0" not in drawn(**WHOLE)["results"]  # no losses were recorded
     windows = np.linspace(2.0, 4.0, 8)
     noise = 0.01 * np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.1 + noise), (4, windows)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
-    page = drawn(**WHOLE)["results"]
-    row = next(r for r in re.findall(r"<tr>.*?</tr>", page, re.S) if "÷ baseline" in r)
-    found = re.findall(r"<td.*?</td>", row, re.S)
-    assert "0.905" in found[1] and "not significantly" not in found[1] and " to " in found[1]
+    assert f"{SPARSE} has a perplexity 9.5 % lower than 2:4 · wanda (" in drawn(**TWO)["head"]
+    found = cells(drawn(**WHOLE)["results"], "Perplexity")
+    low, high = map(float, re.search(r"× (\S+) to ([\d.]+)", found[1]).groups())
+    assert low < 0.905 < high and "not significantly" not in found[1]
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
@@ -210,6 +223,8 @@ def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse() -> None:
     windows, noise = np.linspace(2.0, 4.0, 8), np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.01 + 0.2 * noise)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
+    told = drawn(**TWO)
+    assert "Undecided: " in told["head"] and "not significantly" in told["stages_title"]
     page = drawn(**WHOLE)["results"]
     assert "not significantly different" in page
     assert re.search(r'class="delta even"[^>]*><i[^>]*>▼</i>−1.00', page)
@@ -224,12 +239,13 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     choice, figure = shown["curve"], shown["lines_chart"]
     assert [value for _, value in choice["choices"]] == ["error@sds", "loss"]
     assert choice["value"] == "error@sds"
-    assert [trace.name for trace in figure.data] == ["sds-0001", "sds-0002"]
-    assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
+    assert [trace.name for trace in figure.data] == ["2:4 · wanda · sds-0001", SPARSE]
+    assert f"sds-0001 3, {SPARSE} 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
-    assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
+    names = [trace.name for trace in curves("loss")["lines_chart"].data]
+    assert names == [SPARSE, "2:4 · wanda · sds-0004"]
     for ids in ("sds-0003,sds-0004", "sds-0002,sds-0003"):  # none, and of one of them alone
-        shown = compare.draw_curves(None, None, asked(ids=ids))
+        shown = compare.draw_curves(None, asked(ids=ids))
         assert shown["lines_chart"] == compare.NO_CURVES and not shown["card"]["visible"]
 
 
@@ -239,12 +255,12 @@ def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their
         session.add_all(
             point(run, "memory_mb", n, 1e3, axis="seconds") for run in (1, 2) for n in range(3)
         )
-    shown = compare.draw_curves(None, None, asked(**TWO))
+    shown = compare.draw_curves(None, asked(**TWO))
     assert shown["curve"]["value"] == "memory_mb", "of what one kept there are no weights"
     with writing() as session:
         session.execute(update(Job).where(Job.id == 2).values(kept_stage="first"))
         session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
-    shown = compare.draw_curves(None, None, asked(**TWO))
+    shown = compare.draw_curves(None, asked(**TWO))
     names = [value for _, value in shown["curve"]["choices"]]
     assert names == ["error@kept stages", "memory_mb"] and names[0] == shown["curve"]["value"]
     assert "each the mean over a block" in shown["lines_note"]
@@ -252,12 +268,9 @@ def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their
 
 
 def test_the_address_says_which_curve_is_open() -> None:
-    opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log"))
-    assert opened["y"] == "log" and opened["lines_chart"].layout.yaxis.type == "log"
-    assert opened["curve"]["value"] == "loss"
-    odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways"))
-    assert odd["y"] == "linear"
-    assert odd["curve"]["value"] == "error@sds"
+    for curve, shown in (("loss", "loss"), ("<b>", "error@sds")):
+        opened = compare.draw_curves(None, asked(**WHOLE, curve=curve))
+        assert opened["curve"]["value"] == shown
 
 
 # weights ------------------------------------------------------------------------------------------
@@ -267,20 +280,14 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
     shown = compare.draw_weights(None, asked(**WHOLE))
     choice, figure = shown["tensor"], shown["weights_chart"]
     note, table = shown["weights_note"], shown["weights_table"]
-    labels = [trace.name.split(" · ")[:2] for trace in figure.data]
-    assert labels == [
-        ["Dense", "no exact zeros"],
-        ["sds-0001", "Second pruning (SDS)"],
-    ]
-    assert (
-        "Not stored by sds-0002, sds-0003, sds-0004" in note
-    )  # its kept stage is not stored and "n = 4,096 weights" in note
+    dense, pruned = (trace.name for trace in figure.data)
+    assert dense == "Dense · no exact zeros"
+    assert pruned.startswith("2:4 · wanda · sds-0001 · Second pruning (SDS) · ")
+    assert f"Not stored by {SPARSE}, 2:4" in note  # its kept stage is not stored
     assert choice["value"] == "model.layers.0.self_attn.q_proj.weight"
     for trace in figure.data[1:]:
         (snapshot,) = (
-            s
-            for s in tensors.tensor_snapshots(trace.name.split(" ")[0], choice["value"])
-            if s.stage == "sds"
+            s for s in tensors.tensor_snapshots("sds-0001", choice["value"]) if s.stage == "sds"
         )
         drawn = sum(trace.customdata)
         assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
@@ -308,11 +315,11 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
     unwritten = compare.draw(asked(ids="sds-0002,sds-0003"))["texts"]
     assert 'href="playground?sides=sds-0002%2Csds-0003"' in unwritten
     card = compare.draw(asked(**TWO))["texts"]
-    assert "sds-0002 writes 60\u00a0% of the baseline&#39;s words" in card
+    assert f"{SPARSE} writes 60\u00a0% of the baseline&#39;s words" in card
     assert "sat on<del> the red</del><ins> a</ins> mat.<ins> &lt;b&gt;</ins>" in card
     assert "Alone" not in card, "only one run has written after it"
     other = compare.draw(asked(**TWO, base="sds-0002"))["texts"]
-    assert "<ins> the red</ins>" in other and "sds-0001 writes 60\u00a0%" in other
+    assert "<ins> the red</ins>" in other and "2:4 · wanda writes 60\u00a0%" in other
 
 
 @pytest.mark.parametrize(
@@ -328,10 +335,10 @@ def test_the_share_of_words_kept(before: str, after: str, kept: float) -> None:
 def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0001")
     for figure in (
-        compare.draw_curves(None, None, request)["lines_chart"],
+        compare.draw_curves(None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
-        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0001"))
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("2:4"))
         assert (line.color, line.dash) == (LIGHT.text, "solid")
 
 
@@ -356,9 +363,9 @@ def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
     assert page["benchmarks"]["visible"]
     for panel, most in (("speedup", 1.5), ("accepted", 1.4)):
         figure = page[f"{panel}_chart"]
-        assert [trace.name for trace in figure.data] == ["benchmark-0011", "benchmark-0012"]
+        assert [trace.name for trace in figure.data] == ["run 11", "run 12"]
         assert max(figure.data[1].x) == most
-        assert "benchmark-0013" in page[f"{panel}_note"]
+        assert "run 13" in page[f"{panel}_note"]
         assert "best" not in page[f"{panel}_title"]
     unequal = drawn(ids="benchmark-0011,benchmark-0013")
     assert not unequal["benchmarks"]["visible"]
@@ -367,11 +374,11 @@ def test_benchmarks_on_equal_threads_stand_side_by_side() -> None:
 
 
 def test_errors_against_different_sources_are_not_ranked() -> None:
-    title = compare.draw_curves(None, None, asked(**TWO))["lines_title"]
-    assert "(SDS): sds-0001 30.0\u00a0%; sds-0002 20.0" in title and "best" not in title
+    title = compare.draw_curves(None, asked(**TWO))["lines_title"]
+    assert f"(SDS): {SPARSE} 20.00\u00a0%, 33.3 % lower than 2:4 · wanda 30.00" in title
     with writing() as session:
         other = {"model": "sds-0001"}
         session.execute(update(Job).where(Job.id == 2).values(config=other))
         session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
-    shown = compare.draw_curves(None, None, asked(**TWO))
-    assert "sds-000" not in shown["lines_title"] and "not comparable" in shown["lines_note"]
+    shown = compare.draw_curves(None, asked(**TWO))
+    assert "lower than" not in shown["lines_title"] and "not comparable" in shown["lines_note"]

@@ -77,7 +77,6 @@ SAID = (  # run, stage, metric, and the places where pages say it
     ("benchmark-example", "amphista-example-2+lookup", "speed_up", r"(\S+) × with prompt lookup"),
     ("benchmark-example", "amphista-example", "speed_up", r"(\S+) × the speed .{12,20}; prompt"),
     ("benchmark-example", "amphista-example", "speed_up", r"Measured: (\S+) × the speed"),
-    ("benchmark-example", "amphista-example", "speed_up", r", Amphista \(amph.{12}\) (\S+) ×"),
     (
         "benchmark-example",
         "amphista-example",
@@ -88,7 +87,7 @@ SAID = (  # run, stage, metric, and the places where pages say it
         "benchmark-example",
         "amphista-example",
         "accepted_length",
-        r"ple\): pre.{40,52} measured (\S+) tok",
+        r"hista: predicted peak \S+ tok.{30,60}, measured ([\d.]+\d)",
     ),
     ("amphista-example", "drafter", "accepted_length", r"Accepted length, \D*(\S+) predicted"),
     (

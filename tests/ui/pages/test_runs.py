@@ -65,6 +65,15 @@ def test_the_address_sorts_filters_and_chooses_columns(lab: Settings) -> None:
     assert "Held-out loss, nats per token" in tools
 
 
+def test_an_order_by_a_result_says_that_it_mixes_models(lab: Settings) -> None:
+    store(job(7, config={"model": "smollm2-135m"}))
+    assert "these are of" not in table(sort="perplexity"), "without a result of the other model"
+    other, same = {"model": "smollm2-135m"}, {"model": "sds-0001"}
+    store(job(8, config=other), *measured(8, 20.0), job(9, config=same), *measured(9, 21.0))
+    assert "these are of 2." in table(sort="perplexity")
+    assert "these are of" not in table(sort="perplexity", group="model") + table(sort="took")
+
+
 def test_baseline_and_five_pins_stay_whatever_is_filtered_and_are_compared(lab: Settings) -> None:
     assert listed(q="state:failed", base="sds-0001", pins="sds-0003,sds-0002") == [1, 3, 2, 5]
     html = table(q="no such thing", base="sds-0001")
@@ -126,12 +135,6 @@ def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
     assert queries.job(3).note == "look again"
     assert listed(q="tag:demo") == [2, 1]
     assert listed(q='"look again"') == [3]
-
-
-def test_a_selected_run_that_the_filter_hides_is_said(lab: Settings) -> None:
-    assert "2 selected</span>" in table(pick="sds-0001,sds-0003")
-    said = table(pick="sds-0001,sds-0003", q="perplexity<20")
-    assert "2 selected (1 hidden by the filter)" in said
 
 
 def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:

@@ -53,6 +53,10 @@ def test_live_runs_of_one_metric_are_drawn_over_each_other(tables: Settings) -> 
     assert all(
         "nan" not in path for c in live_curves(queries.jobs(ACTIVE)) for *_, path, _ in c["lines"]
     )
+    store(*(point(3, "error", block, 0.02, "block") for block in range(5)))
+    (blocks,) = (c for c in live_curves(queries.jobs(ACTIVE)) if c["axis"] == "block")
+    ((_, value, path, _),) = blocks["lines"]
+    assert (blocks["low"], value, path.count("M")) == ("0.00", "2.00", 5)  # from zero, no line
     ends = {run: float(re.split("[ML ]", path)[-2]) for run, _, path, _ in chart["lines"]}
     assert ends["sds-0002"] == pytest.approx(ends["sds-0001"] / 2, abs=1)  # one axis of steps
 

@@ -56,6 +56,7 @@ def test_a_folded_sweep_is_one_row_with_mean_spread_and_seeds(swept: list[Job]) 
     html, first = table(), swept[0].run
     assert f'data-testid="sweep-{first}"' in html and f"row-{first}" not in html
     assert "11.00 ± 1.4" in html and "(2 seeds)" in html
+    assert "63.3 % lower than 70% 30.00" in html and "SDS pruning · toy" in html
     assert "<img" not in html and "${" not in html
     html = table(open=first)
     rows = re.findall(r'data-testid="row-(sds-\d+)"', html)

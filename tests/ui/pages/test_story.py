@@ -59,11 +59,11 @@ def test_every_chart_is_drawn_from_an_address_or_says_why_not(seeded: Settings) 
 def test_the_charts_of_the_page_in_view_are_offered_by_their_own_titles(seeded: Settings) -> None:
     for address in (f"weights?run=sds-0001&tensor={TENSOR}", "run?id=sds-0001", COMPARED):
         offered = drawable(StoryView(1, address))
-        titles = [title for _, title in offered]
+        titles = [part.title for part in offered.values()]
         assert len(titles) > 1 and len({*titles}) == len(titles), address
-    names = dict(drawable(StoryView(1, f"weights?run=sds-0001&tensor={TENSOR}&view=matrix")))
+    names = drawable(StoryView(1, f"weights?run=sds-0001&tensor={TENSOR}&view=matrix"))
     assert {*names} == {"weights-heatmap", "weights-overlay", "weights-more"}
-    assert drawable(StoryView(1, "weights?run=sds-0099")) == drawable(StoryView(1, "nowhere")) == []
+    assert drawable(StoryView(1, "weights?run=sds-0099")) == drawable(StoryView(1, "nowhere")) == {}
 
 
 def test_slides_show_the_finding_of_their_view(number: int) -> None:

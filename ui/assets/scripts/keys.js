@@ -66,7 +66,7 @@
     build() {
       const drawer = dialog(
         "help",
-        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><div></div>',
+        '<header><h2>Help</h2><input role="searchbox" placeholder="Search help" aria-label="Search help"><button type="button" aria-label="Close">✕</button></header><p class="quiet" role="status">Nothing found.</p><div></div>',
       );
       drawer.ariaLabel = "Help";
       find(drawer, "header button").onclick = () => drawer.close();
@@ -93,7 +93,7 @@
         find(content, "#help-keys").append(entry);
       }
       if (window.isSecureContext && window.Notification?.permission === "default")
-        content.prepend(notifyButton());
+        content.append(notifyButton());
     }
 
     /** Hides entries that do not contain all words of the field. */
@@ -273,8 +273,9 @@
         .filter(([name]) => starts(name))
         .map(([name, to]) => ({ title: name, about: "page", to }));
       const actions = this.actions.filter(({ title }) => starts(title));
-      const filter = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${query}` };
-      this.show([...pages, ...actions, ...hits, filter]);
+      const found = [...pages, ...actions, ...hits];
+      const title = found.length ? "Filter runs" : "Nothing found: filter runs";
+      this.show([...found, { title, about: `by ${words}`, to: `runs?q=${query}` }]);
     }
 
     /** @param {KeyboardEvent} event */

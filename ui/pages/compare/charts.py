@@ -23,7 +23,7 @@ from jobs.metrics import (
     metric,
 )
 from ui.charts.chart import Chart, axis, layout, legend_row, log_axis
-from ui.charts.headlines import MAX_NAMED, rivals_headline
+from ui.charts.headlines import MAX_NAMED, lead_headline, rivals_headline
 from ui.charts.lines import (
     Line,
     curves_frame,
@@ -37,9 +37,9 @@ from ui.charts.lines import (
     symbol,
 )
 from ui.charts.series import Series, overlay_chart
-from ui.format import number, share
-from ui.pages.compare.comparison import RunComparison
-from ui.runs.results import RunResults, display_units, stages_of
+from ui.format import esc, number, share
+from ui.pages.compare.comparison import RunComparison, ratio_of
+from ui.runs.results import display_units, stages_of
 from ui.runs.rows import RunRow
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
@@ -60,39 +60,68 @@ def stage_dots(
         rows: the runs that were measured under the same conditions.
     """
     shown = metric(key)
-    results = {row.job.run: row.figures for row in rows}
-    labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
+    by_run = {row.job.run: row for row in rows}
+    runs = {run: comparison.labels[run] for run in by_run}
+    stages = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
     frame = pd.DataFrame(
-        {"Stage": label, **{run: r.value(stage, key) for run, r in results.items()}}
-        for stage, label in labels.items()
-    ).dropna(how="all", subset=[*results])
-    names = frame["Stage"].map(in_lines)
-    values = [value for run in results for value in frame[run].dropna()]
-    traces = []
-    for place, run in enumerate(results):
-        points, stroke = frame[run].dropna(), comparison.strokes[run]
-        at = names[points.index]
-        hover = [
-            f"<b>{run}</b><br>{row}<br>{shown.title} {number(value)}"
-            for row, value in zip(at, points, strict=True)
-        ]
-        shape = symbol(stroke, SHAPES[place % len(SHAPES)])
-        traces.append(dots(points.tolist(), at, stroke.color, shape, hover, name=run))
+        {
+            "Stage": label,
+            **{runs[run]: row.figures.value(stage, key) for run, row in by_run.items()},
+        }
+        for stage, label in stages.items()
+    ).dropna(how="all", subset=[*runs.values()])
+    values = [value for label in runs.values() for value in frame[label].dropna()]
+    traces = [
+        _run_dots(comparison, row, key, SHAPES[place % len(SHAPES)])
+        for place, row in enumerate(rows)
+    ]
     x = axis(shown.title)
     if key == PERPLEXITY:
         x = log_axis(shown.title, log_span(values), showgrid=False, tickangle=0)
-    looks = layout(view=str(key), xaxis=x, yaxis=rows_axis([*names]), **legend_row())
-    ends = {run: end for run, r in results.items() if (end := r.final(key) or _best(r, key))}
+    names = [*map(in_lines, frame["Stage"])]
+    looks = layout(view=str(key), xaxis=x, yaxis=rows_axis(names), **legend_row())
+    ends = {run: end for run, r in by_run.items() if (end := r.figures.final(key) or _best(r, key))}
     ranked = sorted(ends, key=lambda run: ends[run], reverse=shown.better == "higher")
-    unit = "\u00a0×" if key == SPEED_UP else ""
-    told = "; ".join(f"{run} {number(ends[run])}{unit}" for run in ranked[:MAX_NAMED])
-    headline = f"{shown.label}: {told}" if len(ends) > 1 else ""
+    ratio = ratio_of(*(by_run[run] for run in ranked[:2])) if ranked[1:] else None
+    headline = lead_headline(
+        shown.label,
+        [(runs[run], ends[run]) for run in ranked],
+        "\u00a0×" if key == SPEED_UP else "",
+        is_decided=key != PERPLEXITY or ratio is None or ratio.is_significant,
+    )
     return Chart(go.Figure(traces, looks), frame, note, headline=headline)
 
 
-def _best(results: RunResults, key: MetricKey) -> float | None:
+def _run_dots(comparison: RunComparison, row: RunRow, key: MetricKey, shape: str) -> go.Scatter:
+    """The dots of a run, with their standard errors."""
+    figures, run = row.figures, row.job.run
+    stroke, name = comparison.strokes[run], esc(comparison.labels[run])
+    points = [point for stage in figures.stages if (point := figures.get(stage, key))]
+    at = [in_lines(figures.label(point.stage)) for point in points]
+    hover = [
+        f"<b>{name}</b><br>{stage}<br>{metric(key).title} {number(point.value)}"
+        for stage, point in zip(at, points, strict=True)
+    ]
+    errors = {
+        "array": [point.stderr or 0.0 for point in points],
+        "color": stroke.color,
+        "thickness": 1,
+        "width": 0,
+    }
+    return dots(
+        [point.value for point in points],
+        at,
+        stroke.color,
+        symbol(stroke, shape),
+        hover,
+        name=name,
+        error_x=errors,
+    )
+
+
+def _best(row: RunRow, key: MetricKey) -> float | None:
     """The highest value of a metric at any stage; None without one."""
-    values = [row.value for (_, measured), row in results.rows.items() if measured == key]
+    values = [r.value for (_, measured), r in row.figures.rows.items() if measured == key]
     return max(values, default=None)
 
 
@@ -145,23 +174,20 @@ def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> Metric
     return offered.get(wanted or "") or next(iter(offered.values()))
 
 
-def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log_y: bool) -> Chart:
+def curve_chart(comparison: RunComparison, found: Points, key: MetricKey) -> Chart:
     drawn = {run: lines[key] for run, lines in found.items() if key in lines}
-    x_title, strokes = axis_title(key.axis), comparison.strokes
+    x_title, strokes, labels = axis_title(key.axis), comparison.strokes, comparison.labels
     figure = line_chart(
-        [Line(run, points, strokes[run]) for run, points in drawn.items()],
-        view=f"{key}{log_y}",
+        [Line(esc(labels[run]), points, strokes[run]) for run, points in drawn.items()],
+        view=str(key),
         x_title=x_title,
         y_title=metric(key).title,
-        log_y=log_y,
     )
     figure.update_layout(showlegend=True)  # a single line needs the name of its run, too
-    frame = curves_frame(drawn, x_title)
-    lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())
-    left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
-    hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
+    frame = curves_frame({labels[run]: points for run, points in drawn.items()}, x_title)
+    lengths = ", ".join(f"{labels[run]} {len(points):,}" for run, points in drawn.items())
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    note = f"n = {lengths} {points_label(key)}.{hidden}{reduced}"
+    note = f"n = {lengths} {points_label(key)}.{reduced}"
     label = curve_label(key, comparison)
     sources = {row.job.config.get("model") for row in comparison.rows if row.job.run in drawn}
     if key.family == ERROR.family and len(sources) > 1:
@@ -220,10 +246,15 @@ def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], te
         stage = row.figures.kept or kept_stage(by_run[run], by_stage)
         if stage not in by_stage:
             continue
-        label = f"{run} · {by_run[run].labels.get(stage, stage)}"
+        label = f"{esc(comparison.labels[run])} · {by_run[run].labels.get(stage, stage)}"
         series[run] = Series(by_stage[stage], label, comparison.strokes[run])
-    missing = ", ".join(run for run in comparison.runs if run not in series)
+    missing = comparison.names(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
-    zeros = [f"{run} {share(each.zero_share)}" for run, each in series.items() if run != DENSE]
-    headline = f"Exactly zero: {'; '.join(zeros[:MAX_NAMED])}" if zeros else ""
+    zeros = [
+        f"{comparison.labels[run]} {share(each.zero_share)}"
+        for run, each in series.items()
+        if run != DENSE
+    ]
+    label = tensors_of(by_run)[tensor]
+    headline = f"{label}, exact zeros: {'; '.join(zeros[:MAX_NAMED])}" if zeros else ""
     return replace(overlay_chart([*series.values()], lacking), headline=headline)

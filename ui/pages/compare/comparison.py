@@ -1,10 +1,11 @@
 """Runs compared with a baseline: differing settings, results, and generated texts, word by word."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import partial
+from functools import cached_property, partial
+from math import inf
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -29,11 +30,13 @@ from jobs.metrics import (
     metric,
     ordered,
 )
+from jobs.wording import StageComparison
 from ui.charts.chart import Chart
 from ui.format import NONE, number, share
 from ui.help import explained
 from ui.runs.deltas import delta_html, incomparable_because, values_html
-from ui.runs.html import elapsed, model_and_settings
+from ui.runs.html import elapsed, run_description
+from ui.runs.names import run_labels
 from ui.runs.results import (
     GAINS,
     WINDOW_METRICS,
@@ -52,13 +55,7 @@ from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 from ui.widgets.config_form import value_with_unit
 
 HTML = fragments("pages/compare/page.html")
-PAIRED = Metric(
-    MetricKey("paired_perplexity"),
-    "Perplexity ÷ baseline",
-    "Ratio of the perplexities on the same windows of text, with its 95 % interval.",
-    "lower",
-)
-ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even if only some runs have them
+ALWAYS = {SIZE.family, *GAINS}  # shown even if only some runs have them
 COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow is invisible on white
 MODEL_SIZE = MetricKey(BYTES)
 WORD = re.compile(r"\s*\S+")  # with the space before it
@@ -68,6 +65,7 @@ Texts = dict[str, str]  # prompt -> text
 
 class ComparedRun(NamedTuple):
     row: RunRow
+    label: str
     description: Markup
     stroke: LineStyle
 
@@ -81,6 +79,14 @@ class RunComparison:
     def runs(self) -> list[str]:
         return [row.job.run for row in self.rows]
 
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Names of the runs on the page."""
+        return run_labels([row.job for row in self.rows])
+
+    def names(self, runs: Iterable[str]) -> str:
+        return ", ".join(self.labels[run] for run in runs)
+
     @property
     def strokes(self) -> dict[str, LineStyle]:
         others = [run for run in self.runs if run != self.base.job.run]
@@ -89,8 +95,11 @@ class RunComparison:
 
     @property
     def columns(self) -> list[ComparedRun]:
-        drawn = self.strokes
-        return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
+        drawn, labels = self.strokes, self.labels
+        return [
+            ComparedRun(row, labels[run], run_description(row.job), drawn[run])
+            for run, row in zip(self.runs, self.rows, strict=True)
+        ]
 
 
 def settings_of(row: RunRow) -> dict[str, Any]:
@@ -165,23 +174,39 @@ def _saved(row: RunRow) -> tuple[str, float | None]:
 
 def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFigure]]]:
     """A row for each metric, with a figure for each run."""
-    alike, place = on_one_text(comparison), comparison.rows.index(comparison.base)
-    losses = [
-        window_losses(row.job).get(row.figures.kept or "") if row in alike else None
-        for row in comparison.rows
-    ]
-    base = losses[place]  # the ratio is that on the same windows; None where not comparable
+    alike, base = on_one_text(comparison), comparison.base
     ratios = [
-        None if mine is None or base is None or mine is base else paired_ratio(mine, base)
-        for mine in losses
+        ratio_of(row, base) if row in alike and row is not base else None for row in comparison.rows
     ]
     rows = []
     for key in measured(comparison):
-        figure = partial(_size if key == MODEL_SIZE else _figure, metric(key), comparison.base)
+        figure = partial(_size if key == MODEL_SIZE else _figure, metric(key), base)
         rows.append((metric(key), [*map(figure, comparison.rows, ratios)]))
-    if any(ratios):
-        rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # after the perplexity, which comes first
     return rows
+
+
+def ratio_of(row: RunRow, rival: RunRow) -> PairedRatio | None:
+    """Ratio of the perplexities of two kept stages on the same windows; None if unknown."""
+    mine, theirs = (window_losses(r.job).get(r.figures.kept or "") for r in (row, rival))
+    return None if mine is None or theirs is None else paired_ratio(mine, theirs)
+
+
+def verdict(comparison: RunComparison) -> str:
+    """The run with the lowest perplexity, compared with the next one; empty unless all runs have
+    measured a perplexity."""
+    rows = on_one_text(comparison)
+    if any(row.figures.final() is None for row in comparison.rows):
+        return ""
+    if len(rows) < len(comparison.rows):
+        return "Not comparable: the runs differ in model or text."
+    perplexity = {row.job.run: row.figures.final() or inf for row in rows}
+    best, rival = sorted(rows, key=lambda row: perplexity[row.job.run])[:2]
+    compared = StageComparison(perplexity, lambda *_: ratio_of(best, rival))
+    labels, runs = comparison.labels, (best.job.run, rival.job.run)
+    clause = compared.clause(runs[0], {runs[1]: labels[runs[1]]})
+    is_decided = compared.order(*runs)
+    figures = " against ".join(number(perplexity[run]) for run in runs)
+    return f"{'' if is_decided else 'Undecided: '}{labels[runs[0]]} {clause}: {figures}."
 
 
 def kept_labels(comparison: RunComparison) -> list[str]:
@@ -198,9 +223,11 @@ def metrics_card(comparison: RunComparison) -> Markup:
     for key, values in recorded.items():
         shown, base = metric(key), comparison.base
         before = values[comparison.rows.index(base)]
+        is_judged = key != DURATION  # a single time is noise
         cells = [
             ComparedFigure(
-                format_value(shown, value), delta=values_html(key, row, base, (value, before))
+                format_value(shown, value),
+                delta=values_html(key, row, base, (value, before), is_significant=is_judged),
             )
             for row, value in zip(comparison.rows, values, strict=True)
         ]
@@ -215,18 +242,12 @@ def metrics_card(comparison: RunComparison) -> Markup:
     for run, text in found.items():
         told.setdefault(text, []).append(run)
     told.pop("", None)
-    conditions = [f"{', '.join(x)}: {text}" if len(told) > 1 else text for text, x in told.items()]
+    conditions = [
+        f"{comparison.names(x)}: {text}" if len(told) > 1 else text for text, x in told.items()
+    ]
     return HTML.results(
         comparison.columns, comparison.base, kept, shared, single, conditions, explained
     )
-
-
-def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
-    if ratio is None:
-        return ComparedFigure(NONE)
-    span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
-    said = span if ratio.is_significant else f"{span}: not significantly different"
-    return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
 
 
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
@@ -238,10 +259,11 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
         return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     is_significant = shown.key not in WINDOW_METRICS or ratio is None or ratio.is_significant
+    delta = delta_html(shown.key, row, base, relative=True, is_significant=is_significant)
+    if ratio and shown.key == PERPLEXITY:
+        delta += HTML.interval(ratio)
     return ComparedFigure(
-        format_value(shown, figure.value),
-        format_stderr(shown, figure.stderr),
-        delta_html(shown.key, row, base, relative=True, is_significant=is_significant),
+        format_value(shown, figure.value), format_stderr(shown, figure.stderr), delta
     )
 
 
@@ -254,13 +276,7 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
 def results_chart(comparison: RunComparison) -> Chart:
     rows = [["Kept stage", *kept_labels(comparison)]]
     rows += [[shown.title, *(f.value for f in each)] for shown, each in figure_rows(comparison)]
-    return Chart(None, pd.DataFrame(rows, columns=["Figure", *comparison.runs]))
-
-
-def settings_chart(comparison: RunComparison) -> Chart:
-    rows = [[name, *map(_value, values)] for name, values in differing(comparison).items()]
-    frame = pd.DataFrame(rows, columns=["Setting", *comparison.runs])
-    return Chart(None if rows else "All settings are the same.", frame)
+    return Chart(None, pd.DataFrame(rows, columns=["Figure", *comparison.labels.values()]))
 
 
 @dataclass(frozen=True)
@@ -331,15 +347,15 @@ def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
     return found
 
 
-def headline(prompts: Sequence[ComparedTexts]) -> str:
+def headline(prompts: Sequence[ComparedTexts], labels: Mapping[str, str]) -> str:
     runs = dict.fromkeys(run for each in prompts for run in each.kept)
     means = {run: fmean(e.kept[run] for e in prompts if run in e.kept) for run in runs}
     if not means:
         return ""
     best = max(means, key=means.__getitem__)
-    first = f"{best} writes {share(means[best], 0)} of the baseline's words"
+    first = f"{labels[best]} writes {share(means[best], 0)} of the baseline's words"
     worst = min(means, key=means.__getitem__)
-    return first if worst == best else f"{first}, {worst} {share(means[worst], 0)}"
+    return first if worst == best else f"{first}, {labels[worst]} {share(means[worst], 0)}"
 
 
 def texts_card(comparison: RunComparison) -> Markup:
@@ -347,7 +363,9 @@ def texts_card(comparison: RunComparison) -> Markup:
     if not prompts:
         return HTML.no_texts(comparison.runs)
     shown = prompts[:MAX_PROMPTS]
-    return HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
+    return HTML.texts(
+        comparison.columns, comparison.base, headline(prompts, comparison.labels), shown
+    )
 
 
 def trace_card(comparison: RunComparison) -> Markup:
@@ -364,9 +382,9 @@ def trace_card(comparison: RunComparison) -> Markup:
     written = texts_of(comparison.base)
     usual = "The capital of France is Paris."
     text = next((prompt + answer for prompt, answer in written.items()), usual)
-    models = {first: f"dense {first}"} | {run: run for run in saved}
     saved.sort(key=comparison.base.job.run.__eq__)  # the baseline last
-    return HTML.trace(saved, models, text[:250].strip())
+    runs = {run: comparison.labels[run] for run in saved}
+    return HTML.trace(runs, {first: f"dense {first}"} | runs, text[:250].strip())
 
 
 def texts_chart(comparison: RunComparison) -> Chart:
@@ -374,10 +392,12 @@ def texts_chart(comparison: RunComparison) -> Chart:
     rows = [
         {"Prompt": each.prompt}
         | {
-            run: "".join(p.text for p in passages if p.change != "del")
+            comparison.labels[run]: "".join(p.text for p in passages if p.change != "del")
             for run, passages in each.passages.items()
         }
         for each in prompts[:MAX_PROMPTS]
     ]
     none = "No two of these runs have written after the same prompts. An evaluation does that."
-    return Chart(None if rows else none, pd.DataFrame(rows), headline=headline(prompts))
+    return Chart(
+        None if rows else none, pd.DataFrame(rows), headline=headline(prompts, comparison.labels)
+    )

@@ -2,7 +2,6 @@
 differing settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import gradio as gr
 
@@ -10,9 +9,7 @@ from backend.store.states import State
 from jobs.benchmark.kind import NAME as BENCHMARK
 from jobs.metrics import ACCEPTED_LENGTH, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower
-from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
-from ui.gradio_patches import event_data
+from ui.frame import SILENT_EVENT, Page, live, query, url_sync
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
     chosen_curve,
@@ -31,14 +28,14 @@ from ui.pages.compare.comparison import (
     texts_card,
     texts_chart,
     trace_card,
+    verdict,
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
-from ui.runs.columns import columns
 from ui.runs.deltas import comparison_key
 from ui.runs.rows import RunRow, all_rows, chosen
-from ui.runs.view import EXPORTS, query_list, query_text
+from ui.runs.view import query_list, query_text
 from ui.widgets.dropdown import choices, dropdown
-from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
+from ui.widgets.html import LATEST, HtmlPanel, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
@@ -56,24 +53,15 @@ NO_CURVES = "No two of these runs have recorded the same curve."
 NO_BENCHMARKS = "Fewer than two of these runs are benchmarks on one machine and thread count."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 NEWEST = 3  # runs shown by default
-SCALES = {"linear": "Linear", "log": "Log"}
 
 
 def build() -> None:
     head = HtmlPanel(skeleton(180), elem_id="compare-head")
     curve = dropdown("Curve", "compare-curve", min_width=200)
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
-    scale = gr.Radio(
-        choices(SCALES),
-        value="linear",
-        label="Y axis",
-        elem_id="compare-y",
-        render=False,
-        scale=0,
-        min_width=160,
-    )
-    page = Outputs(head=head, file=Download())
+    page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
+        page["config"] = plain(elem_id="compare-config")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 page["results"] = plain(elem_id="compare-figures")
@@ -84,24 +72,19 @@ def build() -> None:
         page["texts"] = plain(elem_id="compare-texts")
         with gr.Row(equal_height=False):
             weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))
-            lines = Outputs(curve=curve, y=scale)
+            lines = Outputs(curve=curve)
             with gr.Column(scale=2, min_width=320) as lines["card"]:
-                lines |= LINES.build("compare", [[curve, scale]])
+                lines |= LINES.build("compare", [[curve]])
         page["trace"] = plain(elem_id="compare-trace")
-        page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
-    show_curves = lines.named(draw_curves), [curve, scale], lines.components
+    show_curves = lines.named(draw_curves), curve, lines.components
     show_weights = weights.named(draw_weights), tensor, weights.components
-    live(*show)
-    on_load(lines.named(open_curves), None, lines.components)
-    on_change(*show_curves)
-    live(*show_weights)
-    head.on_action(page.named(export), page.components, show)
+    for shown in (show, show_curves, show_weights):
+        live(*shown)
     again = head.view(*show, **LATEST)
     again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
-    for changed in (curve.input, scale.input):
-        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale)
+    url_sync(curve.input(*show_curves, **LATEST), curve=curve)
     url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
 
 
@@ -135,7 +118,7 @@ def draw(request: gr.Request) -> Updates:
         head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, bool(newest_alike(all_rows())))
         return {"head": head, "body": gr.update(visible=False)}
     html = {
-        "head": HTML.head(runs.columns, runs.base),
+        "head": HTML.head(runs.columns, runs.base, verdict(runs)),
         "body": gr.update(visible=True),
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
@@ -147,20 +130,11 @@ def draw(request: gr.Request) -> Updates:
     return updates(html, STAGES.show(stages_chart(runs)), *charts)
 
 
-def export(event: gr.EventData, request: gr.Request) -> Updates:
-    """The compared runs as a file, a row for each, with everything that the page Runs lists."""
-    runs, name = compared(request), str(event_data(event).get("do"))
-    if runs is None or name not in EXPORTS:
-        return {}
-    content = EXPORTS[name](runs.rows, [*columns(runs.rows).values()]).encode()
-    return {"file": file_payload(f"{'-'.join(runs.runs)}.{name}", content)}
-
-
 def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart("None of these runs has measured perplexity on the baseline's text.")
-    return stage_dots(runs, rows, PERPLEXITY, left_out(runs, rows, "text"))
+    return stage_dots(runs, rows, PERPLEXITY, left_out(runs, rows, "model and text"))
 
 
 def benchmarks(runs: RunComparison) -> list[RunRow]:
@@ -182,39 +156,43 @@ def benchmark_chart(runs: RunComparison, panel: Panel) -> Chart:
 
 
 def left_out(runs: RunComparison, rows: Sequence[RunRow], condition: str) -> str:
-    missing = [row.job.run for row in runs.rows if row not in rows]
-    return f"Not measured on the baseline's {condition}: {', '.join(missing)}." if missing else ""
+    missing = runs.names(row.job.run for row in runs.rows if row not in rows)
+    return f"Not measured on the baseline's {condition}: {missing}." if missing else ""
 
 
-def open_curves(request: gr.Request) -> Updates:
-    scale = query(request, "y", "linear", SCALES)
-    return {"y": scale, **draw_curves(query(request, "curve"), scale, request)}
+def draw_curves(curve: str | None, request: gr.Request) -> Updates:
+    runs, wanted = compared(request), curve or query(request, "curve")
+    chart, labels, name = lines_chart(runs, wanted) if runs else (Chart(NO_CURVES), [], "")
+    choice = gr.update(choices=labels, value=name or None)
+    shown = LINES.show(chart, name.replace("/", "-"))
+    return {"curve": choice, "card": gr.update(visible=bool(name)), **shown}
 
 
-def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Updates:
-    runs = compared(request)
-    points, offered = curves_of(runs) if runs else ({}, {})
-    if runs is None or not offered:
-        hidden = {"curve": gr.update(choices=[]), "card": gr.update(visible=False)}
-        return {**hidden, **LINES.show(Chart(NO_CURVES))}
-    key = chosen_curve(offered, curve)
-    chart = curve_chart(runs, points, key, log_y=scale == "log")
+def lines_chart(runs: RunComparison, wanted: str) -> tuple[Chart, list[tuple[str, str]], str]:
+    """The wanted curve or else the first; labels and names of all curves; its name."""
+    points, offered = curves_of(runs)
+    if not offered:
+        return Chart(NO_CURVES), [], ""
+    key = chosen_curve(offered, wanted)
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
-    shown = LINES.show(chart, str(key).replace("/", "-"))
-    shown["card"] = gr.update(visible=True)
-    return {"curve": gr.update(choices=labels, value=str(key)), **shown}
+    return curve_chart(runs, points, key), labels, str(key)
 
 
 def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
-    runs = compared(request)
-    by_run = weights_by_run(runs) if runs else {}
-    if runs is None or not by_run:
-        return {"tensor": gr.update(choices=[]), **WEIGHTS.show(Chart(NO_WEIGHTS))}
+    runs, wanted = compared(request), tensor or query(request, "tensor")
+    chart, tensors, name = weights_chart(runs, wanted) if runs else (Chart(NO_WEIGHTS), {}, "")
+    choice = gr.update(choices=choices(tensors), value=name or None)
+    return {"tensor": choice, **WEIGHTS.show(chart, name)}
+
+
+def weights_chart(runs: RunComparison, wanted: str) -> tuple[Chart, dict[str, str], str]:
+    """The wanted tensor or else the one that differs most; labels of all tensors; its name."""
+    by_run = weights_by_run(runs)
+    if not by_run:
+        return Chart(NO_WEIGHTS), {}, ""
     tensors = tensors_of(by_run)
-    wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else most_different(runs, by_run)
-    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
-    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
+    return tensor_chart(runs, by_run, name), tensors, name
 
 
 def reported(request: gr.Request) -> tuple[RunComparison, gr.Request] | None:
@@ -222,26 +200,8 @@ def reported(request: gr.Request) -> tuple[RunComparison, gr.Request] | None:
     return (runs, request) if runs else None
 
 
-def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    points, offered = curves_of(runs)
-    if not offered:
-        return Chart(NO_CURVES)
-    key = chosen_curve(offered, query(request, "curve"))
-    return curve_chart(runs, points, key, log_y=query(request, "y") == "log")
-
-
-def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    by_run = weights_by_run(runs)
-    if not by_run:
-        return Chart(NO_WEIGHTS)
-    tensors = tensors_of(by_run)
-    wanted = query(request, "tensor")
-    name = wanted if wanted in tensors else most_different(runs, by_run)
-    chart = tensor_chart(runs, by_run, name)
-    return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
-
-
 REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
+    STAGES: lambda at: stages_chart(at[0]),
     Panel("figures", "Results", "What did each run end with?", 0): lambda at: (
         comparison.results_chart(at[0])
     ),
@@ -251,14 +211,10 @@ REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
         "Where do the runs write something else after the same prompt?",
         0,
     ): lambda at: texts_chart(at[0]),
-    Panel("config", "Configuration differences", "Which settings differ?", 0): lambda at: (
-        comparison.settings_chart(at[0])
-    ),
-    STAGES: lambda at: stages_chart(at[0]),
     SPEED_UPS: lambda at: benchmark_chart(at[0], SPEED_UPS),
     LENGTHS: lambda at: benchmark_chart(at[0], LENGTHS),
-    LINES: lambda at: lines_chart(*at),
-    WEIGHTS: lambda at: weights_chart(*at),
+    LINES: lambda at: lines_chart(at[0], query(at[1], "curve"))[0],
+    WEIGHTS: lambda at: weights_chart(at[0], query(at[1], "tensor"))[0],
 }
 PAGE = Page(
     "Compare",
@@ -267,6 +223,7 @@ PAGE = Page(
     order=30,
     section="Runs",
     key="c",
+    heading=False,
     charts=page_charts(
         "compare", reported, REPORTED, "ids", "Fewer than two of these runs are there."
     ),

@@ -21,7 +21,6 @@ from ui.charts.chart import (
     category_axis,
     layout,
     legend_row,
-    legend_rows,
     reference_line,
 )
 from ui.charts.headlines import break_even_headline, parts_headline, speed_headline, tasks_headline
@@ -41,7 +40,7 @@ from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colors
 from ui.widgets.panel import Panel
 
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; number of bars that fit a view
-ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # axis length ÷ longest bar, with room for the text
+ROOM, MORE_ROOM = 1.4, 2.3  # axis length ÷ longest bar, with room for the text
 JITTER = 0.6  # share of a row over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, color
     "draft": ("Draft", ORANGE),
@@ -63,7 +62,7 @@ GAIN = Panel(
 )
 TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
 TIME = Panel("time", "Where is the time spent?", "Which part of a step is worth speeding up?")
-PANELS = (SIZES, LENGTHS, SPEED, GAIN, TASKS, TIME, TREE)  # charts with data are shown
+PANELS = (SPEED, GAIN, TASKS, TIME, SIZES, LENGTHS, TREE)  # charts with data are shown
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,20 @@ def decoding_charts(job: Job, wanted: str = "") -> dict[Panel, Chart]:
     """
     if job.kind != NAME:
         measured = [r for r in measurements(job.run) if r.name == job.run][:1]
-        drafters = {job.run: measured[0].label if measured else job.run}
-        return tree_sizes(drafters, measured) if tree_curves(job.run) else {}
+        drafters = {job.run: measured[0].kind if measured else job.run}
+        paint = name_colors(drafters)
+        return tree_sizes(drafters, measured, paint) if tree_curves(job.run) else {}
     decoders = decoder_reports(job.run)
     if not decoders or not all(d.prompts for d in decoders):
         return {}
-    drafters = {d.run: d.label for d in decoders if d.kind and not d.combined}
+    names = short_names(decoders)
+    trained = [d for d in decoders if d.kind and not d.combined]
     infos = {d.name: drafter_of(d.run) for d in decoders if d.kind}
     prompts = decoders[0].prompts
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means = f"Means over {prompts} prompts."
-    charts = tree_sizes(drafters, drafting(decoders)) | {SPEED: speed_up(decoders, timed)}
+    charts = tree_sizes({d.run: names[d.name] for d in trained}, trained, colors(decoders))
+    charts[SPEED] = speed_up(decoders, timed)
     charts[GAIN] = gain(decoders, infos, not job.config.get("nodes"), means)
     if len(decoders) > 1 and len(decoders[0].tasks) > 1:
         charts[TASKS] = by_task(decoders, timed)
@@ -133,11 +135,16 @@ def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
     return [d for d in decoders if d.drafts]
 
 
-def bar_label(decoder: DecoderReport) -> str:
-    """Label of a bar, shortened for narrow screens."""
-    if not decoder.kind:
-        return esc(decoder.label)
-    return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
+def short_names(decoders: Sequence[DecoderReport]) -> dict[str, str]:
+    """The name of each decoder: its architecture where that is unique, else with its run."""
+    titles = [d.title for d in decoders if d.kind]
+    return {d.name: d.title if d.kind and titles.count(d.title) == 1 else d.label for d in decoders}
+
+
+def bar_labels(decoders: Sequence[DecoderReport]) -> list[str]:
+    """Labels of bars, wrapped for narrow screens."""
+    names = short_names(decoders)
+    return [esc(names[d.name]).replace(" + ", " +<br>").replace(" (", "<br>(") for d in decoders]
 
 
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
@@ -159,7 +166,8 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
-    rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
+    names = short_names(decoders)
+    rows = [(names[d.name], d.speed_up, d.faster) for d in drafting(decoders)]
     return Chart(figure, frame, note, headline=speed_headline(rows))
 
 
@@ -213,14 +221,15 @@ def gain(
     )
     reach = frame[["Tokens per step", "Break-even", "Predicted"]].max(axis=1)
     texts = [f"{d.accepted:.2f}, needs {d.break_even:.2f}" for d in decoders]
-    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MOST_ROOM)
-    rows = [(d.label, d.accepted, d.break_even) for d in drafting(decoders)]
+    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MORE_ROOM)
+    names = short_names(decoders)
+    rows = [(names[d.name], d.accepted, d.break_even) for d in drafting(decoders)]
     figure = go.Figure([bars, marks, rings], looks)
     return Chart(figure, frame, note, headline=break_even_headline(rows))
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Mean milliseconds of one decoding step by part, with the time per token next to the bar."""
+    """Mean milliseconds of one decoding step by part, with their sum next to the bar."""
     titles = {part: f"{label}, ms" for part, (label, _) in PARTS.items()}
     frame = pd.DataFrame(
         {"Decoder": d.label, **{t: d.milliseconds.get(part, 0.0) for part, t in titles.items()}}
@@ -237,20 +246,23 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
         for part, (label, color) in PARTS.items()
     ]
     whole = frame[[*titles.values()]].sum(axis=1)
-    texts = [f"{t:.1f} ms, {d.accepted:.2f} tokens" for t, d in zip(whole, decoders, strict=True)]
-    looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
+    texts = [f"{milliseconds:.1f} ms" for milliseconds in whole]
+    looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts)
     row = legend_row(traceorder="normal")
     figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)
     slowest = max(decoders, key=lambda d: sum(d.milliseconds.values()))
     parts = {label: slowest.milliseconds.get(part, 0.0) for part, (label, _) in PARTS.items()}
-    return Chart(figure, frame, note, headline=parts_headline(slowest.label, parts))
+    return Chart(
+        figure, frame, note, headline=parts_headline(short_names(decoders)[slowest.name], parts)
+    )
 
 
 def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:
     paint = colors(decoders)
     marker = {"color": [paint[d.name] for d in decoders]}
-    names = [*map(bar_label, decoders)]
-    return go.Bar(x=values, y=names, orientation="h", width=0.5, **{"marker": marker} | options)
+    return go.Bar(
+        x=values, y=bar_labels(decoders), orientation="h", width=0.5, **{"marker": marker} | options
+    )
 
 
 def _range(value: pd.Series, low: pd.Series, high: pd.Series, color: str) -> dict[str, Any]:
@@ -268,13 +280,13 @@ def _bar_layout(
     notes = [
         {
             "x": end,
-            "y": bar_label(d),
+            "y": label,
             "text": text,
             "xshift": 8,
             "font": {"color": LIGHT.text},
             "bgcolor": LIGHT.paper,
         }
-        for d, end, text in zip(decoders, ends, texts, strict=True)
+        for label, end, text in zip(bar_labels(decoders), ends, texts, strict=True)
     ]
     return layout(
         view=view,
@@ -297,7 +309,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         columns=["Decoder", "Task", "Speed-up, ×", "Lowest", "Highest", "Tokens per step"],
     )
     tasks = [*dict.fromkeys(frame["Task"])]
-    paint, figure = colors(decoders), go.Figure()
+    paint, names, figure = colors(decoders), short_names(decoders), go.Figure()
     for place, decoder in enumerate(drafters):
         rows = frame[frame["Decoder"] == decoder.label]
         up = rows["Speed-up, ×"]
@@ -305,7 +317,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         figure.add_scatter(
             x=up,
             y=[tasks.index(task) + shift for task in rows["Task"]],
-            name=esc(decoder.label),
+            name=esc(names[decoder.name]),
             mode="markers",
             cliponaxis=False,
             marker={"size": 9, "color": paint[decoder.name]},
@@ -325,9 +337,9 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         xaxis=axis("Speed-up over vanilla, ×"),
         yaxis=rows_axis,
         shapes=[reference_line(x=1)],
-        **legend_rows(len(drafters), grow=True),
+        **legend_row(),
     )
     fastest = max(drafters, key=lambda d: d.speed_up, default=None)
     ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
-    headline = tasks_headline(fastest.label, ups) if fastest else ""
+    headline = tasks_headline(names[fastest.name], ups) if fastest else ""
     return Chart(figure.update_layout(looks), frame, note, headline=headline)

@@ -3,16 +3,17 @@ tokens that a decoder accepted."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from backend.store import frames, queries
 from jobs.benchmark.report import DecoderReport, decoder_reports
 from jobs.metrics import TREE as TREE_FAMILY
-from ui.charts.chart import Chart, axis, layout, legend_rows, reference_line
+from ui.charts.chart import Chart, axis, layout, legend_row, reference_line
 from ui.format import esc
 from ui.format import share as share_of
-from ui.theme import BLUE, LIGHT, name_colors
+from ui.theme import BLUE, LIGHT
 from ui.widgets.panel import Panel
 
 Path = tuple[int, ...]
@@ -26,14 +27,17 @@ SIZES_NOTE = "Predictions use held-out answers; a benchmark decodes other prompt
 SIZES = Panel(
     "sizes",
     "Speed-up over tree size",
-    "Which draft tree pays most? Dashed: plain decoding.",
+    "Which draft tree pays most? Line: predicted; dot: measured; dashed: plain decoding.",
     300,
 )
 LENGTHS = Panel(
-    "lengths", "Accepted length over tree size", "How many tokens does a step yield?", 300
+    "lengths",
+    "Accepted length over tree size",
+    "How many tokens does a step yield? Line: predicted; dot: measured.",
+    300,
 )
 TREE = Panel(
-    "tree", "Draft tree", "Which draft tokens are accepted? A larger circle: more often.", 400
+    "tree", "Draft tree", "Which draft tokens are accepted? Labels: share of all steps.", 400
 )
 
 
@@ -55,13 +59,14 @@ def tree_curves(run: str) -> dict[str, pd.DataFrame]:
 
 
 def tree_sizes(
-    drafters: Mapping[str, str], measured: Sequence[DecoderReport]
+    drafters: Mapping[str, str], measured: Sequence[DecoderReport], paint: Mapping[str, str]
 ) -> dict[Panel, Chart]:
     """Speed-up and accepted length over the size of the draft tree.
 
     Args:
         drafters: label of each drafter, by its run; their predictions are lines.
-        measured: decoders that a benchmark timed; dots.
+        measured: these drafters, as a benchmark timed them; dots.
+        paint: color of each drafter.
     """
     curves = {run: tree_curves(run) for run in drafters}
     charts = {}
@@ -73,7 +78,7 @@ def tree_sizes(
         lines = {run: found[series] for run, found in curves.items() if series in found}
         dots = [*zip(measured, known, strict=True)]
         if lines or dots:
-            charts[panel] = _sizes_chart(panel, drafters, lines, dots)
+            charts[panel] = _sizes_chart(panel, drafters, lines, dots, paint)
     return charts
 
 
@@ -82,42 +87,43 @@ def _sizes_chart(
     drafters: Mapping[str, str],
     lines: Mapping[str, pd.DataFrame],
     dots: Sequence[tuple[DecoderReport, float]],
+    paint: Mapping[str, str],
 ) -> Chart:
-    paint = name_colors([*drafters, *(d.name for d, _ in dots)])
     records, figure, peaks = [], go.Figure(), []
     for run, points in lines.items():
         label, x, y = drafters[run], points["step"], points["value"]
-        figure.add_scatter(
-            x=x, y=y, name=f"{esc(label)}, predicted", mode="lines", line={"color": paint[run]}
-        )
+        figure.add_scatter(x=x, y=y, name=esc(label), mode="lines", line={"color": paint[run]})
         records += [(label, "predicted", *point) for point in zip(x, y, strict=True)]
         peaks.append((float(y.max()), int(x[y.idxmax()]), label, run))
     for decoder, value in dots:
         figure.add_scatter(
             x=[decoder.nodes],
             y=[value],
-            name=f"{esc(decoder.label)}, measured",
+            name=f"{esc(drafters[decoder.name])}, measured",
+            showlegend=decoder.name not in lines,
             mode="markers",
             marker={"size": 11, "color": paint[decoder.name]},
         )
-        records.append((decoder.label, "measured", decoder.nodes, value))
+        records.append((drafters[decoder.name], "measured", decoder.nodes, value))
     looks = layout(
         view=panel.name,
         xaxis=axis("Nodes of the draft tree", showgrid=False),
         yaxis=axis(panel.title.partition(" over")[0], rangemode="tozero"),
         shapes=[reference_line(y=1)],
-        **legend_rows(len(lines) + len(dots), grow=True),
+        **legend_row(),
     )
     unit = "\u00a0×" if panel is SIZES else " tokens per step"
     frame = pd.DataFrame(records, columns=["Decoder", "Source", "Nodes", panel.title])
-    known = {d.run: (d, value) for d, value in dots if not d.combined}
+    known = {d.run: (d.nodes, value) for d, value in dots}
     headline = ""
     if peaks:
         peak, nodes, label, run = max(peaks)
-        headline = f"{label}: predicted peak {peak:.2f}{unit} with {nodes} nodes"
+        ending = "" if nodes == 1 else "s"
+        headline = f"{label}: predicted peak {peak:.2f}{unit} with {nodes} node{ending}"
         if run in known:
-            decoder, value = known[run]
-            headline += f"; measured {value:.2f}{unit} with {decoder.nodes}"
+            nodes, value = known[run]
+            predicted = np.interp(nodes, lines[run]["step"], lines[run]["value"])
+            headline += f"; with {nodes}, predicted {predicted:.2f}, measured {value:.2f}"
     return Chart(figure.update_layout(looks), frame, SIZES_NOTE, headline=headline)
 
 
@@ -166,7 +172,7 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
         columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
     )
     tree = decoder.tree or f"{decoder.nodes} nodes with the root"
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
+    note = f"n = {sum(decoder.lengths.values()):,} steps. Each step drafts anew: {tree}."
     first = hits.get((0,))
     headline = f"The first guess is accepted in {share_of(first, 0)} of steps" if first else ""
     return Chart(go.Figure([_edges(places), nodes], looks), frame, note, headline=headline)

@@ -1,7 +1,6 @@
 """Results of a run as HTML: its finding, overall metrics and metrics by stage, the time of each
 step, and the findings of its newest evaluation."""
 
-import re
 from collections.abc import Callable
 from itertools import takewhile
 from math import inf
@@ -23,7 +22,6 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.benchmark.report import decoder_reports
 from jobs.evaluation.kind import MODEL, NAME, evaluations, load_samples, size_and_speed
 from jobs.fields.models import has_saved, parameters_of
 from jobs.metrics import (
@@ -39,7 +37,6 @@ from jobs.profile.kind import NAME as PROFILE
 from jobs.wording import times as times_of
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.help import explained
-from ui.pages.run.decoding import drafting
 from ui.pages.run.draft_trees import measurements
 from ui.runs.html import took
 from ui.runs.profiles import (
@@ -66,11 +63,7 @@ from ui.templates import fragments
 from ui.theme import name_colors
 
 HTML = fragments("pages/run/page.html")
-MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # name in older runs
 SAME_SIZE = 0.1  # relative size difference of files with the same values
-LOWER = re.compile(  # so, too
-    r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
-)
 
 
 def stage_tables(results: RunResults) -> Markup:
@@ -147,10 +140,6 @@ def finding(job: Job, results: RunResults) -> str:
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
         return f"{_measured(job)} {forecast}"
-    decoders = drafting(decoder_reports(job.run))
-    if decoders:
-        speeds = [f"{d.label} {times_of(d.speed_up)}" for d in decoders]
-        return f"Speed-up over plain decoding: {', '.join(speeds)}."
     figure = results.key_figure
     return figure.text or f"{figure.value} {figure.label}." if figure else ""
 
@@ -214,14 +203,10 @@ def _ratio_row(
 def certainty(job: Job, results: RunResults) -> Markup:
     """The reason why the stage was kept, and the comparison of stages with intervals."""
     kind = kind_of(job)
-    reason = LOWER.sub(
-        r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
-        job.kept_reason,
-    )
     compared = stage_comparison(job, results.perplexity) if results.kept else None
     verdict = kind.verdict(compared) if kind and compared else ""
     table = paired_table(job, results)
-    return HTML.certainty(MINUS.sub("−", reason), verdict, table)
+    return HTML.certainty(job.kept_reason, verdict, table)
 
 
 def _figures(results: RunResults) -> dict[str, str]:

@@ -13,11 +13,12 @@ from jobs.operations.registry import OPERATIONS
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
 from ui.pages.runs.queue import queue_html
-from ui.pages.runs.sweeps import summary, sweep_actions
+from ui.pages.runs.sweeps import cell, summary, sweep_actions
 from ui.pages.runs.thumbnails import thumbnails
 from ui.runs.actions import bulk_actions, carry_out, run_action
-from ui.runs.groups import GROUPINGS
+from ui.runs.groups import GROUPINGS, Group
 from ui.runs.html import run_description
+from ui.runs.names import shared_description
 from ui.runs.rows import all_rows
 from ui.runs.view import (
     EXPORTS,
@@ -102,10 +103,18 @@ def draw(request: gr.Request) -> Updates:
 
 def board(table: TableResult, user: Actor) -> Markup:
     """The table with its toolbar and pages."""
-    sweeps = [(group.sweep, summary(group)) for group in table.page_groups if group.sweep]
-    summaries = {name: (found, sweep_actions(found.jobs, user)) for name, found in sweeps}
+    summaries = {
+        group.sweep: _sweep(group, table, user) for group in table.page_groups if group.sweep
+    }
     actions = bulk_actions(table, user)
     return HTML.board(table, actions, thumbnails, run_description, summaries)
+
+
+def _sweep(group: Group, table: TableResult, user: Actor) -> tuple[object, ...]:
+    """Summary, actions, description and cells of a sweep."""
+    found = summary(group)
+    cells = [(column, cell(column, found, group.rows)) for column in table.columns[1:]]
+    return found, sweep_actions(found.jobs, user), shared_description(found.jobs), cells
 
 
 def _lists() -> list[tuple[str, str, int]]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from markupsafe import Markup
+
 from backend.metric_key import MetricKey
 from backend.queue.actor import Actor
 from backend.statistics.paired import paired_ratio
@@ -12,8 +14,10 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import PERPLEXITY, Metric, metric, ordered
 from jobs.sweep import SweepRow, importance
+from jobs.wording import relative_change
 from ui.format import number
 from ui.runs.actions import Action, available_actions
+from ui.runs.columns import NEWEST, Column
 from ui.runs.groups import Group
 from ui.runs.results import (
     RUN,
@@ -23,6 +27,7 @@ from ui.runs.results import (
     stages_of,
     window_losses,
 )
+from ui.runs.rows import RunRow
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,31 @@ class SweepSummary:
         low, high = self.extent
         return 100 * (value - low) / ((high - low) or 1.0)
 
+    @property
+    def lead(self) -> str:
+        """The lead of the best combination over the next: "7.3 % lower than 2:4 1.631"."""
+        if len(self.rows) < 2 or not self.rows[1].mean:
+            return ""
+        best, rival = self.rows[:2]
+        value = f"{rival.label} {format_value(self.metric, rival.mean)}"
+        if rival in self.tied:
+            return f"not significantly different from {value}"
+        return f"{relative_change(best.mean, rival.mean)} {value}"
+
     def mean(self, row: SweepRow) -> str:
         """Mean and spread of a combination."""
         text = format_value(self.metric, row.mean)
         return f"{text} ± {number(self.metric.scale * row.spread, 2)}" if row.spread else text
+
+
+def cell(column: Column, sweep: SweepSummary, rows: Sequence[RunRow]) -> Markup | str:
+    """The cell of a sweep in a column other than its result: the best mean, the newest age, or what
+    all of its runs have; else empty."""
+    if sweep.rows and column.metric == sweep.metric.key:
+        return sweep.mean(sweep.rows[0])
+    newest = max(rows, key=lambda row: row.head.id)
+    is_shared = len({str(column.value(row)) for row in rows}) == 1
+    return column.html(newest) if is_shared or column.key == NEWEST else ""
 
 
 def summary(group: Group) -> SweepSummary:

@@ -16,7 +16,7 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import frames, tensors
 from backend.store.frames import CurveSpan
 from backend.store.tables import Job
-from jobs.metrics import LOSS, MEMORY, PROCESSOR, metric
+from jobs.metrics import BLOCK, LOSS, MEMORY, PROCESSOR, metric
 from ui.runs.results import format_value, stages_of
 from ui.runs.rows import RunRow
 from ui.theme import OKABE_ITO, stage_style
@@ -25,6 +25,7 @@ WIDTH, HEIGHT = 96, 32
 LIVE_WIDTH, LIVE_HEIGHT = 480, 120
 BARS = 32
 SAMPLES, LIVE_SAMPLES = 32, 120  # points of a curve
+STICK = 4  # pixels between the lines of two runs
 NO_POINTS = [(0, 0.0)]  # stands for a curve without finite values
 
 
@@ -81,36 +82,56 @@ def _bars(snapshot: TensorSnapshot) -> str:
 
 def _curve(job: Job) -> Picture:
     spans = frames.spans(job.id)
-    if (key := main_curve(spans)) is None:
+    if (key := main_curve(job, spans)) is None:
         return NOTHING
     points = frames.samples(job.id, key, spans[key], SAMPLES) or NO_POINTS
-    values = [value for _, value in points]
-    low, high = min(values), max(values)
-    shown = partial(format_value, metric(key))
-    title = f"{metric(key).title}: {shown(values[0])} to {shown(values[-1])}"
-    path = polyline(points, spans[key].last, (low, high))
-    return Picture([(path, "var(--accent)")], title, metric(key).label)
+    described, ends = metric(key), [points[0][1], points[-1][1]]
+    title = f"{described.title}: {' to '.join(format_value(described, end) for end in ends)}"
+    label = f"{described.label}{' by block' if key.axis == BLOCK else ''}"
+    path = curve_path(points, spans[key].last, key.axis, extent(key.axis, points))
+    return Picture([(path, "var(--accent)")], title, label)
 
 
-def main_curve(spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
-    """The loss, or else the curve with the most points, except memory and processor time; None
-    without a curve."""
+def main_curve(job: Job, spans: dict[MetricKey, CurveSpan]) -> MetricKey | None:
+    """The loss, or else the curve with the most points, of the latest stage, except memory and
+    processor time; None without a curve."""
+    order = [*stages_of(job)]
     taken = (MEMORY, PROCESSOR)
     long = {key: span for key, span in spans.items() if span.points > 2 and key not in taken}
-    return max(long, key=lambda k: (k.family == LOSS.family, long[k].points), default=None)
+
+    def rank(key: MetricKey) -> tuple[bool, int, int]:
+        stage = order.index(key.stage) if key.stage in order else -1
+        return key.family == LOSS.family, long[key].points, stage
+
+    return max(long, key=rank, default=None)
 
 
 Points = Sequence[tuple[int, float]]
 
 
-def polyline(
-    points: Points, last: int, extent: tuple[float, float], width: int = WIDTH, height: int = HEIGHT
+def extent(axis: str, points: Points) -> tuple[float, float]:
+    """Lowest and highest value of a picture; over blocks from zero."""
+    values = [value for _, value in points]
+    return 0.0 if axis == BLOCK else min(values), max(values)
+
+
+def curve_path(
+    points: Points,
+    last: int,
+    axis: str,
+    extent: tuple[float, float],
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    shift: float = 0.0,
 ) -> str:
-    """A path through points, from step 0 to `last` and from the lowest to the highest value."""
-    low, high = extent
-    x, y = (width - 2) / max(1, last), (height - 2) / ((high - low) or 1.0)
-    places = [f"{1 + step * x:.1f} {1 + (high - value) * y:.1f}" for step, value in points]
-    return "M" + "L".join(places)
+    """A line through points, from step 0 to `last`; over blocks, which are no course of time, a
+    vertical line for each block, moved by `shift` pixels."""
+    (low, high), (width, height) = extent, size
+    x, y = (width - 8) / max(1, last), (height - 2) / ((high - low) or 1.0)
+    start = 1 + shift if axis == BLOCK else 1
+    places = [f"{start + step * x:.1f} {1 + (high - v) * y:.1f}" for step, v in points]
+    if axis == BLOCK:
+        return "".join(f"M{place}V{height}" for place in places)
+    return f"M{'L'.join(places)}"
 
 
 def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
@@ -118,7 +139,7 @@ def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     curves = defaultdict[tuple[str, str], dict[str, Points]](dict)
     for job in jobs:
         spans = frames.spans(job.id)
-        if (key := main_curve(spans)) is not None:
+        if (key := main_curve(job, spans)) is not None:
             points = frames.samples(job.id, key, spans[key], LIVE_SAMPLES) or NO_POINTS
             curves[key.family, key.axis][job.run] = points
     return [_overlay(*card, group) for card, group in curves.items()]
@@ -127,14 +148,14 @@ def live_curves(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 def _overlay(family: str, axis: str, curves: dict[str, Points]) -> dict[str, Any]:
     """Title, lowest and highest value, name of the axis, last step, and run, last value, path and
     color of each line."""
-    values = [value for points in curves.values() for _, value in points]
+    drawn = extent(axis, [point for points in curves.values() for point in points])
     shown = partial(format_value, metric(MetricKey(family)))
-    last, extent = max(points[-1][0] for points in curves.values()), (min(values), max(values))
+    last, size = max(points[-1][0] for points in curves.values()), (LIVE_WIDTH, LIVE_HEIGHT)
     lines = [
-        (run, shown(points[-1][1]), polyline(points, last, extent, LIVE_WIDTH, LIVE_HEIGHT), color)
-        for (run, points), color in zip(curves.items(), cycle(OKABE_ITO), strict=False)
+        (run, shown(points[-1][1]), curve_path(points, last, axis, drawn, size, STICK * n), color)
+        for n, ((run, points), color) in enumerate(zip(curves.items(), cycle(OKABE_ITO)))
     ]
-    low, high = map(shown, extent)
+    low, high = map(shown, drawn)
     title = metric(MetricKey(family)).title
     ends = {"low": low, "high": high, "axis": axis, "last": last}
     return {"title": title, **ends, "lines": lines}

@@ -27,7 +27,7 @@ from backend.settings import settings, space_host
 from jobs.serving.openai_format import StrictBody
 from ui.api_errors import error_response
 from ui.format import href
-from ui.pages.story.slides import drawable, number_of, page_of, presented, slides
+from ui.pages.story.slides import described_runs, drawable, number_of, page_of, presented
 from ui.security.auth import current_user
 from ui.templates import fragments, render
 
@@ -46,9 +46,10 @@ Address = Annotated[str, AfterValidator(_page_address)]
 
 
 class NewView(StrictBody):
-    """A view to add to a story, or to a new story (0); `at`: its position."""
+    """A view to add to a story, or to a new story (0) with a title; `at`: its position."""
 
     story: int = Field(ge=0, le=2**53)
+    title: str = Field("", max_length=writing.TITLE_LETTERS)
     address: Address
     chart: str = Field("", max_length=61)
     text: str = Field("", max_length=writing.TEXT_LETTERS)
@@ -181,14 +182,16 @@ def _dialog(
     request: Request, address: str, chart: str, story: int = 0, error: SlimscopeError | None = None
 ) -> Response:
     base, view = base_address(request), StoryView(1, address)
+    charts = drawable(view)
     html = HTML.dialog(
         address,
         urljoin(base or str(request.base_url), address),
         bool(base),
-        drawable(view),
-        chart,
+        charts,
+        chart or next((name for name, part in charts.items() if part.figure), ""),
         writing.stories(),
         story,
+        described_runs(view)[: writing.TITLE_LETTERS],
         may_not_change(current_user(request)),
         error,
     )
@@ -211,8 +214,7 @@ def add_view(new: NewView, actor: Actor) -> int:
     if new.story:
         writing.add_view(new.story, view.address, view.chart, view.text, actor, new.at)
         return new.story
-    (slide,) = slides([view], is_live=True)
-    return writing.create_story(slide.title[: writing.TITLE_LETTERS], actor, [view])
+    return writing.create_story(new.title, actor, [view])
 
 
 def qr(request: Request, _: bytes) -> Response:

@@ -18,6 +18,8 @@ from backend.store.tables import Story
 from ui import pages
 from ui.charts.chart import Chart, templates
 from ui.frame import VERSION, Page, PageChart
+from ui.runs.names import shared_description
+from ui.runs.results import find_job
 from ui.static import SCRIPT_URL, SCRIPTS, STYLES
 from ui.templates import render
 from ui.widgets.panel import cell
@@ -71,6 +73,12 @@ def page_of(view: StoryView) -> Page | None:
     return next((page for page in pages.pages() if page.path == view.page), None)
 
 
+def described_runs(view: StoryView) -> str:
+    """Kind, model and settings that the runs of a view share; empty without runs."""
+    jobs = [job for run in view.runs if (job := find_job(run))]
+    return shared_description(jobs) if jobs else ""
+
+
 def number_of(text: str) -> int:
     """A number from a URL; 0 for anything else."""
     return int(text) if text.isdecimal() and len(text) < 16 else 0
@@ -94,11 +102,11 @@ def _slide(view: StoryView, is_live: bool) -> Slide:
     return Slide(view, page, parts or [Part(page.name, sentence=why)])
 
 
-def drawable(view: StoryView) -> list[tuple[str, str]]:
-    """Names and titles of the charts that the page of a view shows with its state."""
+def drawable(view: StoryView) -> dict[str, Part]:
+    """The charts that the page of a view shows with its state, by name."""
     page = page_of(view)
     parts = {name: drawn(view, name, page.charts) for name in page.charts} if page else {}
-    return [(name, part.title) for name, part in parts.items() if part.figure or part.rows]
+    return {name: part for name, part in parts.items() if part.figure or part.rows}
 
 
 def drawn(view: StoryView, name: str, charts: Mapping[str, PageChart]) -> Part:
@@ -167,6 +175,7 @@ def _page(
         "pages/story/slides.html",
         title=title,
         slides=shown,
+        described=described_runs,
         now=now_ms(),
         version=VERSION,
         plotly=plotly,

@@ -190,7 +190,7 @@ def map_chart(view: WeightsView) -> Chart:
     elif selection.vs not in ("", stage):
         base = MapBaseline(weights.of_stage(selection.vs), weights.labels[selection.vs])
     label, question = STATISTICS[statistic].label, STATISTICS[statistic].question
-    chart = layer_map(weights.table, stage, statistic, selection.tensor, base)
+    chart = layer_map(weights.table, stage, statistic, base)
     if chart.frame is None or not chart.frame.iloc[:, -1].notna().any():
         why = f"{weights.labels[stage]}: {label.lower()} is not measured here."
         if base and cells(weights.table, stage, statistic)["value"].notna().any():
