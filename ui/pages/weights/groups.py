@@ -20,7 +20,8 @@ from backend.quantization import GRID_NAMES
 from backend.statistics.tensors import INPUT_ENERGY
 from backend.store import frames, queries, tensors
 from ui.format import of_unit, share
-from ui.runs.weights import DENSE, RunWeights
+from ui.runs.results import DENSE
+from ui.runs.weights import RunWeights
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays
 

@@ -423,9 +423,9 @@ class Page {
     const effect = comparison.effect(t, s);
     find(this.element, "#weights-effect").textContent = ofEffect(effect);
     const layers = ofAllLayers(effect, this.#sameOf());
-    const words = [layers && `output error ${layers}`, effect.note].filter(Boolean).join(". ");
+    const words = [layers, effect.note].filter(Boolean).join(". ");
     find(this.element, "#weights-layers").textContent = data.model + (words && `: ${words}`);
-    const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
+    const parts = figures({ data, t, s }, comparison.reference(t, s), effect.rival).map(
       ([name, value, other]) => {
         const figure = create("div");
         figure.append(
