@@ -222,7 +222,7 @@ def reached(
         change = relative_change(perplexity[kept], perplexity[rival])
         sentence += f", {change} {names[rival]} at {texts.pop(rival)}"
     return (
-        "; ".join([sentence, *(f"{(REFERENCES | {**names})[s]} {texts[s]}" for s in texts)]) + "."
+        "; ".join([sentence, *(f"{({**names} | REFERENCES)[s]} {texts[s]}" for s in texts)]) + "."
     )
 
 

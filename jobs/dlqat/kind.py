@@ -68,6 +68,7 @@ from jobs.wording import StageComparison, fixed
 
 NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
+STAGE_NAMES = STAGE_LABELS | {DLQATStage.BLOCKS: "block-wise training"}  # in a sentence
 QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
 LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored in 8 bits
@@ -472,7 +473,7 @@ def verdict(stages: StageComparison) -> str:
     rival = strongest(stages.perplexity, POST_TRAINING)
     if trained is None or not rival:
         return ""
-    rivals = {stage: STAGE_LABELS[stage] for stage in rivals_of(trained, stages.perplexity)}
+    rivals = {stage: STAGE_NAMES[stage] for stage in rivals_of(trained, stages.perplexity)}
     text = f"{STAGE_LABELS[trained]} {stages.clause(trained, rivals)}."
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
         lora, dlqat = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
@@ -521,7 +522,7 @@ def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
         return None
     size = f"{fixed(bits, 2)} bits"
     if kept_stage not in POST_TRAINING and (rivals := rivals_of(kept_stage, perplexity)):
-        return rival_figure(values, kept_stage, rivals, STAGE_LABELS, f"at {size} per weight")
+        return rival_figure(values, kept_stage, rivals, STAGE_NAMES, f"at {size} per weight")
     text = reached(perplexity, STAGE_LABELS, kept_stage)
     return KeyFigure(size, "per weight, down from 16", text)
 
@@ -530,7 +531,7 @@ STYLES = {
     "dense": StageStyle("gray", main=True),
     "rtn": StageStyle("vermillion", main=True, short="RTN"),
     "gptq": StageStyle("purple", main=True),
-    "block-wise": StageStyle("green", "dot", main=True),
+    "block-wise": StageStyle("green", "dot", main=True, short="Block-wise"),
     "m-only": StageStyle("pink", trained=True),
     "lora-only": StageStyle("pink", "dot", trained=True),
     "dlqat": StageStyle("blue", main=True, trained=True),

@@ -29,6 +29,8 @@ from ui.theme import declared
 from ui.widgets.dropdown import Choices
 from ui.widgets.explorer import cached_by
 
+MAGNITUDE = "magnitude"  # profile of a tensor with groups
+
 
 @dataclass(frozen=True)
 class RunWeights:
@@ -106,6 +108,12 @@ def weights_of(run: str) -> RunWeights:
         known = table["tensor"].map(bits).where(table["stage"].isin(quantized))
         table = table.assign(**{BITS: known})
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def runs_with_groups() -> list[str]:
+    """Runs with weight statistics and group magnitudes, newest first."""
+    shown = {job.run for job in queries.runs_with_weights()}
+    return [job.run for job in queries.runs_with_profile(MAGNITUDE) if job.run in shown]
 
 
 def _mixed_bits(job: Job) -> dict[str, int]:

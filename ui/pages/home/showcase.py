@@ -113,7 +113,7 @@ def _drafting() -> Iterator[Exhibit]:
             " against ".join(times(decoder.speed_up) for decoder in compared),
             "speed-up over plain decoding",
             _bars(speeds, {name: d.label for name, d in decoders.items()}, times),
-            "Speed-up over plain decoding, higher is better",
+            "Speed-up, higher is better",
             [peak, f"{conditions.partition('. ')[0]}."],
         )
 

@@ -87,10 +87,9 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], answering(), "playground-")
         blind = gr.Checkbox(
-            label="Blind",
+            label="Blind: no model names until you vote",
             elem_id="playground-field-blind",
             elem_classes="form-field",
-            info="Hides the names of the models and shuffles the columns until you have voted.",
         )
         plain(HTML.new_chat(), elem_id="playground-anew")
     assert isinstance(chosen, gr.Dropdown)

@@ -363,7 +363,7 @@ def samples(job: Job) -> Markup:
             before = str(dense[place].get("text", "")).strip()
             alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
             same = len([*alike])
-            texts = [("Dense", before[:same], before[same:])]
+            texts = [(results.label(DENSE), before[:same], before[same:])]
         texts.append((results.label(kept), after[:same], after[same:]))
         pairs.append((str(sample.get("prompt", "")), texts))
     return HTML.samples(pairs)

@@ -228,7 +228,8 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
         return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
     figure = results.key_figure
     rivals = figure.rivals if figure else ()
-    return perplexity_chart([*results.rows.values()], results.labels, next(iter(rivals), ""))
+    rival = next(iter(rivals), "")
+    return perplexity_chart([*results.rows.values()], results.labels, rival, results.kept or "")
 
 
 def weights_chart(job: Job) -> Chart:

@@ -24,13 +24,14 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
 
 
 def perplexity_chart(
-    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = ""
+    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = "", kept: str = ""
 ) -> Chart:
     """A dot and the value of each stage; a dashed line marks the dense model's perplexity.
 
     Args:
         names: labels by stage, in the order of the rows.
-        rival: stage that the headline compares the last one with; the worst one if empty.
+        rival: stage that the headline compares `kept` with; the worst one if empty.
+        kept: stage that the headline is about; the last one of the method if empty.
     """
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
@@ -70,7 +71,9 @@ def perplexity_chart(
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
     named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
-    headline = stages_headline([named[r.stage] for r in main_rows], named.get(rival))
+    last = [kept] * (kept in named)
+    shown = [r.stage for r in main_rows if r.stage not in last] + last
+    headline = stages_headline([named[stage] for stage in shown], named.get(rival))
     figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 

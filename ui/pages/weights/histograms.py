@@ -236,7 +236,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
 
 def histograms(request: Request) -> Response:
     """Answer `?run=sds-0042`, by default for the run of `_opened`, and
-    `&tensor=NAME&names=LIST`."""
+    `&tensor=NAME&names=LIST`: with a binary, or with the reason in JSON."""
     query = request.query_params
     run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
@@ -246,9 +246,8 @@ def histograms(request: Request) -> Response:
     mark = _mark(run) if run else None
     if mark is None or not mark[1]:
         later = "They appear here block by block."
-        return _nothing(
-            empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run")), 404
-        )
+        why = empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run"))
+        return _nothing(why, 404 if run and mark is None else 200)
     if (found := packed_of(run)) is not None:
         return found.answer(request)
     weights = weights_of(run)

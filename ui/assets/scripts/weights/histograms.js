@@ -218,7 +218,7 @@ export class NoData extends Error {
 export async function fetched(query, path = "weights") {
   const address = `slimscope/${path}?${new URLSearchParams(query)}`;
   const answer = await fetch(address, { cache: "no-cache" });
-  if (!answer.ok) {
+  if (!answer.ok || answer.headers.get("content-type")?.startsWith("application/json")) {
     /** @type {{what: string, why?: string, html?: string}} */
     const { what, why, html } = await answer
       .json()

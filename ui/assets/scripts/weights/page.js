@@ -300,7 +300,7 @@ class Page {
     const finish = () => {
       cancelAnimationFrame(frame);
       this.isPlaying = false;
-      button.textContent = "▶";
+      button.textContent = "▶ Play";
       this.stop = () => {};
       this.state.write();
     };
@@ -322,7 +322,7 @@ class Page {
     this.stop();
     if (steps) this.lens.replay();
     this.isPlaying = true;
-    button.textContent = "■";
+    button.textContent = "■ Stop";
     this.stop = finish;
     step(begin);
   }

@@ -7,10 +7,10 @@ import { middleWords } from "./histogram.js";
 /** @import {Histograms} from "./histograms.js" */
 
 const STEADY = 0.02; // smaller relative changes are ignored
-const MAX_FIGURES = 5;
-/** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
+const MAX_FIGURES = 4;
+/** Statistic, label, unit. @type {[name: string, label: string, unit: string][]} */
 const FIGURES = [
-  ["perplexity", "Model perplexity", "", 4],
+  ["perplexity", "Model perplexity", ""],
   ["bits", "Bits of this layer", ""],
   ["relative_error", "Output error", "\u00a0%"],
   ["zero_share", "Exact zeros", "\u00a0%"],
@@ -120,12 +120,14 @@ export function ofAllLayers({ before, after, rival }, at) {
 export function figures(place, reference, rival) {
   const { data } = place;
   const dense = { ...place, s: data.main[0] };
-  return FIGURES.flatMap(([name, label, unit, digits]) => {
+  return FIGURES.flatMap(([name, label, unit]) => {
+    const isModel = name === "perplexity";
     const value = (/** @type {Place} */ at) =>
-      name === "perplexity" ? at.data.stages[at.s].perplexity : at.data.shown(name, at.t, at.s);
-    const text = (/** @type {Place} */ at) => number(value(at), digits) + unit;
+      isModel ? (at.data.stages[at.s].perplexity ?? NaN) : at.data.shown(name, at.t, at.s);
+    const text = (/** @type {Place} */ at) =>
+      isModel ? value(at).toFixed(2) : number(value(at)) + unit;
     if (!Number.isFinite(value(place))) return [];
-    const others = name === "perplexity" ? [reference, rival ?? place, dense] : [reference];
+    const others = isModel ? [reference, rival ?? place, dense] : [reference];
     const words = others
       .filter((other, i) => others.findIndex((each) => isSame(each, other)) === i)
       .filter((other) => !isSame(place, other) && Number.isFinite(value(other)))
