@@ -34,7 +34,8 @@ from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-MADE_NAME = "A model to chat with"  # run of the button of an empty Playground
+MADE_NAME = "4 bits by GPTQ"  # run of the button of an empty Playground
+MADE = {"bits": 4, "group_size": 32, "windows": 8}  # small groups: a lower loss in the same time
 
 
 def build() -> None:
@@ -247,7 +248,7 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
     try:
         actor = _actor(request, alias)
         if data.get("do") == "make":
-            submit_run(dlqat.KIND.name, {"bits": 4}, actor, "GPTQ, quick look", MADE_NAME)
+            submit_run(dlqat.KIND.name, MADE, actor, "GPTQ", MADE_NAME)
             return show_html(), here
         added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)
         return show_html(), added or here
