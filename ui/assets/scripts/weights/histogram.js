@@ -239,7 +239,8 @@ export class HistogramChart {
     pen.beginPath();
     pen.rect(LEFT(), TOP - 4, width - LEFT() - RIGHT, floor - TOP + 5);
     pen.clip();
-    for (const isFilled of [true, false]) // lines lie over what is filled
+    for (const isFilled of [true, false])
+      // lines lie over what is filled
       drawn.curves.forEach((curve, place) => {
         if ((curve.isBase || curve.isFront) !== isFilled) return;
         const heights = mixed(starts[place] ?? curve.heights, curve.heights, part);
