@@ -256,11 +256,13 @@ NAMES: Mapping[str, str] = {
     SDSStage.FIRST: "the first pruning",
     SDSStage.CONTROL: "its control",
     SDSStage.SDS: "SDS",
+    SDSStage.SECOND: "the second pruning, not adjusted",
     SDSStage.FIRST_BLOCKS: "block reconstruction",
     SDSStage.SDS_BLOCKS: "SDS with block reconstruction",
 }
 RIVALS: Mapping[str, tuple[SDSStage, ...]] = {
     SDSStage.SDS: (SDSStage.CONTROL, SDSStage.FIRST),
+    SDSStage.SECOND: (SDSStage.CONTROL, SDSStage.FIRST),
     SDSStage.FIRST_BLOCKS: (SDSStage.FIRST, SDSStage.CONTROL),
     SDSStage.SDS_BLOCKS: (SDSStage.FIRST_BLOCKS, SDSStage.SDS),
 }

@@ -186,6 +186,8 @@ def disagreement(
     """A sentence if the perplexity and the output errors of most layers do not change in the same
     direction; else empty."""
     stage = effect["after"]
+    if RELATIVE_ERROR not in weights.table:
+        return ""
     errors = weights.table.pivot(index="tensor", columns="stage", values=RELATIVE_ERROR)
     for other in (effect["rival"], effect["before"]):
         if not {stage, other} <= {*errors.columns} & perplexity.keys():
