@@ -207,8 +207,9 @@ def next_links(job: Job) -> Markup:
     succeeded, base = job.state == State.SUCCEEDED, str(job.config.get("model", ""))
     mark = queries.weights_mark(job.run)
     source = original_model(base)
-    sides = f"{source},{job.run}" if parameters_of(source) else job.run
     can_generate = any(has_saved(job, part) for part in ("model", drafters.DRAFTER_FOLDER))
+    # only then, as it reads the source's files
+    sides = f"{source},{job.run}" if can_generate and parameters_of(source) else job.run
     candidates = [
         (
             succeeded and has_saved(job, drafters.DRAFTER_FOLDER),

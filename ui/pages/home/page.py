@@ -84,9 +84,11 @@ def draw(seen: Any, request: gr.Request) -> Updates:
 def excerpts(turn: Turn) -> list[tuple[str, str]]:
     """The setting of each model that answered the recorded prompt, and the start of its answer."""
     texts = {side: parse_transcript(each.transcript).text for side, each in turn.answers.items()}
-    jobs = {side: find_job(name) for side, name in enumerate(turn.names, 1)}
-    named = {side: setting_summary(job)[0] if job else "Dense" for side, job in jobs.items()}
-    return [(label, texts[side][:EXCERPT]) for side, label in named.items() if side in texts]
+    return [
+        (setting_summary(job)[0] if (job := find_job(name)) else "Dense", texts[side][:EXCERPT])
+        for side, name in enumerate(turn.names, 1)
+        if side in texts
+    ]
 
 
 def toy_html(job: Job | None) -> Markup:

@@ -175,19 +175,18 @@ def film(toy: str = "") -> dict[str, Any] | None:
 
 def layer_effect(weights: RunWeights, tensor: str) -> str:
     """The output error of one layer before and after the method, and that of its rival; empty if
-    it was not measured."""
-    table = weights.table[weights.table["tensor"] == tensor].set_index("stage")
-    effect = {name: stage for name, stage in weights.effect.items() if stage in table.index}
-    errors = {name: table[RELATIVE_ERROR][stage] for name, stage in effect.items()}
-    if not {"before", "after"} <= errors.keys() or np.isnan([*errors.values()]).any():
+    it was not measured, or if the method trades it for the loss of the whole model."""
+    stages = [stage for stage in weights.effect.values() if stage]
+    table = weights.table[weights.table["tensor"] == tensor].set_index("stage").reindex(stages)
+    errors = [100 * float(error) for error in table.get(RELATIVE_ERROR, ())]
+    if len(errors) < 2 or np.isnan(errors).any() or declared(stages[1]).trained:
         return ""
-    texts = dict(zip(errors, distinguishable([100 * e for e in errors.values()]), strict=True))
-    named = {name: declared(s).short or weights.labels[s] for name, s in effect.items()}
-    rival = f"; {lower(named['rival'])} reaches {texts['rival']} %" if "rival" in texts else ""
+    before, after, *rival = distinguishable(errors)
+    _, name, *other = (declared(stage).short or weights.labels[stage] for stage in stages)
+    verb = "cuts" if errors[1] < errors[0] else "raises"
+    beside = f"; {lower(other[0])} reaches {rival[0]} %" if rival else ""
     where = weights.tensors[tensor]
-    verb = "cuts" if errors["after"] < errors["before"] else "raises"
-    change = f"{texts['before']} → {texts['after']} %"
-    return f"{where}: {named['after']} {verb} the output error {change}{rival}"
+    return f"{where}: {name} {verb} the output error {before} → {after} %{beside}"
 
 
 def _film(row: RunRow, drawn: Sequence[TensorSnapshot], tensor: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ui.charts.chart import Chart, layout, log_axis, reference_line
 from ui.charts.headlines import stages_headline
 from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.format import count, number
-from ui.theme import LIGHT, stage_style, stage_styles
+from ui.theme import LIGHT, declared, stage_style, stage_styles
 
 CHART_HEIGHT, AXIS_HEIGHT, MIN_HEIGHT = 280, 64, 160  # pixels
 
@@ -70,7 +70,9 @@ def perplexity_chart(
     frame = pd.DataFrame(records, columns=columns, dtype=object)
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
-    named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
+    named = {
+        r.stage: (declared(r.stage).short or names.get(r.stage, r.stage), r.value) for r in rows
+    }
     last = [kept] * (kept in named)
     shown = [r.stage for r in main_rows if r.stage not in last] + last
     headline = stages_headline([named[stage] for stage in shown], named.get(rival))

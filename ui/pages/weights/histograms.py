@@ -248,8 +248,8 @@ def histograms(request: Request) -> Response:
     mark = _mark(run) if run else None
     if mark is None or not mark[1]:
         later = "They appear here block by block."
-        why = empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run"))
-        return _nothing(why, 404 if run and mark is None else 200)
+        empty = empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run"))
+        return _nothing(empty, 404 if run and mark is None else 200)
     if (found := packed_of(run)) is not None:
         return found.answer(request)
     weights = weights_of(run)
