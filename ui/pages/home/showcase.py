@@ -176,7 +176,8 @@ def film(toy: str = "") -> dict[str, Any] | None:
 def layer_effect(weights: RunWeights, tensor: str) -> str:
     """The output error of one layer before and after the method, and that of its rival; empty if
     it was not measured, or if the method trades it for the loss of the whole model."""
-    stages = [stage for stage in weights.effect.values() if stage]
+    effect = weights.effect  # before, after, rival
+    stages = [stage for stage in effect.values() if stage and effect["before"]]
     table = weights.table[weights.table["tensor"] == tensor].set_index("stage").reindex(stages)
     errors = [100 * float(error) for error in table.get(RELATIVE_ERROR, ())]
     if len(errors) < 2 or np.isnan(errors).any() or declared(stages[1]).trained:

@@ -158,8 +158,8 @@ def finding(job: Job, results: RunResults) -> str:
 
 
 def against_lookup(decoders: Sequence[DecoderReport]) -> str:
-    """A sentence on the fastest decoder, and on the fastest one with a drafter or without, which it
-    is not. The fastest one is first."""
+    """A sentence on the fastest decoder and its strongest rival: the fastest without a drafter, or
+    the fastest drafter if the best has none. `decoders` are sorted by speed."""
     best, *others = decoders
     rival = next((d for d in others if bool(d.kind) != bool(best.kind)), None)
     beside = f"; {lower(rival.label)} alone {times_of(rival.speed_up)}" if rival else ""
