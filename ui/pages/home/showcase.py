@@ -20,7 +20,7 @@ from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import distinguishable, times
 from ui.charts.headlines import lower
 from ui.charts.series import rebinned
-from ui.format import number, share, size, threads
+from ui.format import NBSP, number, share, size, threads
 from ui.runs.results import RunResults, real_models_first, speed_conditions, uses_toy_model
 from ui.runs.rows import RunRow, all_rows
 from ui.runs.weights import RunWeights, weights_of
@@ -112,7 +112,7 @@ def _drafting() -> Iterator[Exhibit]:
             row.job,
             " against ".join(times(decoder.speed_up) for decoder in compared),
             "speed-up over plain decoding",
-            _bars(speeds, {name: d.label for name, d in decoders.items()}, times),
+            _bars(speeds, {name: d.title or d.label for name, d in decoders.items()}, times),
             "Speed-up, higher is better",
             [peak, f"{conditions.partition('. ')[0]}."],
         )
@@ -185,9 +185,9 @@ def layer_effect(weights: RunWeights, tensor: str) -> str:
     before, after, *rival = distinguishable(errors)
     _, name, *other = (declared(stage).short or weights.labels[stage] for stage in stages)
     verb = "cuts" if errors[1] < errors[0] else "raises"
-    beside = f"; {lower(other[0])} reaches {rival[0]} %" if rival else ""
+    beside = f"; {lower(other[0])} reaches {rival[0]}{NBSP}%" if rival else ""
     where = weights.tensors[tensor]
-    return f"{where}: {name} {verb} the output error {before} → {after} %{beside}"
+    return f"{where}: {name} {verb} the output error {before} → {after}{NBSP}%{beside}"
 
 
 def _film(row: RunRow, drawn: Sequence[TensorSnapshot], tensor: str) -> dict[str, Any]:

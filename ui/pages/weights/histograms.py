@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -114,14 +115,10 @@ def _values(weights: RunWeights) -> np.ndarray:
     """Statistics [statistics, tensors, stages]; those that are only drawn come last."""
     table = with_largest(weights.table)
     names = [*available(table), *(name for name in DRAWN_ONLY if name in table)]
-    values = np.stack(
-        [
-            table.pivot(index="tensor", columns="stage", values=name)
-            .reindex(index=[*weights.tensors], columns=weights.stages)
-            .to_numpy("<f8")
-            for name in names
-        ]
-    )
+    cells = pd.MultiIndex.from_product([[*weights.tensors], weights.stages])
+    rows = table.set_index(["tensor", "stage"])[names].reindex(cells).to_numpy("<f8")
+    shape = len(names), len(weights.tensors), len(weights.stages)
+    values = np.ascontiguousarray(rows.T).reshape(shape)
     if DENSE in weights.stages:  # the reference does not differ from itself
         place = weights.stages.index(DENSE)
         for k, name in enumerate(names):

@@ -92,7 +92,7 @@ export class Rail {
     const button = create("button", {
       type: "button",
       title: perplexity && step === null ? `${name}: perplexity ${number(perplexity, 4)}` : name,
-      className: isMain ? "" : "tick",
+      className: isMain ? "" : "variant",
     });
     button.setAttribute("role", "radio");
     button.ariaLabel = name;
