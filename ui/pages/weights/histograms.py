@@ -63,7 +63,7 @@ TRADED = (
     "These errors are of each layer alone, on dense inputs; training trades them for the loss of "
     "the whole model."
 )
-NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
+NO_RUN = "No run has stored weight statistics yet. Start one, or inspect a model below."
 
 
 # all histograms of a run --------------------------------------------------------------------------

@@ -46,15 +46,10 @@ export function ahead() {
   return early;
 }
 
-/** Draws the page into its element. @param {HTMLElement} element @param {() => void} opened called when another run is
-    shown */
-export function start(element, opened) {
-  const page = new Page(element, opened);
+/** Draws the page into its element. @param {HTMLElement} element */
+export function start(element) {
+  const page = new Page(element);
   Object.assign(window.slimscope, {
-    openedRun: () => page.state.now.run,
-    openRun: (/** @type {string} */ run) => {
-      if (run && run !== page.state.now.run) page.open(run);
-    },
     changed: () => page.refresh(),
     back: () => {
       page.restore();
@@ -86,10 +81,9 @@ class Page {
   runRequest = 0;
   stop = () => {};
 
-  /** @param {HTMLElement} element @param {() => void} opened */
-  constructor(element, opened) {
+  /** @param {HTMLElement} element */
+  constructor(element) {
     this.element = element;
-    this.opened = opened;
     this.state = new Selection(asked(location.search), (changed) => this.#changed(changed));
     /** @type {Record<string, [question: string, theory: string]>} */
     this.texts = JSON.parse(find(element, "[data-texts]").dataset.texts ?? "");
@@ -206,7 +200,6 @@ class Page {
       this.all.hidden = false;
       this.#fill();
       this.draw();
-      this.opened();
     } catch (error) {
       if (error instanceof NoData) {
         if (request === this.runRequest) await this.#showReason(error);
