@@ -8,7 +8,7 @@ process of a job imports `run.py`; the other modules do not import torch.
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -139,7 +139,7 @@ class StageStyle:
         dash: Plotly line style; distinguishes stages with the same color.
         main: True for a step of the method, False for a control or side result.
         pruned: True if a pruner chose the zeros of the stage.
-        rival: True if the effect of the method is measured against this stage.
+        trained: True if the whole model was trained, which trades errors of layers for its loss.
         short: label in a sentence or a narrow place; the label of the stage if empty.
     """
 
@@ -147,11 +147,13 @@ class StageStyle:
     dash: str = "solid"
     main: bool = False
     pruned: bool = False
-    rival: bool = False
+    trained: bool = False
     short: str = ""
 
 
 Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> result of a run
+SOURCE = "source"  # the compressed model that a run starts from; its dense model came before
+REFERENCES = {SOURCE: "its source", "dense": "dense"}
 
 
 @dataclass(frozen=True)
@@ -163,39 +165,75 @@ class KeyFigure:
         label: meaning of the number; continues the value.
         text: sentence with the underlying results.
         title: the method and its rival, such as "SDS against its control"; empty without a rival.
-        rival: stage of the rival.
+        rivals: stages that `text` compares with, the strongest first.
     """
 
     value: str
     label: str
     text: str
     title: str = ""
-    rival: str = ""
+    rivals: tuple[str, ...] = ()
+
+
+def strongest(perplexity: Mapping[str, float], stages: Iterable[str]) -> str:
+    """Return the stage with the lowest perplexity; "" if none was measured."""
+    measured = (stage for stage in stages if stage in perplexity)
+    return min(measured, key=perplexity.__getitem__, default="")
 
 
 def rival_figure(
-    values: Values, kept: str, rival: str, names: Mapping[str, str], condition: str = ""
+    values: Values, kept: str, rivals: Sequence[str], names: Mapping[str, str], condition: str = ""
 ) -> KeyFigure | None:
-    """Return the perplexity of the kept stage relative to that of a rival; None if unmeasured.
+    """Return the perplexity of the kept stage relative to that of its strongest rival; None if
+    unmeasured.
 
     Args:
-        names: name of both stages in a sentence.
+        rivals: stages to compare with; the first one is named even if another is stronger.
+        names: names of the stages in a sentence.
         condition: clause that ends the label, such as "at 4 bits".
     """
-    measured = [values.get((stage, PERPLEXITY)) for stage in (kept, rival, "dense")]
-    figures = [value for value in measured if value]
-    if len(figures) < len(measured):
+    perplexity = perplexities(values)
+    rival = strongest(perplexity, rivals)
+    if not rival or kept not in perplexity:
         return None
-    own, other, dense = distinguishable(figures, places=1 if min(figures) >= 10 else 2)
-    subject = f"{names[kept][:1].upper()}{names[kept][1:]}"
-    change = relative_change(figures[0], figures[1])
+    others = [stage for stage in rivals[:1] if stage != rival]
     return KeyFigure(
-        f"{signed(100 * (figures[0] / figures[1] - 1), 1)} %",
+        f"{signed(100 * (perplexity[kept] / perplexity[rival] - 1), 1)} %",
         " ".join(filter(None, (f"perplexity against {names[rival]}", condition))),
-        f"{subject} reaches perplexity {own}, {change} {names[rival]} at {other}; dense {dense}.",
-        f"{subject} against {names[rival]}",
-        rival,
+        reached(perplexity, names, kept, rival, others),
+        f"{capital(names[kept])} against {names[rival]}",
+        (rival, *others),
     )
+
+
+def perplexities(values: Values) -> dict[str, float]:
+    """Return the perplexity of each stage."""
+    return {stage: value for (stage, key), value in values.items() if key == PERPLEXITY and value}
+
+
+def reached(
+    perplexity: Mapping[str, float],
+    names: Mapping[str, str],
+    kept: str,
+    rival: str = "",
+    others: Iterable[str] = (),
+) -> str:
+    """Return a sentence on the perplexity of a stage beside that of its rival and of others."""
+    shown = [stage for stage in (kept, rival, *others, *REFERENCES) if stage in perplexity]
+    figures = [perplexity[stage] for stage in shown]
+    texts = dict(zip(shown, distinguishable(figures, 1 if min(figures) >= 10 else 2), strict=True))
+    sentence = f"{capital(names[kept])} reaches perplexity {texts.pop(kept)}"
+    if rival:
+        change = relative_change(perplexity[kept], perplexity[rival])
+        sentence += f", {change} {names[rival]} at {texts.pop(rival)}"
+    return (
+        "; ".join([sentence, *(f"{({**names} | REFERENCES)[s]} {texts[s]}" for s in texts)]) + "."
+    )
+
+
+def capital(text: str) -> str:
+    """Return the text with a capital first letter."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def capitalized(stage: str) -> str:

@@ -56,15 +56,19 @@ from jobs.kind import (
     Requirements,
     StageStyle,
     Values,
+    perplexities,
+    reached,
     rival_figure,
+    strongest,
 )
 from jobs.limits import require_context, run_memory
-from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
+from jobs.metrics import BITS_PER_WEIGHT
 from jobs.profile.profiles import quantized_mix, replaced_fields
-from jobs.wording import StageComparison, distinguishable, fixed
+from jobs.wording import StageComparison, fixed
 
 NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
+STAGE_NAMES = STAGE_LABELS | {DLQATStage.BLOCKS: "block-wise training"}  # in a sentence
 QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
 LARGE_EMBEDDING = 1 / 3  # share of the file from which an embedding is stored in 8 bits
@@ -528,11 +532,10 @@ def export_requirements(
 def verdict(stages: StageComparison) -> str:
     """Summarize in words if training helped on this model."""
     trained = next((s for s in TRAINED if s in stages.perplexity), None)
-    rival = best_untrained(stages.perplexity)
-    if trained is None or rival is None:
+    rival = strongest(stages.perplexity, POST_TRAINING)
+    if trained is None or not rival:
         return ""
-    comparable = [s for s in (DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ) if s in stages.perplexity]
-    rivals = {stage: STAGE_LABELS[stage] for stage in (rival, *comparable)}
+    rivals = {stage: STAGE_NAMES[stage] for stage in rivals_of(trained, stages.perplexity)}
     text = f"{STAGE_LABELS[trained]} {stages.clause(trained, rivals)}."
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
         lora, dlqat = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
@@ -548,11 +551,13 @@ def verdict(stages: StageComparison) -> str:
     return text + HELPED[stages.order(trained, rival)]
 
 
-def best_untrained(perplexity: Mapping[str, float]) -> str | None:
-    """Return the post-training quantizer with the lowest perplexity; None if there is none."""
-    return min(
-        (s for s in POST_TRAINING if s in perplexity), key=perplexity.__getitem__, default=None
-    )
+def rivals_of(stage: str, perplexity: Mapping[str, float]) -> list[str]:
+    """Return the measured rivals of a trained stage: the best post-training quantizer, then other
+    ways of training. Variants of DL-QAT are not rivals of each other."""
+    others = (DLQATStage.BLOCKS, *TRAINED, DLQATStage.LORA_GPTQ)
+    own = TRAINED if stage in TRAINED else (stage,)
+    rivals = (strongest(perplexity, POST_TRAINING), *(s for s in others if s not in own))
+    return [str(rival) for rival in rivals if rival in perplexity]
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
@@ -571,32 +576,28 @@ def headline(values: Mapping[str, Any]) -> list[str]:
 
 
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
-    """Return the perplexity of a trained stage relative to the best post-training quantizer; of a
-    run that trained nothing, the bits per weight."""
+    """Return the perplexity of a trained stage relative to its strongest rival; of a run that
+    trained nothing, the bits per weight."""
     bits = values.get((kept_stage, BITS_PER_WEIGHT))
-    if bits is None:
+    perplexity = perplexities(values)
+    if bits is None or kept_stage not in perplexity:
         return None
     size = f"{fixed(bits, 2)} bits"
-    rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
-    if rival and kept_stage not in POST_TRAINING:
-        return rival_figure(values, kept_stage, rival, STAGE_LABELS, f"at {size} per weight")
-    own, dense = (values.get((stage, PERPLEXITY)) for stage in (kept_stage, DLQATStage.DENSE))
-    if own is None or dense is None:
-        return None
-    figures = distinguishable([own, dense])
-    text = f"{STAGE_LABELS[kept_stage]} reaches perplexity {figures[0]}; dense {figures[1]}."
+    if kept_stage not in POST_TRAINING and (rivals := rivals_of(kept_stage, perplexity)):
+        return rival_figure(values, kept_stage, rivals, STAGE_NAMES, f"at {size} per weight")
+    text = reached(perplexity, STAGE_LABELS, kept_stage)
     return KeyFigure(size, "per weight, down from 16", text)
 
 
 STYLES = {
     "dense": StageStyle("gray", main=True),
     "rtn": StageStyle("vermillion", main=True, short="RTN"),
-    "gptq": StageStyle("purple", main=True, rival=True),
-    "block-wise": StageStyle("green", "dot", main=True),
-    "m-only": StageStyle("pink"),
-    "lora-only": StageStyle("pink", "dot"),
-    "dlqat": StageStyle("blue", main=True),
-    "dlqat-kd": StageStyle("blue", "dot"),
+    "gptq": StageStyle("purple", main=True),
+    "block-wise": StageStyle("green", "dot", main=True, short="Block-wise"),
+    "m-only": StageStyle("pink", trained=True),
+    "lora-only": StageStyle("pink", "dot", trained=True),
+    "dlqat": StageStyle("blue", main=True, trained=True),
+    "dlqat-kd": StageStyle("blue", "dot", trained=True),
     "lora": StageStyle("green"),
     "lora-gptq": StageStyle("brown", "dot"),
 }

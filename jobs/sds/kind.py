@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from backend.budget import PREFIX
@@ -259,32 +258,31 @@ NAMES: Mapping[str, str] = {
     SDSStage.FIRST: "the first pruning",
     SDSStage.CONTROL: "its control",
     SDSStage.SDS: "SDS",
+    SDSStage.SECOND: "the second pruning, not adjusted",
     SDSStage.FIRST_BLOCKS: "block reconstruction",
     SDSStage.SDS_BLOCKS: "SDS with block reconstruction",
 }
-RIVALS: Mapping[str, tuple[SDSStage, ...]] = {  # the first that was measured counts
+RIVALS: Mapping[str, tuple[SDSStage, ...]] = {
     SDSStage.SDS: (SDSStage.CONTROL, SDSStage.FIRST),
-    SDSStage.FIRST_BLOCKS: (SDSStage.FIRST,),
+    SDSStage.SECOND: (SDSStage.CONTROL, SDSStage.FIRST),
+    SDSStage.FIRST_BLOCKS: (SDSStage.FIRST, SDSStage.CONTROL),
     SDSStage.SDS_BLOCKS: (SDSStage.FIRST_BLOCKS, SDSStage.SDS),
 }
 
 
 def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
-    """Return the perplexity of the kept stage relative to the stage that did all but its last step:
-    of SDS the control, which adjusts the weights of the first pruning without the re-dense step."""
-    rivals = RIVALS.get(kept_stage or SDSStage.SDS, ())
-    rival = next((stage for stage in rivals if (stage, PERPLEXITY) in values), None)
-    figure = rival_figure(values, kept_stage or SDSStage.SDS, rival, NAMES) if rival else None
-    if figure is None or (kept_stage or SDSStage.SDS) != SDSStage.SDS or rival != SDSStage.FIRST:
-        return figure
-    caution = "Without a control, weight adjustment alone may explain it."
-    return replace(figure, text=f"{figure.text} {caution}")
+    """Return the perplexity of the kept stage relative to its strongest rival: of SDS mostly the
+    control, which adjusts the weights of the first pruning without the re-dense step."""
+    kept = kept_stage or SDSStage.SDS
+    is_controlled = kept != SDSStage.SDS or (SDSStage.CONTROL, PERPLEXITY) in values
+    caution = "" if is_controlled else "(no control: adjustment alone may explain it)"
+    return rival_figure(values, kept, RIVALS.get(kept, ()), NAMES, caution)
 
 
 STYLES = {
     "dense": StageStyle("gray", main=True),
     "first": StageStyle("vermillion", main=True, pruned=True),
-    "control": StageStyle("vermillion", "dot", pruned=True, rival=True, short="Adjustment alone"),
+    "control": StageStyle("vermillion", "dot", pruned=True, short="Adjustment alone"),
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot", pruned=True, short="Second, not adjusted"),
     "sds": StageStyle("blue", main=True, pruned=True, short="SDS"),

@@ -107,7 +107,7 @@ def test_the_rail_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> 
     play = visitor.locator("[data-play]")
     play.click()
     expect(stage).to_have_accessible_name("Second pruning (SDS)")  # the last
-    expect(play).to_have_text("▶")
+    expect(play).to_have_text("▶ Play")
     visitor.wait_for_function("!location.search.includes('redense')")
     visitor.keyboard.press("2")
     expect(stage).to_have_accessible_name("First pruning")

@@ -130,6 +130,8 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
         bits = dlqat.key_figure(figures | held, kept_stage)
         assert bits.value == value and ("GPTQ at 1.53" in bits.text) == rival
     assert dlqat.key_figure(figures | held, "") is None
+    figures |= {(s, PERPLEXITY): v for s, v in (("block-wise", 1.525), ("dlqat-kd", 1.51))}
+    assert dlqat.key_figure(figures | held, "dlqat").rivals == ("block-wise", "gptq")
     sentence = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
     assert "rounding changes nothing measurable." in sentence
 

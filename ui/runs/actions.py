@@ -30,6 +30,7 @@ from ui.format import href, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.runs.view import MAX_PINS, TableResult
+from ui.runs.weights import runs_with_groups
 from ui.templates import fragments
 from ui.widgets.html import show_error, show_success
 
@@ -206,8 +207,9 @@ def next_links(job: Job) -> Markup:
     succeeded, base = job.state == State.SUCCEEDED, str(job.config.get("model", ""))
     mark = queries.weights_mark(job.run)
     source = original_model(base)
-    sides = f"{source},{job.run}" if parameters_of(source) else job.run
     can_generate = any(has_saved(job, part) for part in ("model", drafters.DRAFTER_FOLDER))
+    # only then, as it reads the source's files
+    sides = f"{source},{job.run}" if can_generate and parameters_of(source) else job.run
     candidates = [
         (
             succeeded and has_saved(job, drafters.DRAFTER_FOLDER),
@@ -220,7 +222,11 @@ def next_links(job: Job) -> Markup:
             href("workbench", model=base),
             "Open the Workbench",
         ),
-        (job.kind == dlqat.NAME, href("weights", run=job.run, view="groups"), "See its groups"),
+        (
+            job.kind == dlqat.NAME and job.run in runs_with_groups(),
+            href("weights", run=job.run, view="groups"),
+            "See its groups",
+        ),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
     return HTML.links([(address, text) for applies, address, text in candidates if applies])

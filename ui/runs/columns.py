@@ -129,10 +129,10 @@ def _result_cell(row: RunRow) -> Markup:
     """The key figure with its rivals; of a run that did not succeed, its state and its error."""
     job, figures = row.job, row.figures
     error = "" if job.state == State.SUCCEEDED else str((job.error or {}).get("what") or "")
-    rivals = {stage: figures.value(stage, PERPLEXITY) for stage in figures.rivals}
+    rivals = figures.rivals
     shown = [figures.final(), *rivals.values()] if rivals else []
     texts = distinguishable([value for value in shown if value is not None], 2)
-    names = [lower(name) for name in (metric(PERPLEXITY).title, *map(figures.label, rivals))]
+    names = [lower(name) for name in (metric(PERPLEXITY).title, *rivals)]
     return HTML.result(job.shown_state, _key_figure(row), [*zip(names, texts, strict=False)], error)
 
 

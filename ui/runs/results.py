@@ -2,7 +2,8 @@
 windows of text."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from backend.store.queries import StoredResult
 from backend.store.states import State
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import kind as benchmark
-from jobs.fields.models import original_model
-from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
+from jobs.fields.models import is_run, original_model
+from jobs.kind import SOURCE, JobConfig, KeyFigure, Kind, capitalized, kinds, strongest
 from jobs.metrics import (
     BITS_PER_BYTE,
     BITS_PER_WEIGHT,
@@ -33,11 +34,12 @@ from jobs.metrics import (
     metric,
     ordered,
 )
-from jobs.wording import StageComparison
+from jobs.wording import StageComparison, signed
 from ui.format import NONE, duration, number, size, threads
 from ui.theme import declared
 from ui.widgets.config_form import advanced, extra, owner, title
 
+DENSE = "dense"  # stage name of the model that a run starts from
 RUN = "run"  # stage name of the figures of a run as a whole
 # config classes whose fields are common to all kinds
 SHARED_CONFIGS = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
@@ -114,9 +116,25 @@ def kind_title(job: Job) -> str:
 
 
 def stages_of(job: Job) -> dict[str, str]:
-    """Labels of a run's stages by name, in the order of the method."""
+    """Labels of a run's stages by name, in the order of the method. The first stage of a run that
+    compresses the model of another run is not dense."""
     kind = kind_of(job)
-    return dict(kind.stages) if kind else {}
+    labels = dict(kind.stages) if kind else {}
+    source = source_of(job)
+    return labels | {DENSE: source_label(source)} if source and DENSE in labels else labels
+
+
+def source_of(job: Job) -> Job | None:
+    """The run whose saved model a run compresses; None for an original model."""
+    kind, model = kind_of(job), str(job.config.get("model") or "")
+    is_source = kind is not None and kind.compresses and is_run(model) and model != job.run
+    return find_job(model) if is_source else None
+
+
+def source_label(source: Job) -> str:
+    """Label of the saved model of a run, as the first stage of the next: "Source (2:4 pruned)"."""
+    settings = setting_summary(source)[:1] or [source.run]
+    return f"Source ({settings[0]}{' pruned' * declared(str(source.kept_stage)).pruned})"
 
 
 def uses_toy_model(job: Job) -> bool:
@@ -222,18 +240,40 @@ class RunResults:
         self.ended = job is not None and job.state == State.SUCCEEDED
         times = {time.step: time.seconds for time in step_times}
         self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))
-        self.labels = dict(kind.stages) if kind else {}
+        self.labels = stages_of(job) if job else dict(kind.stages) if kind else {}
         self.stage_label = kind.stage_label if kind else capitalized
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
-        self._kind = kind
+        self._kind, self._job = kind, job
 
     @property
     def key_figure(self) -> KeyFigure | None:
         """The main figure of the run; None until it is measured, or if its kind has none."""
         choose = self._kind and (self._kind.key_figure or self._kind.table_figure)
         values = {stage_and_metric: row.value for stage_and_metric, row in self.rows.items()}
+        if self.origin and (DENSE, PERPLEXITY) in values:
+            values[SOURCE, PERPLEXITY] = values.pop((DENSE, PERPLEXITY))
+            values |= {(DENSE, PERPLEXITY): self.dense} if self.dense else {}
         return choose(values, self.kept or "") if choose else None
+
+    @cached_property
+    def origin(self) -> Job | None:
+        """The run that compressed the original model, if this run compresses the model of another;
+        else None."""
+        origin, seen = None, set[str]()
+        source = source_of(self._job) if self._job else None
+        while source and source.run not in seen:
+            seen.add(source.run)
+            origin, source = source, source_of(source)
+        return origin
+
+    @cached_property
+    def dense(self) -> float | None:
+        """Perplexity of the original model of `origin`; None if it was measured on another text."""
+        own = self.get(DENSE, PERPLEXITY)
+        rows = queries.results([self.origin.run]) if self.origin and own else []
+        found = (row for row in rows if (row.stage, row.metric) == (DENSE, PERPLEXITY))
+        return next((row.value for row in found if own and text_of(row) == text_of(own)), None)
 
     def get(self, stage: str, key: MetricKey) -> StoredResult | None:
         """The result of a stage; None if it was not measured."""
@@ -269,20 +309,23 @@ class RunResults:
         return {stage: row.value for (stage, key), row in self.rows.items() if key == PERPLEXITY}
 
     @property
-    def rivals(self) -> list[str]:
-        """The stages to compare the kept stage with: the rival of the key figure, else the best
-        other one that is pruned if the kept stage is; and the original model."""
+    def rivals(self) -> dict[str, float]:
+        """Label and perplexity of what the kept stage is compared with: the rivals of the key
+        figure, else the best other stage that is pruned if the kept stage is; the model that the
+        run started from; and the original model."""
         if not self.of_models or not self.kept or self.final() is None:
-            return []
+            return {}
         is_pruned = declared(self.kept).pruned
-        others = {
-            stage: perplexity
-            for stage, perplexity in self.perplexity.items()
+        others = [
+            stage
+            for stage in self.perplexity
             if stage not in (self.kept, self.first) and declared(stage).pruned == is_pruned
-        }
-        rival = self.key_figure.rival if self.key_figure else ""
-        best = rival or min(others, key=lambda stage: others[stage], default=None)
-        return [stage for stage in (best, self.first) if stage and stage != self.kept]
+        ]
+        rivals = self.key_figure.rivals if self.key_figure else ()
+        rivals = rivals or (strongest(self.perplexity, others),)
+        shown = [s for s in (*rivals, self.first) if s in self.perplexity and s != self.kept]
+        compared = {self.label(stage): self.perplexity[stage] for stage in shown}
+        return compared | ({"Dense": self.dense} if self.dense else {})
 
     @property
     def metrics(self) -> list[MetricKey]:
@@ -339,10 +382,28 @@ class RunResults:
         row = self.final_row(key)
         return row.value if row else None
 
+    @property
+    def interval(self) -> str:
+        """The 95 % interval of the key figure with its strongest rival: "undecided, 95 % interval
+        −6.2 to +0.5 %"; empty without the losses of windows."""
+        figure = self.key_figure
+        if not (figure and figure.rivals and self._job and self.kept):
+            return ""
+        ratio = _ratio(window_losses(self._job), self.kept, figure.rivals[0])
+        if ratio is None:
+            return ""
+        low, high = (signed(100 * (end - 1), 1) for end in (ratio.low, ratio.high))
+        return f"{'' if ratio.is_significant else 'undecided, '}95 % interval {low} to {high} %"
+
     def change(self) -> float | None:
         """Relative change of perplexity from the original model to the kept stage."""
         before, after = self.value(self.first, PERPLEXITY), self.final()
         return after / before - 1 if before and after is not None else None
+
+
+def text_of(row: StoredResult) -> tuple[Any, ...]:
+    """The text that a perplexity was measured on."""
+    return row.n, *(row.details.get(key) for key in ("sha256", "corpus", "context"))
 
 
 def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
@@ -379,9 +440,11 @@ def window_losses(job: Job) -> dict[str, np.ndarray]:
     }
 
 
-def stage_comparison(job: Job, perplexity: Mapping[str, float]) -> StageComparison:
-    """A comparison of a run's stages by perplexity, paired by window of text."""
-    return StageComparison(perplexity, partial(_ratio, window_losses(job)))
+def stage_comparison(
+    perplexity: Mapping[str, float], losses: Mapping[str, np.ndarray]
+) -> StageComparison:
+    """A comparison of stages by perplexity, paired by the losses of windows of text."""
+    return StageComparison(perplexity, partial(_ratio, losses))
 
 
 def _ratio(losses: Mapping[str, np.ndarray], stage: str, rival: str) -> PairedRatio | None:

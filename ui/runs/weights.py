@@ -11,21 +11,25 @@ from pydantic import ValidationError
 from backend.errors import SlimscopeError
 from backend.models.sources.catalog import local_folder
 from backend.quantization.plan import QuantizationPlan
+from backend.statistics.tensors import RELATIVE_ERROR
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model, saved_model
 from jobs.metrics import BITS_PER_WEIGHT
 from ui.charts.heatmap import BITS, in_order
 from ui.runs.results import (
+    DENSE,
+    RunResults,
     find_job,
     kind_of,
     setting_summary,
     stages_of,
 )
+from ui.theme import declared
 from ui.widgets.dropdown import Choices
 from ui.widgets.explorer import cached_by
 
-DENSE = "dense"
+MAGNITUDE = "magnitude"  # profile of a tensor with groups
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,25 @@ class RunWeights:
         return float(rows["zeros"].sum() / rows["n"].sum()) if len(rows) else None
 
     @property
+    def effect(self) -> dict[str, str]:
+        """Stages that show the effect of the method on layers: `before`, `after`, and the strongest
+        `rival`; each empty if there is none."""
+        errors = self.table.get(RELATIVE_ERROR)
+        known = {*self.table["stage"][errors.notna()]} if errors is not None else set[str]()
+        measured = [s for s in self.stages if s in known and s != DENSE]
+        main = [s for s in measured if declared(s).main] or measured
+        if not main:
+            return {"before": "", "after": "", "rival": ""}
+        kept = str(self.job.kept_stage)
+        after = kept if kept in self.stages and kept != DENSE else main[-1]
+        befores = [s for s in main if s != after]
+        before = befores[0 if after in measured else -1] if befores else ""
+        figure = RunResults(kind_of(self.job), queries.results([self.job.id]), self.job).key_figure
+        rivals = [s for s in (figure.rivals if figure else ()) if s in measured]
+        rival = next((s for s in rivals if s not in (before, after)), "")
+        return {"before": before, "after": after, "rival": rival}
+
+    @property
     def model(self) -> str:
         """The model of the run."""
         return str(self.job.config.get("model", ""))
@@ -85,6 +108,12 @@ def weights_of(run: str) -> RunWeights:
         known = table["tensor"].map(bits).where(table["stage"].isin(quantized))
         table = table.assign(**{BITS: known})
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def runs_with_groups() -> list[str]:
+    """Runs with weight statistics and group magnitudes, newest first."""
+    shown = {job.run for job in queries.runs_with_weights()}
+    return [job.run for job in queries.runs_with_profile(MAGNITUDE) if job.run in shown]
 
 
 def _mixed_bits(job: Job) -> dict[str, int]:

@@ -164,10 +164,17 @@ def test_a_column_begins_with_size_bits_and_speed_on_equal_threads(tables: Setti
     assert "75.0 tokens/s alone" in draw(chat=str(number))
 
 
-def test_answers_on_unequal_threads_have_no_speed() -> None:
-    steps = [TranscriptStep([("A", 0)], [], 10.0)] * 40
-    told = facts(Transcript(steps, threads=1), hidden=False, are_equal=False)
-    assert "unequal threads" in " ".join(told) and "tokens/s" not in " ".join(told)
+@pytest.mark.parametrize(("threads", "unequal"), [(1, True), (2, False)])
+def test_speeds_on_unequal_threads_are_not_to_be_compared(
+    tables: Settings, threads: int, unequal: bool
+) -> None:
+    long = [{"ms": 10.0, "tokens": [["A", 0]], "rejected": []}] * 40
+    begun = [
+        [{"decoder": "native", "threads": count}, *long, {"end": "end", "rest": ""}]
+        for count in (threads, 2)
+    ]
+    html = draw(chat=str(answer_both(prompted(), *begun)))
+    assert html.count("tokens/s on") == 2 and (board.UNEQUAL in html) == unequal
 
 
 def test_the_votes_name_letters_until_whoever_looks_has_voted(blind: str) -> None:

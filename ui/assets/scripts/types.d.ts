@@ -151,8 +151,6 @@ interface Slimscope {
   back?(): boolean;
   /** Writes what the address leaves out by default. */
   pin?(): void;
-  openedRun?(): string;
-  openRun?(run: string): void;
 }
 
 interface Window {

@@ -39,9 +39,9 @@ from ui.charts.lines import (
 from ui.charts.series import Series, overlay_chart
 from ui.format import esc, number, share
 from ui.pages.compare.comparison import RunComparison, ratio_of
-from ui.runs.results import display_units, stages_of
+from ui.runs.results import DENSE, display_units, stages_of
 from ui.runs.rows import RunRow
-from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
+from ui.runs.weights import RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
 
 TAKEN = (MEMORY, PROCESSOR)

@@ -13,6 +13,7 @@ from backend.backup import examples
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
 from backend.queue import permissions, scheduling
+from backend.queue.conversations import Turn
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE
@@ -20,6 +21,7 @@ from backend.store.tables import Job
 from jobs.imported import check_row
 from jobs.kind import kinds
 from jobs.operations.submission import submit_run
+from jobs.serving.transcript import parse_transcript
 from ui.format import runs
 from ui.frame import Page, current_user, live
 from ui.gradio_patches import event_data
@@ -27,7 +29,7 @@ from ui.pages.home.showcase import TOY_NAME, exhibits, film
 from ui.runs.actions import next_links
 from ui.runs.html import error_of, progress, time_left, took
 from ui.runs.queue_eta import start_times, start_words
-from ui.runs.results import RunResults, kind_of
+from ui.runs.results import RunResults, find_job, kind_of, setting_summary
 from ui.runs.rows import newest_of
 from ui.templates import fragments
 from ui.widgets.explorer import page_state
@@ -36,6 +38,7 @@ from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/home/page.html")
 TOY_RECIPE = "SDS and its control"  # required to measure the gain of SDS
+EXCERPT = 200  # characters of a recorded answer; the style sheet shows fewer
 NEARLY_DONE = 0.9  # the remaining time is not shown beyond this share of the work
 
 
@@ -73,9 +76,19 @@ def draw(seen: Any, request: gr.Request) -> Updates:
     missing = bool(examples.bundled()) and not has_examples
     turn, off = examples.recorded_turn(), permissions.may_not_change(actor)
     return parts | {
-        "words": HTML.words(permissions.may_not_add(actor)),
-        "methods": HTML.methods(cards, turn, has_examples, missing, off),
+        "words": HTML.words(permissions.may_not_add(actor), turn, excerpts(turn) if turn else ()),
+        "methods": HTML.methods(cards, has_examples, missing, off),
     }
+
+
+def excerpts(turn: Turn) -> list[tuple[str, str]]:
+    """The setting of each model that answered the recorded prompt, and the start of its answer."""
+    texts = {side: parse_transcript(each.transcript).text for side, each in turn.answers.items()}
+    return [
+        (setting_summary(job)[0] if (job := find_job(name)) else "Dense", texts[side][:EXCERPT])
+        for side, name in enumerate(turn.names, 1)
+        if side in texts
+    ]
 
 
 def toy_html(job: Job | None) -> Markup:

@@ -2,13 +2,14 @@
 each stage of the newest run that recorded them. Without runs, the bundled examples are shown."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.tensors import RELATIVE_ERROR, TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import LIVE, State
 from backend.store.tables import Job
@@ -16,13 +17,14 @@ from jobs.benchmark.kind import NAME as BENCHMARK
 from jobs.benchmark.report import LOOKUP, decoder_reports
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
-from jobs.wording import times
+from jobs.wording import distinguishable, times
+from ui.charts.headlines import lower
 from ui.charts.series import rebinned
-from ui.format import number, share, size, threads
+from ui.format import NBSP, number, share, size, threads
 from ui.runs.results import RunResults, real_models_first, speed_conditions, uses_toy_model
 from ui.runs.rows import RunRow, all_rows
-from ui.runs.weights import weights_of
-from ui.theme import name_colors, stage_style
+from ui.runs.weights import RunWeights, weights_of
+from ui.theme import declared, name_colors, stage_style
 
 BARS = 96  # bars of the histogram
 DRAFTER = "Amphista"  # method of the card about drafters
@@ -35,14 +37,13 @@ Bar = tuple[str, str, str, float]  # label, color, value as text, length from 0 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A method with its key figure and that of a rival. `facts` are conditions and secondary
-    results."""
+    """A method with its key figure and that of its strongest rival. `facts` are conditions and
+    secondary results."""
 
     title: str
     job: Job
     value: str
     label: str
-    text: str
     bars: Sequence[Bar]
     caption: str
     facts: Sequence[str]
@@ -78,17 +79,17 @@ def _of_kind(kind: Kind) -> Iterator[Exhibit]:
         if figure is None:
             continue
         main = [s for s in results.stages if s in kind.styles and kind.styles[s].main]
-        shown = [s for s in results.stages if s in main or s == figure.rival]
+        shown = [s for s in results.stages if s in main or s in figure.rivals]
         values = {s: v for s in shown if (v := results.value(s, PERPLEXITY)) is not None}
         caption = f"{metric(PERPLEXITY).title}, lower is better"
         labels = {stage: results.label(stage) for stage in values}
+        certainty = f" ({interval})" if (interval := results.interval) else ""
         yield Exhibit(
             figure.title or kind.title,
             job,
             figure.value,
-            figure.label,
-            figure.text,
-            _bars(values, labels),
+            f"{figure.label}{certainty}",
+            _bars(values, labels, partial(number, digits=3)),
             caption,
             _facts(job, results),
         )
@@ -97,30 +98,31 @@ def _of_kind(kind: Kind) -> Iterator[Exhibit]:
 def _drafting() -> Iterator[Exhibit]:
     """Cards of the newest benchmarks: Amphista, else the fastest drafter, and prompt lookup."""
     for row in newest(BENCHMARK):
-        decoders = [d for d in decoder_reports(row.job.run) if not d.peer]
-        known = {d.name: d for d in decoders}
-        drafters = [d for d in decoders if d.kind and not d.combined]
+        decoders = {d.name: d for d in decoder_reports(row.job.run) if not d.peer}
+        drafters = [d for d in decoders.values() if d.kind and not d.combined]
         if not drafters:
             continue
         best = next((d for d in drafters if d.kind == DRAFTER), drafters[0])
-        rival = known.get(LOOKUP)
-        against = f"; prompt lookup {times(rival.speed_up)}" if rival else ""
-        peak = f"{best.accepted:.2f} tokens per step with trees of up to {best.nodes} nodes."
+        compared = [best, *(d for name, d in decoders.items() if name == LOOKUP)]
+        peak = f"{best.accepted:.2f} tokens per step with trees of up to {best.nodes} nodes"
+        speeds = {name: d.speed_up for name, d in decoders.items()}
+        conditions = speed_conditions(row.job, queries.results([row.job.run]))
         yield Exhibit(
-            f"{best.kind} against {'prompt lookup' if rival else 'plain decoding'}",
+            f"{best.kind} against {'prompt lookup' if compared[1:] else 'plain decoding'}",
             row.job,
-            times(best.speed_up),
-            f"the speed of plain decoding{against}",
-            peak,
-            _bars({d.name: d.speed_up for d in decoders}, {d.name: d.label for d in decoders}),
-            "Speed-up over plain decoding, higher is better",
-            [speed_conditions(row.job, queries.results([row.job.run])).partition(". ")[0] + "."],
+            " against ".join(times(decoder.speed_up) for decoder in compared),
+            "speed-up over plain decoding",
+            _bars(speeds, {name: d.title or d.label for name, d in decoders.items()}, times),
+            "Speed-up, higher is better",
+            [peak, f"{conditions.partition('. ')[0]}."],
         )
 
 
-def _bars(values: Mapping[str, float], labels: Mapping[str, str]) -> list[Bar]:
+def _bars(
+    values: Mapping[str, float], labels: Mapping[str, str], text: Callable[[float], str]
+) -> list[Bar]:
     longest, paint = max(values.values(), default=1.0), name_colors(values)
-    return [(labels[s], paint[s], number(v, 3), v / longest) for s, v in values.items()]
+    return [(labels[s], paint[s], text(v), v / longest) for s, v in values.items()]
 
 
 def _facts(job: Job, results: RunResults) -> list[str]:
@@ -166,10 +168,26 @@ def film(toy: str = "") -> dict[str, Any] | None:
             main = [stage for stage, style in kind.styles.items() if style.main]
             drawn = [stored[stage] for stage in main if stage in stored]  # readable ones
             if len(drawn) >= (1 if live else FILM_STAGES):
-                figure = row.figures.key_figure
-                title = figure.text if figure else f"{kind.title} of {row.job.config.get('model')}"
+                title = layer_effect(weights, tensor) or f"{kind.title} of {weights.model}"
                 return _film(row, drawn, tensor) | {"title": title, "live": live}
     return None
+
+
+def layer_effect(weights: RunWeights, tensor: str) -> str:
+    """The output error of one layer before and after the method, and that of its rival; empty if
+    it was not measured, or if the method trades it for the loss of the whole model."""
+    effect = weights.effect  # before, after, rival
+    stages = [stage for stage in effect.values() if stage and effect["before"]]
+    table = weights.table[weights.table["tensor"] == tensor].set_index("stage").reindex(stages)
+    errors = [100 * float(error) for error in table.get(RELATIVE_ERROR, ())]
+    if len(errors) < 2 or np.isnan(errors).any() or declared(stages[1]).trained:
+        return ""
+    before, after, *rival = distinguishable(errors)
+    _, name, *other = (declared(stage).short or weights.labels[stage] for stage in stages)
+    verb = "cuts" if errors[1] < errors[0] else "raises"
+    beside = f"; {lower(other[0])} reaches {rival[0]}{NBSP}%" if rival else ""
+    where = weights.tensors[tensor]
+    return f"{where}: {name} {verb} the output error {before} → {after}{NBSP}%{beside}"
 
 
 def _film(row: RunRow, drawn: Sequence[TensorSnapshot], tensor: str) -> dict[str, Any]:

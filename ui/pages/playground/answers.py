@@ -113,7 +113,6 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
     status = "Starting" if begins else "Being answered"
     heads = {} if hidden or len(turns) > 1 else column_heads(turn.names)
     first = texts.get(order[0])
-    are_equal = len({text.threads for text in texts.values() if text.speed}) < 2
     shown = []
     for side, letter in zip(order, LETTERS, strict=False):
         text = texts.get(side)
@@ -136,7 +135,7 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
                 heads.get(turn.names[side - 1], ""),
                 "" if text else status,
                 begins and not text,
-                [*facts(found, hidden, are_equal), *apart],
+                [*facts(found, hidden), *apart],
                 [Span(found.text)] if hidden else token_spans(found, differs or None),
                 found.text if found.complete else "",
             )
@@ -162,9 +161,8 @@ def stop(turn: Turn) -> None:
             writing_now.stopped = True
 
 
-def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[str]:
-    """Metrics of one answer. `are_equal`: True if all answers were computed with the same number of
-    threads."""
+def facts(transcript: Transcript, hidden: bool) -> list[str]:
+    """Metrics of one answer."""
     ended = [ENDS[transcript.end]] if transcript.end in ENDS else []
     if not transcript.passes:
         return ended
@@ -174,8 +172,7 @@ def facts(transcript: Transcript, hidden: bool, are_equal: bool = True) -> list[
     if not hidden:  # they would reveal the model
         if transcript.speed:
             on = f" on {threads(transcript.threads)}" if transcript.threads else ""
-            speed = f"{transcript.speed:.1f}{NBSP}tokens/s{on}"
-            known.append(speed if are_equal else "unequal threads: no speed")
+            known.append(f"{transcript.speed:.1f}{NBSP}tokens/s{on}")
         known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
         if transcript.unused:
             known.append("drafter unused: no draft tree is faster on this machine")

@@ -30,6 +30,7 @@ from ui.pages.playground.answers import (
 from ui.runs.html import model_name
 from ui.runs.results import find_job, kind_of
 
+UNEQUAL = "Do not compare these speeds: the answers used different numbers of CPU threads."
 Z95 = 1.96  # standard deviations of a 95 % interval
 MAX_PROMPT = 120  # characters of an earlier prompt
 EXAMPLES = (
@@ -49,12 +50,13 @@ class ShownTurn:
 
 
 def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
-    shown, heads, decoders = [], set[int](), dict[str, None]()
+    shown, heads, decoders, is_unequal = [], set[int](), dict[str, None](), False
     for n, turn in enumerate(turns, 1):
         texts = [parse_transcript(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
             decoders |= {f"{t.decoder} decoder": None for t in texts if t.speed and t.decoder}
+            is_unequal |= len({text.threads for text in texts if text.speed}) > 1
         last = n == len(turns)
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)
@@ -72,6 +74,7 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
         recorded,
     )
     how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
+    how += f" {UNEQUAL}" if is_unequal else ""
     together = len(turn.names) > 1 and not recorded
     legend = HTML.legend(tints(heads) if heads else [], together, how)
     return HTML.conversation(shown, foot, legend)

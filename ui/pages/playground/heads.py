@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from itertools import islice
 
+from backend.queue.service import PREDICTED_BYTES
 from jobs.fields.models import parameters_of
-from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND
-from ui.format import number, size, threads
+from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND, ZERO_SHARE
+from ui.format import number, share, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
-UNEQUAL = "speeds measured on unequal threads or machines"
+UNEQUAL = "no comparable speed: measured with other threads or on another machine"
 MAX_SEARCHED = 20  # newest runs of a model searched for its speed
 
 Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recorded), processor
@@ -22,9 +23,11 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
     facts, speeds = dict[str, list[str]](), dict[str, Speed]()
     for name in dict.fromkeys(names):
         if row := runs.get(name):
-            bits, saved = row.figures.final(BITS_PER_WEIGHT), row.figures.saved_bytes or row.size
+            bits, zeros = map(row.figures.final, (BITS_PER_WEIGHT, ZERO_SHARE))
+            saved = row.figures.saved_bytes or row.size or row.job.environment.get(PREDICTED_BYTES)
             facts[name] = [size(saved)] if saved else []
             facts[name] += [f"{number(bits, 3)} bits"] if bits else []
+            facts[name] += [f"{share(zeros, 0)} zeros"] if zeros and not bits else []
             speed = _speed(row, row.figures.kept)
         else:
             parameters = parameters_of(name)

@@ -34,7 +34,9 @@ from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-MADE_NAME = "A model to chat with"  # run of the button of an empty Playground
+MADE_NAME = "4 bits by GPTQ"  # run of the button of an empty Playground
+# groups of 32 instead of 64 lower the loss by a quarter in the same time; the rest is for speed
+MADE = {"bits": 4, "group_size": 32, "segments": 12, "context": 256, "windows": 8}
 
 
 def build() -> None:
@@ -87,10 +89,9 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], answering(), "playground-")
         blind = gr.Checkbox(
-            label="Blind",
+            label="Blind: no model names until you vote",
             elem_id="playground-field-blind",
             elem_classes="form-field",
-            info="Hides the names of the models and shuffles the columns until you have voted.",
         )
         plain(HTML.new_chat(), elem_id="playground-anew")
     assert isinstance(chosen, gr.Dropdown)
@@ -248,7 +249,7 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
     try:
         actor = _actor(request, alias)
         if data.get("do") == "make":
-            submit_run(dlqat.KIND.name, {"bits": 4}, actor, "GPTQ, quick look", MADE_NAME)
+            submit_run(dlqat.KIND.name, MADE, actor, "GPTQ", MADE_NAME)
             return show_html(), here
         added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)
         return show_html(), added or here

@@ -19,12 +19,11 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Artifact, Attempt, Job
 from jobs.estimates import WORK
-from jobs.kind import kinds
+from jobs.kind import capital, kinds
 from jobs.metrics import PERPLEXITY, metric
 from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
 from ui.format import NONE, duration, href, size
-from ui.pages.run.outcome import sentence_case
 from ui.runs.actions import group_buttons
 from ui.runs.results import RunResults, fields_of, find_job, format_value, kind_of, setting_summary
 from ui.runs.rows import by_job
@@ -109,7 +108,7 @@ def environment_card(job: Job) -> Markup:
 
 
 def label(key: str) -> str:
-    return LABELS.get(key) or sentence_case(key.replace("_", " "))
+    return LABELS.get(key) or capital(key.replace("_", " "))
 
 
 def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
@@ -139,7 +138,7 @@ def disk_card(job: Job, user: Actor) -> Markup:
     if not use:
         return Markup()
     total = {"Total": size(sum(use.values()))} if len(use) > 1 else {}
-    parts = {sentence_case(part): size(length) for part, length in use.items()}
+    parts = {capital(part): size(length) for part, length in use.items()}
     free = group_buttons(job, user, "disk") if CHECKPOINTS in use else ""
     return HTML.disk(parts | total, free)
 
@@ -160,7 +159,7 @@ def artifacts(run: str, rows: Sequence[Artifact]) -> Markup:
             download = HTML.download(run, str(file.relative_to(root)), limit)
             listed.append([HTML.file_name(name), size(nbytes), download])
         card = HTML.artifact(
-            sentence_case(row.kind),
+            capital(row.kind),
             str(path),
             size(row.bytes),
             row.sha256,

@@ -24,6 +24,7 @@ from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
 from jobs.evaluation.kind import MODEL, NAME, evaluations, load_samples, size_and_speed
 from jobs.fields.models import has_saved, parameters_of
+from jobs.kind import capital
 from jobs.metrics import (
     BYTES,
     PERPLEXITY,
@@ -34,7 +35,9 @@ from jobs.metrics import (
     ordered,
 )
 from jobs.profile.kind import NAME as PROFILE
+from jobs.wording import StageComparison, relative_change
 from jobs.wording import times as times_of
+from ui.charts.headlines import lower
 from ui.format import NONE, duration, href, number, of_unit, share, size
 from ui.help import explained
 from ui.pages.run.draft_trees import measurements
@@ -46,6 +49,7 @@ from ui.runs.profiles import (
     text_size,
 )
 from ui.runs.results import (
+    DENSE,
     GAINS,
     RunResults,
     base_model,
@@ -58,7 +62,6 @@ from ui.runs.results import (
     stage_comparison,
     window_losses,
 )
-from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colors
 
@@ -140,8 +143,9 @@ def finding(job: Job, results: RunResults) -> str:
     values = {key: row.value for key, row in results.rows.items()}
     if forecast := kind.forecast(values) if kind else "":
         return f"{_measured(job)} {forecast}"
-    figure = results.key_figure
-    return figure.text or f"{figure.value} {figure.label}." if figure else ""
+    figure, interval = results.key_figure, results.interval
+    certainty = f" {capital(interval)}." if interval else ""
+    return (figure.text or f"{figure.value} {figure.label}.") + certainty if figure else ""
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
@@ -152,11 +156,24 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     kind, kept, lost = kind_of(job), results.kept or "", ("", "")
     measured = all(0 < results.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
     if kind and kind.compresses and kept != DENSE and measured:
-        lost = stage_comparison(job, results.perplexity).lost(kept, DENSE, kind.remedy)
+        lost = against_dense(job, results).lost(kept, DENSE, kind.remedy)
     same = results.value(kept, TOP1_AGREEMENT)
     agreement = f" Both models agree on {share(same, 0)} of next tokens." if same else ""
+    if results.dense and measured:
+        source, label = results.perplexity[DENSE], lower(results.label(DENSE))
+        change = relative_change(results.perplexity[kept], source)
+        agreement += f" It is {change} that of the {label}: {number(source)}."
     conditions = speed_conditions(job, results.rows.values())
     return HTML.outcome(lost, agreement, beside, pairs, conditions)
+
+
+def against_dense(job: Job, results: RunResults) -> StageComparison:
+    """A comparison of a run's stages, with the original model as the dense stage if it is known."""
+    perplexity, losses = results.perplexity, window_losses(job)
+    if results.origin and results.dense:
+        perplexity = perplexity | {DENSE: results.dense}
+        losses |= {s: v for s, v in window_losses(results.origin).items() if s == DENSE}
+    return stage_comparison(perplexity, losses)
 
 
 def beside_state(job: Job, state: QueuedState, results: RunResults) -> Markup:
@@ -203,7 +220,7 @@ def _ratio_row(
 def certainty(job: Job, results: RunResults) -> Markup:
     """The reason why the stage was kept, and the comparison of stages with intervals."""
     kind = kind_of(job)
-    compared = stage_comparison(job, results.perplexity) if results.kept else None
+    compared = stage_comparison(results.perplexity, window_losses(job)) if results.kept else None
     verdict = kind.verdict(compared) if kind and compared else ""
     table = paired_table(job, results)
     return HTML.certainty(job.kept_reason, verdict, table)
@@ -247,7 +264,7 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
 
 def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
     known, seconds = job.environment or {}, results.seconds
-    step = {sentence_case(name): duration(s) for name, s in seconds.items()}
+    step = {capital(name): duration(s) for name, s in seconds.items()}
     lasted = took(job, now) if job.started_at else ""
     peak = size(job.peak_bytes) if job.peak_bytes else ""
     return (
@@ -282,11 +299,7 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
         seconds["all else: start, loading, measuring, saving"] = rest
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
-    return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
-
-
-def sentence_case(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return HTML.times([(explained(capital(step)), *bar) for step, *bar in bars])
 
 
 def findings(job: Job) -> tuple[Markup, Job]:
@@ -301,8 +314,9 @@ def findings(job: Job) -> tuple[Markup, Job]:
     rows = {(r.stage, r.metric): r for r in queries.results([evaluation.run])}
     kind = kind_of(evaluation)
     perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
-    verdicts = [kind.verdict(stage_comparison(evaluation, perplexity))] if kind else []
-    sentences = [text for text in (*verdicts, *size_and_speed(rows)) if text]
+    compared = stage_comparison(perplexity, window_losses(evaluation))
+    verdict = kind.verdict(compared) if kind else ""
+    sentences = [text for text in (verdict, *size_and_speed(rows)) if text]
     where = evaluation.environment
     processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")
     conditions = " · ".join(filter(None, (processor, speed_conditions(evaluation, rows.values()))))
@@ -327,7 +341,7 @@ def samples(job: Job) -> Markup:
             before = str(dense[place].get("text", "")).strip()
             alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
             same = len([*alike])
-            texts = [("Dense", before[:same], before[same:])]
+            texts = [(results.label(DENSE), before[:same], before[same:])]
         texts.append((results.label(kept), after[:same], after[same:]))
         pairs.append((str(sample.get("prompt", "")), texts))
     return HTML.samples(pairs)

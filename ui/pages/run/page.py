@@ -18,6 +18,7 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.benchmark.report import decoder_reports
+from jobs.kind import capital
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.metrics import TREE as TREE_FAMILY
 from jobs.operations.runs import artifact_file
@@ -37,7 +38,6 @@ from ui.pages.run.outcome import (
     findings,
     outcome,
     samples,
-    sentence_case,
     stage_tables,
     times,
 )
@@ -61,8 +61,8 @@ from ui.runs.html import (
     took,
     waiting_html,
 )
-from ui.runs.results import RunResults, display_units, kind_of, stages_of
-from ui.runs.weights import DENSE, grid_description, kept_stage, weights_of
+from ui.runs.results import DENSE, RunResults, display_units, kind_of, stages_of
+from ui.runs.weights import grid_description, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
 from ui.widgets.dropdown import dropdown
@@ -227,8 +227,9 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
         active = "Perplexity appears here as the stages are measured."
         return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
     figure = results.key_figure
-    rival = figure.rival if figure else ""
-    return perplexity_chart([*results.rows.values()], results.labels, rival)
+    rivals = figure.rivals if figure else ()
+    rival = next(iter(rivals), "")
+    return perplexity_chart([*results.rows.values()], results.labels, rival, results.kept or "")
 
 
 def weights_chart(job: Job) -> Chart:
@@ -327,7 +328,7 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     order = {stage: place for place, stage in enumerate(stages)}
     keys = sorted(lines, key=lambda key: (order.get(key.stage, len(order)), str(key)))
     named = {key: key.series or key.stage or key.family for key in keys}
-    labels = {key: stages.get(name) or sentence_case(name) for key, name in named.items()}
+    labels = {key: stages.get(name) or capital(name) for key, name in named.items()}
     x_title, shown = axis_title(card.axis), metric(card)
     quantity = shown.label
     if card.stage:

@@ -11,7 +11,7 @@ from ui.charts.chart import Chart, layout, log_axis, reference_line
 from ui.charts.headlines import stages_headline
 from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.format import count, number
-from ui.theme import LIGHT, stage_style, stage_styles
+from ui.theme import LIGHT, declared, stage_style, stage_styles
 
 CHART_HEIGHT, AXIS_HEIGHT, MIN_HEIGHT = 280, 64, 160  # pixels
 
@@ -24,13 +24,14 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
 
 
 def perplexity_chart(
-    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = ""
+    results: Sequence[StoredResult], names: Mapping[str, str], rival: str = "", kept: str = ""
 ) -> Chart:
     """A dot and the value of each stage; a dashed line marks the dense model's perplexity.
 
     Args:
         names: labels by stage, in the order of the rows.
-        rival: stage that the headline compares the last one with; the worst one if empty.
+        rival: stage that the headline compares `kept` with; the worst one if empty.
+        kept: stage that the headline is about; the last one of the method if empty.
     """
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
@@ -69,8 +70,12 @@ def perplexity_chart(
     frame = pd.DataFrame(records, columns=columns, dtype=object)
     styles = stage_styles()
     main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
-    named = {r.stage: (names.get(r.stage, r.stage), r.value) for r in rows}
-    headline = stages_headline([named[r.stage] for r in main_rows], named.get(rival))
+    named = {
+        r.stage: (declared(r.stage).short or names.get(r.stage, r.stage), r.value) for r in rows
+    }
+    last = [kept] * (kept in named)
+    shown = [r.stage for r in main_rows if r.stage not in last] + last
+    headline = stages_headline([named[stage] for stage in shown], named.get(rival))
     figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 

@@ -12,8 +12,8 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import cells_headline, lower
 from ui.charts.heatmap import STATISTICS, MapBaseline, available, cells, layer_map
 from ui.charts.series import MAX_STAGES
-from ui.runs.results import real_models_first
-from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
+from ui.runs.results import DENSE, real_models_first
+from ui.runs.weights import RunWeights, kept_stage, weights_of
 from ui.theme import declared
 from ui.widgets.explorer import Selection, valid_or_first
 

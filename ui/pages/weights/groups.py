@@ -20,11 +20,11 @@ from backend.quantization import GRID_NAMES
 from backend.statistics.tensors import INPUT_ENERGY
 from backend.store import frames, queries, tensors
 from ui.format import of_unit, share
-from ui.runs.weights import DENSE, RunWeights
+from ui.runs.results import DENSE
+from ui.runs.weights import MAGNITUDE, RunWeights, runs_with_groups
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays
 
-MAGNITUDE = "magnitude"  # profile of a tensor with groups
 MAX_CELLS = 128  # rows and columns of the map
 QUANTILES = 201
 LISTED = 8  # worst groups
@@ -211,11 +211,11 @@ def packed_groups(weights: RunWeights, tensor: str, stage: str) -> PackedArrays:
     if tensor in having:
         return TensorGroups.read(weights, tensor, stage).packed()
     other = next((name for name in having if name in weights.tensors), "")
-    runs = [] if other else queries.runs_with_profile(MAGNITUDE)
+    runs = [] if other else runs_with_groups()
     head = {
         "missing": NOT_HERE if other else NONE_RECORDED,
         "other": other,
         "label": weights.tensors.get(other, ""),
-        "run": runs[0].run if runs else "",
+        "run": runs[0] if runs else "",
     }
     return PackedArrays.of(head, {})

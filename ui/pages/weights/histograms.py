@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -40,8 +41,8 @@ from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
 from ui.pages.weights.charts import WeightsSelection, main_stages
 from ui.pages.weights.groups import packed_groups
-from ui.runs.results import real_models_first
-from ui.runs.weights import DENSE, RunWeights, kept_stage, run_choices, saved_folders, weights_of
+from ui.runs.results import DENSE, real_models_first
+from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import declared, stage_style
 from ui.widgets.explorer import RunReader, empty_state
 from ui.widgets.packed import PackedArrays
@@ -58,7 +59,11 @@ PROFILES = {  # profiles that are sent by name
     JOINT,
     SINGULAR_VALUES,
 }
-NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
+TRADED = (
+    "These errors are of each layer alone, on dense inputs; training trades them for the loss of "
+    "the whole model."
+)
+NO_RUN = "No run has stored weight statistics yet. Start one, or inspect a model below."
 
 
 # all histograms of a run --------------------------------------------------------------------------
@@ -110,14 +115,10 @@ def _values(weights: RunWeights) -> np.ndarray:
     """Statistics [statistics, tensors, stages]; those that are only drawn come last."""
     table = with_largest(weights.table)
     names = [*available(table), *(name for name in DRAWN_ONLY if name in table)]
-    values = np.stack(
-        [
-            table.pivot(index="tensor", columns="stage", values=name)
-            .reindex(index=[*weights.tensors], columns=weights.stages)
-            .to_numpy("<f8")
-            for name in names
-        ]
-    )
+    cells = pd.MultiIndex.from_product([[*weights.tensors], weights.stages])
+    rows = table.set_index(["tensor", "stage"])[names].reindex(cells).to_numpy("<f8")
+    shape = len(names), len(weights.tensors), len(weights.stages)
+    values = np.ascontiguousarray(rows.T).reshape(shape)
     if DENSE in weights.stages:  # the reference does not differ from itself
         place = weights.stages.index(DENSE)
         for k, name in enumerate(names):
@@ -142,13 +143,14 @@ def _header(weights: RunWeights) -> dict[str, Any]:
             "short": declared(s).short or weights.labels[s],
             "main": declared(s).main,
             "pruned": declared(s).pruned,
+            "trained": declared(s).trained,
             "color": stage_style(s).color,
             "dash": stage_style(s).dash,
             "perplexity": perplexity.get(s),
         }
         for s in weights.stages
     ]
-    effect = effect_stages(weights)
+    effect = weights.effect
     statistics = [
         {
             "name": name,
@@ -175,42 +177,28 @@ def _header(weights: RunWeights) -> dict[str, Any]:
     }
 
 
-def effect_stages(weights: RunWeights) -> dict[str, str]:
-    """Stages that show the effect of the method: `before`, `after`, and a `rival` that does less.
-    Empty if there is none."""
-    errors = weights.table.get(RELATIVE_ERROR)
-    known = {*weights.table["stage"][errors.notna()]} if errors is not None else set[str]()
-    measured = [s for s in weights.stages if s in known and s != DENSE]
-    main = [s for s in measured if declared(s).main] or measured
-    if not main:
-        return {"before": "", "after": "", "rival": ""}
-    kept = str(weights.job.kept_stage)
-    after = kept if kept in weights.stages and kept != DENSE else main[-1]
-    befores = [s for s in main if s != after]
-    before = befores[0 if after in measured else -1] if befores else ""
-    others = (s for s in measured if declared(s).rival and s not in (before, after))
-    return {"before": before, "after": after, "rival": next(others, "")}
-
-
 def disagreement(
     weights: RunWeights, perplexity: Mapping[str, float], effect: Mapping[str, str]
 ) -> str:
-    """A sentence if the method has the lower output error in most layers and the higher perplexity
-    than its rival, or the reverse; else empty."""
-    stage, rival = effect["after"], effect["rival"]
-    if not rival:
+    """A sentence if the perplexity and the output errors of most layers do not change in the same
+    direction; else empty."""
+    stage = effect["after"]
+    if RELATIVE_ERROR not in weights.table:
         return ""
-    own, theirs = (perplexity.get(name, np.nan) for name in (stage, rival))
     errors = weights.table.pivot(index="tensor", columns="stage", values=RELATIVE_ERROR)
-    if stage not in errors:
-        return ""
-    pairs = errors[[stage, rival]].dropna()
-    more = float((pairs[stage] > pairs[rival]).mean()) if len(pairs) else np.nan
-    if not ((own < theirs and more > MOST) or (own > theirs and more < 1 - MOST)):
-        return ""
-    way = "lower" if own < theirs else "higher"
-    figures = " against ".join(distinguishable([own, theirs]))
-    return f"Yet perplexity is {way}, {figures}: errors of layers add up or cancel."
+    for other in (effect["rival"], effect["before"]):
+        if not {stage, other} <= {*errors.columns} & perplexity.keys():
+            continue
+        own, theirs = perplexity[stage], perplexity[other]
+        pairs = errors[[stage, other]].dropna()
+        more = float((pairs[stage] > pairs[other]).mean()) if len(pairs) else np.nan
+        if own < theirs and more > MOST and declared(stage).trained:
+            return TRADED
+        if (own < theirs and more > MOST) or (own > theirs and more < 1 - MOST):
+            way = "lower" if own < theirs else "higher"
+            figures = " against ".join(distinguishable([own, theirs]))
+            return f"Yet perplexity is {way}, {figures}: errors of layers add up or cancel."
+    return ""
 
 
 # one tensor ---------------------------------------------------------------------------------------
@@ -247,7 +235,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
 
 def histograms(request: Request) -> Response:
     """Answer `?run=sds-0042`, by default for the run of `_opened`, and
-    `&tensor=NAME&names=LIST`."""
+    `&tensor=NAME&names=LIST`: with a binary, or with the reason in JSON."""
     query = request.query_params
     run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
@@ -257,9 +245,8 @@ def histograms(request: Request) -> Response:
     mark = _mark(run) if run else None
     if mark is None or not mark[1]:
         later = "They appear here block by block."
-        return _nothing(
-            empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run")), 404
-        )
+        empty = empty_state(run, NO_RUN, "stored no weight statistics", later, href("new-run"))
+        return _nothing(empty, 404 if run and mark is None else 200)
     if (found := packed_of(run)) is not None:
         return found.answer(request)
     weights = weights_of(run)

@@ -35,8 +35,8 @@ from ui.charts.series import (
 from ui.format import count, number
 from ui.pages.weights.charts import OPTIONS, TEXTS, WeightsView, main_stages
 from ui.pages.weights.groups import NONE_RECORDED, TensorGroups, merged
-from ui.pages.weights.histograms import effect_stages
-from ui.runs.weights import DENSE, RunWeights
+from ui.runs.results import DENSE
+from ui.runs.weights import RunWeights
 from ui.theme import LIGHT, LineStyle, stage_style
 
 RIDGE_BINS = 128
@@ -113,7 +113,7 @@ def reference(view: WeightsView) -> DrawnStage:
     stages, front = view.weights.stages, view.selection.stage
     if view.other is not None:
         return twin_stage(view.other, view.counterpart(front))
-    before = effect_stages(view.weights)["before"]
+    before = view.weights.effect["before"]
     is_earlier = before in stages and stages.index(before) < stages.index(front)
     return own_stage(view, view.selection.vs or (before if is_earlier else main_stages(stages)[0]))
 
@@ -140,7 +140,7 @@ def histogram(view: WeightsView) -> Chart:
 
 def add_difference(figure: go.Figure, view: WeightsView) -> None:
     """Add the histogram after the method's effect less that before it, as a strip below."""
-    effect, chosen = effect_stages(view.weights), view.selection
+    effect, chosen = view.weights.effect, view.selection
     before, after = reference(view), own_stage(view, chosen.stage)
     if not (view.other or chosen.vs) and effect["after"]:
         first = main_stages(view.weights.stages)[0]

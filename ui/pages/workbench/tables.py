@@ -34,7 +34,8 @@ from ui.pages.workbench.formats import GROUPS, OFFERED, PATTERNS, WIDTHS, format
 from ui.pages.workbench.profiles import AUTOMATIC, knowledge, landmarks, new_profile, profiles_of
 from ui.runs.choices import models
 from ui.runs.profiles import state_runs
-from ui.runs.weights import DENSE, layer_label
+from ui.runs.results import DENSE
+from ui.runs.weights import layer_label
 from ui.security.auth import current_user
 from ui.templates import fragments
 from ui.theme import DARK, LIGHT

@@ -7,8 +7,10 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from tests.ui.conftest import HOSTILE, job_row, result_rows
-from tests.ui.lab import job, measured, store
+from tests.ui.lab import TEXT, job, measured, result, store
 from ui.pages.run.details import ancestors, lineage_card, reproduction_card
+from ui.pages.run.outcome import finding, outcome
+from ui.runs.results import RunResults, kind_of
 
 
 def chain() -> None:
@@ -38,6 +40,28 @@ def test_ancestors_and_what_started_from_a_run_are_found(current: Settings) -> N
     ]
     assert [x.run for x in queries.runs_from("dlqat-0002", 1)] == ["benchmark-0004"]
     assert [x.run for x in queries.runs_from("amphista-0003", 9)] == ["benchmark-0004"]
+
+
+def test_a_run_of_a_pruned_model_is_compared_with_its_source_and_with_dense(
+    current: Settings,
+) -> None:
+    chain()
+    figures = {"dense": 25.0, "gptq": 40.0, "dlqat": 30.0}
+    rows = [*(result(2, s, "perplexity", v, **TEXT) for s, v in figures.items())]
+    store(*rows, result(2, "dlqat", "bits_per_weight", 3.25))
+    run = queries.job("dlqat-0002")
+    results = RunResults(kind_of(run), queries.results([2]), run)
+    assert results.label("dense") == "Source (2:4 pruned)" and results.dense == 10.0
+    compared = {"GPTQ": 40.0, "Source (2:4 pruned)": 25.0, "Dense": 10.0}
+    assert results.rivals == compared
+    said = "DL-QAT reaches perplexity 30.0, 25.0 % lower than GPTQ at 40.0; "
+    assert finding(run, results) == f"{said}its source 25.0; dense 10.0."
+    html = outcome(run, results, 0)
+    assert "perplexity 30.00 instead of 10.00" in html and "20.0 % higher than that of" in html
+    with writing() as session:  # another text
+        session.get_one(Result, (2, "dense", "perplexity", "")).n = 5
+    other = RunResults(kind_of(run), queries.results([2]), run)
+    assert other.dense is None and "dense" not in finding(run, other)
 
 
 def repeated(**values: object) -> None:

@@ -65,6 +65,7 @@ def test_stages_are_compared_on_the_same_windows(seeded: Settings) -> None:
     )
     assert "0.948" in first and "not significantly different" not in first
     assert "not significantly different" in control
+    assert "Undecided, 95 % interval" in draw("sds-0001")["head"]
 
 
 # figures ------------------------------------------------------------------------------------------

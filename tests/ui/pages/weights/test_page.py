@@ -2,20 +2,17 @@
 
 from dataclasses import fields
 
-import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from sqlalchemy import update
 
 from backend.settings import Settings
-from backend.store import frames, queries
+from backend.store import frames
 from backend.store.session import writing
-from backend.store.tables import Artifact, Job, TensorRow
-from jobs.weight_statistics.kind import NAME
-from tests.ui.lab import GUEST, HOST, asked
+from backend.store.tables import Job, TensorRow
+from tests.ui.lab import asked
 from ui.charts.chart import Chart
-from ui.pages.weights import page
 from ui.pages.weights.charts import (
     VIEWS,
     WeightsSelection,
@@ -148,28 +145,3 @@ def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
     view = WeightsView.at(WeightsSelection("sds-0001"))
     assert view is not None and isinstance(map_chart(view).figure, go.Figure)
     weights_of.clear()
-
-
-# a model without a run ----------------------------------------------------------------------------
-
-
-def test_statistics_of_a_model_are_queued_by_one_press_and_refused_in_words(
-    seeded: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with writing() as session:
-        session.add(Artifact(job_id=1, kind="model", path="sds-0001/model", bytes=1, created_at=0))
-    choices, button, _ = page.open_panel("sds-0001", asked(HOST))
-    values = [value for _, value in choices["choices"]]
-    assert values[0] == str(seeded.artifacts / "sds-0001/model") and "toy" in values
-    assert button["interactive"] is True
-    _, run = page.compute("toy", asked(HOST))
-    job = queries.job(run)
-    assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")
-    before = len(queries.jobs())
-    told, run = page.compute("toy", asked(GUEST))
-    assert run == gr.skip() and 'role="alert"' in told["value"]
-    told, run = page.compute("no/such-model", asked(HOST))
-    assert run == gr.skip() and "no/such-model" in told["value"]
-    assert len(queries.jobs()) == before
-    _, button, told = page.open_panel("", asked(GUEST))
-    assert button["interactive"] is False and told["visible"]

@@ -239,10 +239,13 @@ export class HistogramChart {
     pen.beginPath();
     pen.rect(LEFT(), TOP - 4, width - LEFT() - RIGHT, floor - TOP + 5);
     pen.clip();
-    drawn.curves.forEach((curve, place) => {
-      const heights = mixed(starts[place] ?? curve.heights, curve.heights, part);
-      this.#paintCurve(drawn, pen, curve, heights, x, y);
-    });
+    for (const isFilled of [true, false])
+      // lines lie over what is filled
+      drawn.curves.forEach((curve, place) => {
+        if ((curve.isBase || curve.isFront) !== isFilled) return;
+        const heights = mixed(starts[place] ?? curve.heights, curve.heights, part);
+        this.#paintCurve(drawn, pen, curve, heights, x, y);
+      });
     this.#paintMarks(drawn, pen, x, floor);
     this.#paintLabels(drawn, area, x, y);
     pen.restore();
@@ -295,11 +298,12 @@ export class HistogramChart {
   #paintCurve({ range, bins }, pen, curve, heights, x, y) {
     const color = inks().stage(curve.color);
     steps(pen, range, bins, heights, x, y);
-    Object.assign(pen, { strokeStyle: color, lineWidth: curve.isFront ? 2.25 : 1.25 });
-    pen.setLineDash(curve.isFront ? [] : (DASHES[curve.dash] ?? []));
+    Object.assign(pen, { strokeStyle: color, lineWidth: curve.isBase ? 1.25 : 2 });
+    const isFilled = curve.isFront || curve.isBase;
+    pen.setLineDash(isFilled ? [] : (DASHES[curve.dash] ?? DASHES.dash));
     pen.stroke();
     pen.setLineDash([]);
-    if (!(curve.isFront || curve.isBase)) return;
+    if (!isFilled) return;
     pen.lineTo(x(range[1]), y(0));
     pen.lineTo(x(range[0]), y(0));
     Object.assign(pen, { fillStyle: color, globalAlpha: curve.isFront ? 0.32 : 0.2 });

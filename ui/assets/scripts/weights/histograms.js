@@ -1,6 +1,7 @@
 /* The recorded histograms and statistics of a run, in the format of `ui/widgets/packed.py`. */
 
-/** @typedef {{name: string, label: string, short?: string, main?: boolean, pruned?: boolean, color: string, dash: string,
+/** @typedef {{name: string, label: string, short?: string, main?: boolean, pruned?: boolean,
+    trained?: boolean, color: string, dash: string,
     perplexity?: number | null}} SentStage `main`: a step on the way to the result */
 /** @typedef {SentStage & {short: string}} Stage `short`: label for narrow places */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
@@ -217,7 +218,7 @@ export class NoData extends Error {
 export async function fetched(query, path = "weights") {
   const address = `slimscope/${path}?${new URLSearchParams(query)}`;
   const answer = await fetch(address, { cache: "no-cache" });
-  if (!answer.ok) {
+  if (!answer.ok || answer.headers.get("content-type")?.startsWith("application/json")) {
     /** @type {{what: string, why?: string, html?: string}} */
     const { what, why, html } = await answer
       .json()

@@ -248,11 +248,14 @@ export class LayerMap {
   /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], color: (value: number) => string, ends: Range) => void} */
   #cells(drawn, { pen, line }, scaled, color, [low, high]) {
     const { data, values, colors, chosen, pinned, named = [] } = drawn.input;
+    const edge = inks().line; // sets dark cells apart from a dark card
     pen.textBaseline = "middle";
     pen.textAlign = "center";
     data.tensors.forEach((_, t) => {
       if (!colors && !Number.isFinite(scaled[t])) return;
       const [left, top, width, height] = this.#boxOf(drawn, t);
+      pen.fillStyle = edge;
+      pen.fillRect(left - 1, top - 1, width + 1, height + 1);
       pen.fillStyle = colors?.[t] ?? color(scaled[t]);
       pen.globalAlpha = !chosen?.size || chosen.has(t) ? 1 : PALE;
       pen.fillRect(left, top, Math.max(1, width - 1), height - 1);

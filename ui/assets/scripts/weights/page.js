@@ -46,15 +46,10 @@ export function ahead() {
   return early;
 }
 
-/** Draws the page into its element. @param {HTMLElement} element @param {() => void} opened called when another run is
-    shown */
-export function start(element, opened) {
-  const page = new Page(element, opened);
+/** Draws the page into its element. @param {HTMLElement} element */
+export function start(element) {
+  const page = new Page(element);
   Object.assign(window.slimscope, {
-    openedRun: () => page.state.now.run,
-    openRun: (/** @type {string} */ run) => {
-      if (run && run !== page.state.now.run) page.open(run);
-    },
     changed: () => page.refresh(),
     back: () => {
       page.restore();
@@ -86,10 +81,9 @@ class Page {
   runRequest = 0;
   stop = () => {};
 
-  /** @param {HTMLElement} element @param {() => void} opened */
-  constructor(element, opened) {
+  /** @param {HTMLElement} element */
+  constructor(element) {
     this.element = element;
-    this.opened = opened;
     this.state = new Selection(asked(location.search), (changed) => this.#changed(changed));
     /** @type {Record<string, [question: string, theory: string]>} */
     this.texts = JSON.parse(find(element, "[data-texts]").dataset.texts ?? "");
@@ -206,7 +200,6 @@ class Page {
       this.all.hidden = false;
       this.#fill();
       this.draw();
-      this.opened();
     } catch (error) {
       if (error instanceof NoData) {
         if (request === this.runRequest) await this.#showReason(error);
@@ -300,7 +293,7 @@ class Page {
     const finish = () => {
       cancelAnimationFrame(frame);
       this.isPlaying = false;
-      button.textContent = "▶";
+      button.textContent = "▶ Play";
       this.stop = () => {};
       this.state.write();
     };
@@ -322,7 +315,7 @@ class Page {
     this.stop();
     if (steps) this.lens.replay();
     this.isPlaying = true;
-    button.textContent = "■";
+    button.textContent = "■ Stop";
     this.stop = finish;
     step(begin);
   }
@@ -423,9 +416,9 @@ class Page {
     const effect = comparison.effect(t, s);
     find(this.element, "#weights-effect").textContent = ofEffect(effect);
     const layers = ofAllLayers(effect, this.#sameOf());
-    const words = [layers && `output error ${layers}`, effect.note].filter(Boolean).join(". ");
+    const words = [layers, effect.note].filter(Boolean).join(". ");
     find(this.element, "#weights-layers").textContent = data.model + (words && `: ${words}`);
-    const parts = figures({ data, t, s }, this.comparison.reference(t, s)).map(
+    const parts = figures({ data, t, s }, comparison.reference(t, s), effect.rival).map(
       ([name, value, other]) => {
         const figure = create("div");
         figure.append(

@@ -78,26 +78,26 @@ export class Rail {
     this.#key = key;
     this.#stops = data.stages.flatMap((stage, s) => {
       const isMain = data.main.includes(s);
-      const own = this.#stop(data, s, null, isMain ? stage.short : "");
+      const own = this.#stop(data, s, null, stage.short, isMain);
       if (training?.s !== s) return [own];
-      return [own, ...training.steps.map((step) => this.#stop(data, s, step, String(step)))];
+      return [own, ...training.steps.map((step) => this.#stop(data, s, step, String(step), false))];
     });
     this.box.replaceChildren(...this.#stops.map(({ button }) => button));
   }
 
-  /** @type {(data: Histograms, s: number, step: number | null, text: string) => Stop} */
-  #stop(data, s, step, text) {
+  /** @type {(data: Histograms, s: number, step: number | null, text: string, isMain: boolean) => Stop} */
+  #stop(data, s, step, text, isMain) {
     const { label, perplexity, color } = data.stages[s];
     const name = step === null ? label : `${label}, step ${step}`;
     const button = create("button", {
       type: "button",
       title: perplexity && step === null ? `${name}: perplexity ${number(perplexity, 4)}` : name,
-      className: text && step === null ? "" : "tick",
+      className: isMain ? "" : "variant",
     });
     button.setAttribute("role", "radio");
     button.ariaLabel = name;
     button.style.setProperty("--stage", stageInk(color));
-    const canvas = button.className ? null : create("canvas");
+    const canvas = isMain ? create("canvas") : null;
     if (canvas) button.append(canvas);
     button.append(create("span", { textContent: text }));
     button.onclick = () => this.on.stop(s, step);

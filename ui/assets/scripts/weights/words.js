@@ -7,10 +7,10 @@ import { middleWords } from "./histogram.js";
 /** @import {Histograms} from "./histograms.js" */
 
 const STEADY = 0.02; // smaller relative changes are ignored
-const MAX_FIGURES = 5;
-/** Statistic, label, unit, significant digits. @type {[name: string, label: string, unit: string, digits?: number][]} */
+const MAX_FIGURES = 4;
+/** Statistic, label, unit. @type {[name: string, label: string, unit: string][]} */
 const FIGURES = [
-  ["perplexity", "Model perplexity", "", 4],
+  ["perplexity", "Model perplexity", ""],
   ["bits", "Bits of this layer", ""],
   ["relative_error", "Output error", "\u00a0%"],
   ["zero_share", "Exact zeros", "\u00a0%"],
@@ -65,7 +65,7 @@ function verbOf(before, after) {
 }
 
 /** Headline of the page: "Block 15, up_proj: SDS cuts the output error 7.48 → 4.06 %; adjustment alone reaches 4.33 %".
-    @param {Effect} effect */
+    A trained stage is judged by the model: its layers lose accuracy. @param {Effect} effect */
 export function ofEffect({ before, after, rival }) {
   const { data, t, s } = after;
   const { label } = data.tensors[t];
@@ -76,8 +76,11 @@ export function ofEffect({ before, after, rival }) {
   if (!data.has(t, s))
     return `${label} is not recorded at stage ${data.stages[s].label}: choose a colored cell of the map`;
   const [was, is] = [before, after].map((place) => place.data.stages[place.s].perplexity);
-  if (Number.isNaN(to) && was && is && !isSame(before, after))
-    return `${label}: ${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}`;
+  const isModel = Number.isNaN(to) || (data.stages[s].trained && before.data === data);
+  if (isModel && was && is && !isSame(before, after)) {
+    const layer = to > 0 ? `; ${lower(label)}: output error ${number(from)} → ${number(to)} %` : "";
+    return `${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}${layer}`;
+  }
   if (!(to > 0))
     return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
   if (!(from > 0) || isSame(before, after))
@@ -91,8 +94,8 @@ export function ofEffect({ before, after, rival }) {
   return `${label}: ${name} ${verbOf(from, to)} the output error ${number(from)} → ${number(to)} %${other}`;
 }
 
-/** The same in all layers: "lower in 208 of 210 layers; below adjustment alone in 190 of 210". @param {Effect} effect
-    @param {(place: Place, t: number) => Place | null} at the same place of another tensor */
+/** The same in all layers: "output error below first pruning in 208 of 210 layers, below adjustment alone in 190 of
+    210". @param {Effect} effect @param {(place: Place, t: number) => Place | null} at the same place of another tensor */
 export function ofAllLayers({ before, after, rival }, at) {
   const { data } = after;
   const error = (/** @type {Place | null} */ place) =>
@@ -106,27 +109,29 @@ export function ofAllLayers({ before, after, rival }, at) {
   const { of, less } = better(before);
   if (!of || isSame(before, after) || before.data.stages[before.s].name === "dense") return "";
   const many = (/** @type {number} */ n) => (n === of ? `all ${of}` : `${n} of ${of}`);
-  const start = `lower in ${many(less)} layers`;
-  if (!rival) return start;
-  return `${start}; below ${lower(nameOf(rival, data.run))} in ${many(better(rival).less)}`;
+  const named = (/** @type {Place} */ place) => lower(nameOf(place, data.run));
+  const start = `output error below ${named(before)} in ${many(less)} layers`;
+  return rival ? `${start}, below ${named(rival)} in ${many(better(rival).less)}` : start;
 }
 
-/** The statistics of a tensor that say most, beside those of the reference. @param {Place} place
-    @param {Place} reference @returns {Figure[]} */
-export function figures(place, reference) {
-  const { data, t, s } = place;
-  const isOwn = isSame(place, reference);
-  const named = lower(nameOf(reference, data.run));
-  return FIGURES.flatMap(([name, label, unit, digits]) => {
+/** The statistics of a tensor that say most, beside those of the reference; the model's perplexity also beside that of
+    the rival and of the dense model. @param {Place} place @param {Place} reference @param {Place | null} rival
+    @returns {Figure[]} */
+export function figures(place, reference, rival) {
+  const { data } = place;
+  const dense = { ...place, s: data.main[0] };
+  return FIGURES.flatMap(([name, label, unit]) => {
+    const isModel = name === "perplexity";
     const value = (/** @type {Place} */ at) =>
-      name === "perplexity" ? at.data.stages[at.s].perplexity : at.data.shown(name, at.t, at.s);
-    const text = (/** @type {Place} */ at) => number(value(at), digits) + unit;
+      isModel ? (at.data.stages[at.s].perplexity ?? NaN) : at.data.shown(name, at.t, at.s);
+    const text = (/** @type {Place} */ at) =>
+      isModel ? value(at).toFixed(2) : number(value(at)) + unit;
     if (!Number.isFinite(value(place))) return [];
-    const words =
-      isOwn || !Number.isFinite(value(reference)) ? [] : [`${named} ${text(reference)}`];
-    const dense = { ...place, s: data.main[0] };
-    if (name === "perplexity" && !isSame(place, dense) && !isSame(reference, dense))
-      words.push(`dense ${text(dense)}`);
+    const others = isModel ? [reference, rival ?? place, dense] : [reference];
+    const words = others
+      .filter((other, i) => others.findIndex((each) => isSame(each, other)) === i)
+      .filter((other) => !isSame(place, other) && Number.isFinite(value(other)))
+      .map((other) => `${lower(nameOf(other, data.run))} ${text(other)}`);
     return [/** @type {Figure} */ ([label, text(place), words.join(", ")])];
   }).slice(0, MAX_FIGURES);
 }
