@@ -73,7 +73,7 @@ SAID = (  # run, stage, metric, and the places where pages say it
     ("sds-example", "sds", "perplexity", r"SDS reaches perplexity (\S+),"),
     ("sds-example", "sds", "perplexity", r"\(SDS\) kept (\S+)"),
     ("sds-example", "control", "perplexity", r"its control at (\S+);"),
-    ("benchmark-example", "lookup", "speed_up", r"; prompt lookup alone (\S+) ×"),
+    ("benchmark-example", "lookup", "speed_up", r"[,;] [Pp]rompt lookup (\S+) ×"),
     ("benchmark-example", "amphista-example-2+lookup", "speed_up", r"(\S+) × with prompt lookup"),
     ("benchmark-example", "amphista-example", "speed_up", r"(\S+) × against \S+ × speed-up"),
     ("benchmark-example", "amphista-example", "speed_up", r"Measured: (\S+) × the speed"),
