@@ -114,10 +114,7 @@ def test_a_model_restored_from_few_bits_is_saved_in_16(
     measured = {r.stage: r.value for r in queries.results([job.id]) if r.metric == PERPLEXITY}
     kept = measured[run_record["kept_stage"]]
     assert reloaded(job.run, 8)["perplexity"] == pytest.approx(kept, rel=1e-4)
-
-
-def test_a_model_in_float32_is_saved_in_float32(restored: str) -> None:
-    (Path(restored) / "SOURCE.json").unlink()
+    (Path(restored) / "SOURCE.json").unlink()  # then it is a model in float32
     _, cost = check_and_estimate("sds", SMALL | {"model": restored})
     assert inspect(restored).saved_dtype == "float32" and not cost.field_warnings
 
