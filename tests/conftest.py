@@ -1,10 +1,8 @@
 """What every test shares: no hub, no telemetry, a data folder of its own."""
 
 import gc
-import json
 import os
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -255,16 +253,16 @@ def tables(current: Settings) -> Iterator[Settings]:
 @pytest.fixture(scope="session")
 def plain_transformers() -> Iterator[Callable[..., dict[str, float]]]:
     """Asks a process that knows transformers, and nothing of Slimscope: `plain_transformers.py`."""
-    script, pipe = Path(__file__).with_name("plain_transformers.py"), subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True, cwd="/"
-    ) as process:
-        assert process.stdin and process.stdout
-        answers = (json.loads(line) for line in process.stdout if line.startswith("{"))
+    channel, other_end = fork_server.FORKS.Pipe()
+    with channel, other_end:
+        process = fork_server.FORKS.Process(target=fork_server.serve_plain, args=(other_end,))
+        process.start()
+        other_end.close()
 
         def ask(**request: object) -> dict[str, float]:
-            print(json.dumps(request), file=process.stdin, flush=True)
-            return next(answers)
+            channel.send(request)
+            answer: dict[str, float] = channel.recv()
+            return answer
 
         yield ask
-        process.stdin.close()
+    process.join()

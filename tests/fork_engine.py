@@ -42,7 +42,7 @@ class ForkedSpare(ForkedProcess):
     def __init__(self, launch: LaunchRequest) -> None:
         reader, writer = FORKS.Pipe(duplex=False)
         with reader, writer:
-            super().__init__(FORKS.Process(target=run_spare, args=(launch, reader)))
+            super().__init__(FORKS.Process(target=run_attempt, args=(launch, reader)))
             self.process.start()
             self.stdin = os.fdopen(os.dup(writer.fileno()), "wb", buffering=0)
         self.pid, self.kill = self.process.pid, self.process.kill
@@ -83,22 +83,19 @@ class ForkEngine(LocalEngine):
         return reference(process.pid)
 
 
-def run_attempt(launch: LaunchRequest) -> None:
-    """The life of a forked job process."""
+def run_attempt(launch: LaunchRequest, channel: "Connection[Any, Any] | None" = None) -> None:
+    """The life of a forked job process.
+
+    Args:
+        channel: standard input of a spare process.
+    """
     os.setsid()
     os.chdir(launch.folder)
-    begin_anew(launch.environment, Path(launch.log), Path(launch.log))
-    sys.argv = list(launch.argv[2:])
-    sys.exit(main())
-
-
-def run_spare(launch: LaunchRequest, channel: "Connection[Any, Any]") -> None:
-    """The life of a fork that waits for its run."""
-    os.setsid()
-    os.chdir(launch.folder)
-    begin_anew(launch.environment, Path(os.devnull), Path(os.devnull))
-    sys.stdin = os.fdopen(os.dup(channel.fileno()))
-    channel.close()
+    log = Path(launch.log or os.devnull)
+    begin_anew(launch.environment, log, log)
+    if channel:
+        sys.stdin = os.fdopen(os.dup(channel.fileno()))
+        channel.close()
     sys.argv = list(launch.argv[2:])
     sys.exit(main())
 

@@ -4,12 +4,16 @@ A fresh process of ours spends two to four seconds of CPU on imports, more than 
 do. Forks share what a fresh process would draw anew, such as Python's hash seed, and weigh less.
 """
 
+import importlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from backend.settings import settings
 from backend.store.session import engine_for
@@ -40,6 +44,17 @@ def elsewhere(function: Callable[..., T], *given: object) -> T:
     """What a function of a module returns in another process, whose hash seed is another."""
     with FORKS.Pool(1) as pool:
         return pool.apply(function, given)
+
+
+def serve_plain(channel: "Connection[Any, Any]") -> None:
+    """Answers as `plain_transformers`, after it has forgotten what was imported of Slimscope."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("backend", "jobs", "ui"):
+            del sys.modules[name]
+    answer = importlib.import_module("tests.plain_transformers").answer
+    with suppress(EOFError):
+        while True:
+            channel.send(answer(**channel.recv()))
 
 
 def begin_anew(environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:

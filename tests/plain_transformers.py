@@ -1,11 +1,7 @@
-"""What anyone would do with models: `python plain_transformers.py < requests`.
+"""What anyone would do with models: load a folder, compute the perplexity of token ids [rows,
+length] and the share of zeros among the weights of linear layers, and save the logits if wanted.
+Imports nothing of Slimscope."""
 
-A request is a line of JSON: a folder, token ids [rows, length], where to save their logits if
-wanted, whether to dequantize. The answer is a line, too: the perplexity of the rows, and the share
-of zeros among the weights of linear layers. Imports nothing of Slimscope.
-"""
-
-import json
 import math
 import sys
 
@@ -28,9 +24,3 @@ def answer(
     zeros, count = sum((w == 0).sum().item() for w in weights), sum(w.numel() for w in weights)
     assert not {"backend", "jobs"} & set(sys.modules)
     return {"perplexity": math.exp(sum(losses) / len(losses)), "zero_share": zeros / max(1, count)}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import InputStatistics
 from backend.metric_key import MetricKey
+from backend.models.block_forward import open_stream, run_block
+from backend.models.blocks import decoder_blocks
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
@@ -104,6 +106,15 @@ def _toy() -> tuple[PreTrainedModel, Tensor]:
 def toy(_toy: tuple[PreTrainedModel, Tensor]) -> Callable[[], PreTrainedModel]:
     """Makes fresh copies of the dense toy model."""
     return lambda: deepcopy(_toy[0])
+
+
+def block_outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Hidden states [N, L, d] after the last block, before the final norm."""
+    stream = open_stream(model, ids, len(ids))
+    hidden = stream.hidden
+    for block in range(len(decoder_blocks(model))):
+        hidden = run_block(model, stream, block, hidden)
+    return next(iter(hidden))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers.llama_process import RemoteLlama
+from tests.conftest import ALL
 
 STAND_IN = """
 import os
@@ -33,6 +34,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteLlama:
     return RemoteLlama(tmp_path / "model.gguf", [1, 2], 20, 1)
 
 
+@pytest.mark.skipif(not ALL, reason="make test-all")
 def test_it_writes_and_reads_as_in_one_process_and_its_end_is_told(model: RemoteLlama) -> None:
     assert model.write(3, 3) == [4, 5, 6] and model.bytes == 100
     model.rewind()

@@ -4,6 +4,7 @@ decoders: order of the arms, counts, and definitions of the results."""
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from backend.drafters.config import ARMS
 from backend.drafters.generate import TreeProposer
 from backend.errors import CancelledError, ConfigError
 from backend.reporter import SilentReporter
+from tests.conftest import ALL
 from tests.drafters.toys import (
     ARCHITECTURES,
     END,
@@ -94,8 +96,9 @@ def generated(prompt: tuple[int, ...], limit: int) -> list[int]:
     return plain(base(), prompt, limit, [END])
 
 
-@pytest.mark.parametrize("nodes", TREES)
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("arm", "nodes"), [*product(ARMS, TREES)] if ALL else [*zip(ARMS, cycle(TREES), strict=False)]
+)
 def test_every_arm_writes_what_generate_writes(arm: str, nodes: int) -> None:
     for prompt, limit in ((toy_prompts()[0], 41), (toy_prompts()[1][:1], 24)):
         proposer = TreeProposer(noisy(arm), base(), TREES[nodes])

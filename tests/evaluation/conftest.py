@@ -3,7 +3,14 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
 
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
@@ -49,6 +56,12 @@ CONFIGS = {
         initializer_range=0.3,
     ),
 }
+
+
+def built(family: str) -> PreTrainedModel:
+    """A random model, always the same."""
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(CONFIGS[family]).eval()
 
 
 def text_of(rows: Tensor, bos: bool = False) -> TextSlice:

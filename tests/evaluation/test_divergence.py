@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from backend.compiler import CompilerError
 from backend.decoding.benchmark import same_start
@@ -30,13 +29,12 @@ from backend.models.block_forward import NewBatches, batches_in
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
 from backend.text.prompts import STORIES, benchmark_prompts
-from tests.evaluation.conftest import CONFIGS, VOCABULARY, Impatient, text_of
+from tests.evaluation.conftest import CONFIGS, VOCABULARY, Impatient, built, text_of
 
 
 @pytest.fixture(params=[*CONFIGS])
 def dense(request: pytest.FixtureRequest):
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+    return built(request.param)
 
 
 def pruned(dense, share: float = 0.4):
@@ -129,11 +127,6 @@ def test_agreement_equals_its_definition(a: list[int], b: list[int]) -> None:
     assert a[:n] == b[:n] and a[n : n + 1] + b[n : n + 1] != (a[n : n + 1] or [None]) * 2
     assert 0.0 <= agreement([a], [b]) <= 1.0
     assert (agreement([a], [b]) == 1.0) == (a == b)
-
-
-def built(family: str):
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(CONFIGS[family]).eval()
 
 
 def reading(model, length: int = 40) -> NativeText:

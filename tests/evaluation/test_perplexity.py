@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from backend.calibration import heldout
 from backend.errors import CancelledError, ComputeError
@@ -21,7 +20,7 @@ from backend.models.loading import load
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.reporter import SilentReporter
-from tests.evaluation.conftest import CONFIGS, VOCABULARY, text_of
+from tests.evaluation.conftest import VOCABULARY, built, text_of
 from tests.toy_layers import Recorder
 
 
@@ -32,8 +31,7 @@ def rows() -> torch.Tensor:
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: pytest.FixtureRequest):
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+    return built(request.param)
 
 
 def own_losses(model, rows: torch.Tensor) -> list[float]:

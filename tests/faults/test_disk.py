@@ -29,7 +29,7 @@ from tests.jobs.kinds import (
     test_profile,
     test_sds,
 )
-from tests.queue.conftest import HOST, Wait, change, curve, running
+from tests.queue.conftest import HOST, Wait, change, curve
 from tests.waiting import until
 
 
@@ -154,26 +154,6 @@ def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(
     assert curve(job.id, "attempt") == [2, 2, 2]
 
 
-def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) -> None:
-    job = submit("count", {"steps": 3, "fails_at": 2, "pause": 0}, HOST)
-    assert wait(job.id, State.FAILED) == State.FAILED
-    remove_files(job.id)
-    service.resume([job.run], HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    assert "Starting from the beginning" in read_log(job.run, 2)[0]
-    assert curve(job.id, "attempt") == [2, 2, 2]
-
-
-def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> None:
-    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
-    wait(job.id, when=running(job.id))
-    wait(job.id, State.RUNNING)
-    remove_files(job.id)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
-    assert curve(job.id, "attempt") == [2] * 8
-
-
 LITTLE = {
     "sds": {**test_sds.SMALL, "until": "first", "control": False},
     "dlqat": {**test_dlqat.SMALL, "windows": 2, "stages": "gptq", "sample_tokens": 0},
@@ -189,4 +169,5 @@ def test_a_method_whose_checkpoints_are_removed_under_it_begins_anew(
     wait(job.id, State.FAILED, when=lambda: (run_folder(job.run) / "work" / place).exists())
     remove_files(job.id)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
+    assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
     assert queries.job(job.id).attempts_made == 2 and (run_folder(job.run) / "model").exists()

@@ -25,21 +25,8 @@ from jobs.runtime.main import main
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.faults.conftest import until_dead
-from tests.queue.conftest import HOST, Wait, beats, curve, free_slots, process_of, running
+from tests.queue.conftest import HOST, Wait, beats, free_slots, process_of, running
 from tests.waiting import until
-
-
-def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
-    job = submit("count", {"steps": 8}, HOST)
-    wait(job.id, when=running(job.id, 2))
-    process_of(job.id).kill()
-    assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
-    first, second = queries.attempts(job.id)
-    assert first.outcome is None and second.outcome == "succeeded"
-    assert int(second.resumed_from.removeprefix("step-")) >= 2
-    assert curve(job.id, "count") == [*range(8)]
-    made = curve(job.id, "attempt")
-    assert made[:3] == [1, 1, 1] and made[-1] == 2  # finished work was not done again
 
 
 def test_a_job_that_always_dies_is_lost_with_a_hint(wait: Wait) -> None:

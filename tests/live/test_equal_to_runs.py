@@ -25,6 +25,7 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.sds import run_sds
 from backend.pruning.stage_store import install
 from backend.reporter import SilentReporter
+from tests.conftest import ALL
 from tests.quantization.dlqat.runs import begun, finished
 
 QUIET = SilentReporter()
@@ -57,13 +58,11 @@ def read(linears: list[LinearWeight]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("pruner", "pattern", "precision"),
     [
-        ("magnitude", "50%", "float32"),
+        *[("magnitude", "50%", "float32"), ("magnitude", "4:8", "float32")] * ALL,
         ("magnitude", "33.3%", "bfloat16"),
-        ("magnitude", "4:8", "float32"),
         ("wanda", "41.7%", "float32"),
-        ("wanda", "2:4", "bfloat16"),
+        *[("wanda", "2:4", "bfloat16"), ("sparsegpt", "50%", "float32")] * ALL,
         ("sparsegpt", "2:4", "bfloat16"),
-        ("sparsegpt", "50%", "float32"),
         ("alps", "60%", "float32"),
     ],
 )
@@ -88,8 +87,10 @@ def test_pruned_layers_equal_those_of_a_run(
     assert set(live.origins.values()) == {"refined", "dense"}
 
 
-@pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "grid"),
+    [("bfloat16", "symmetric"), ("float32", "zero-point"), ("bfloat16", "offset")],
+)
 def test_rounded_layers_equal_those_of_a_run(
     make: Make, toy: Toy, calibration: Tensor, tmp_path: Path, precision: str, grid: str
 ) -> None:

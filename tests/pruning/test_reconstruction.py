@@ -23,6 +23,7 @@ from backend.training.block_reconstruction import (
     relative_error,
 )
 from tests.pruning.stages import prune
+from tests.toy_layers import block_outputs
 
 BLOCKS, EPOCHS = 3, 2
 
@@ -37,23 +38,14 @@ def ids(calibration: Tensor) -> Tensor:
     return calibration[:12]
 
 
-def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Hidden states [N, L, d] after the last block, before the final norm."""
-    stream = open_stream(model, ids, len(ids))
-    hidden = stream.hidden
-    for block in range(BLOCKS):
-        hidden = run_block(model, stream, block, hidden)
-    return next(iter(hidden))
-
-
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    dense, model, recorded = outputs(toy(), ids), toy(), recorder()
+    dense, model, recorded = block_outputs(toy(), ids), toy(), recorder()
     result = prune(model, ids, config(), Checkpoints(tmp_path), recorded, heldout_share=0.5)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
         texts = zip(ids.split(6), dense.split(6), strict=True)  # fitted and held out
-        wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
+        wrong[stage] = [relative_error(block_outputs(model, x), y).item() for x, y in texts]
     for start, reconstructed_stage in (
         (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS),
         (SDSStage.SDS, SDSStage.SDS_BLOCKS),

@@ -42,11 +42,9 @@ def queue(data_dir: Path, given: Given) -> Iterator[Path]:
 
 
 @pytest.fixture
-def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
-    """Its jobs are forks of a warm process; those of a test marked `fresh_process` are started as
-    in production."""
-    fresh = request.node.get_closest_marker("fresh_process")
-    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
+def loop(queue: Path) -> SupervisorLoop:
+    """Its jobs are forks of a warm process."""
+    return SupervisorLoop(ForkEngine(1))
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from tests.plugins.job_kind import CountConfig
 from tests.queue.conftest import HOST, Wait, change, free_slots, running
 
 
-@pytest.mark.fresh_process
 def test_runs_to_the_end(wait: Wait) -> None:
     job = submit("count", {"steps": 3}, HOST, name="three")
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED

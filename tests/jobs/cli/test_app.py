@@ -69,6 +69,7 @@ def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
     assert failed.returncode == 1 and "It was told to." in failed.stdout
     for words in (
         ("show", "count-0099"),
+        ("show", "count-0099", "--json"),
         ("submit", "count", "--steps", "0"),
         ("submit", "count", "--preset", "none such"),
         ("list", "--state", "happy"),
@@ -81,7 +82,7 @@ def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
     ):
         refused = slimscope(*words)
         assert refused.returncode == 2 and refused.stderr, words
-        assert "Traceback" not in refused.stderr
+        assert "Traceback" not in refused.stderr and not refused.stdout
 
 
 @pytest.mark.parametrize(

@@ -237,22 +237,22 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
     assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
 
 
-def test_a_machine_whose_artifacts_are_elsewhere_is_told(
-    engine: tuple[Head, RayEngine], tmp_path: Path
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("SLIMSCOPE_ARTIFACTS", "/nowhere/elsewhere", "not visible"),
+        ("SLIMSCOPE_PYTHON", "false", "exit code 1"),
+    ],
+)
+def test_a_machine_with_other_artifacts_or_without_slimscope_is_told(
+    engine: tuple[Head, RayEngine], tmp_path: Path, variable: str, value: str, said: str
 ) -> None:
     head, there = engine
-    elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
-    Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
+    told = {"SLIMSCOPE_PYTHON": sys.executable, variable: value.replace("/nowhere", str(tmp_path))}
+    Machine(head, told)
     result = cluster.send(there)
-    assert not result.ok and "not visible" in result.text and "SLIMSCOPE_ARTIFACTS" in result.fix
+    assert not result.ok and said in result.text and variable in result.fix
     assert head.jobs == {}
-
-
-def test_a_machine_without_slimscope_is_told(engine: tuple[Head, RayEngine]) -> None:
-    head, there = engine
-    Machine(head, {"SLIMSCOPE_PYTHON": "false"})
-    result = cluster.send(there)
-    assert not result.ok and "exit code 1" in result.text and "SLIMSCOPE_PYTHON" in result.fix
 
 
 def test_a_head_that_refuses_is_told(engine: tuple[Head, RayEngine]) -> None:

@@ -94,8 +94,3 @@ def test_a_restoration_and_a_move_are_one_value_each(
     assert slimscope("cancel", RUN).returncode == 0
     moved = slimscope("move", "--to", f"sqlite:///{tmp_path}/moved.db", "--json")
     assert json.loads(moved.stdout)["rows"] > 0, moved.stderr
-
-
-def test_a_refusal_prints_no_value(queue: Path) -> None:
-    refused = slimscope("show", RUN, "--json")
-    assert refused.returncode == 2 and refused.stdout == "" and RUN in refused.stderr

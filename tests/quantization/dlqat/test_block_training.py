@@ -10,8 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
-from backend.models.block_forward import open_stream, run_block
-from backend.models.blocks import decoder_blocks
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import block_training
 from backend.quantization.dlqat.block_training import TrainedGrids
@@ -20,6 +18,7 @@ from backend.quantization.grid import QuantGrid
 from backend.quantization.plan import QuantSettings
 from backend.training.block_reconstruction import Reconstruction, reconstruct, relative_error
 from tests.quantization.dlqat.runs import QUIET, begun, begun_mixture, finished
+from tests.toy_layers import block_outputs
 
 BLOCKS = DLQATStage.BLOCKS
 
@@ -38,15 +37,6 @@ def start(toy, calibration: Tensor, tmp_path: Path):
     return make
 
 
-def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the hidden states [N, L, d] after the last block."""
-    stream = open_stream(model, ids, len(ids))
-    hidden = stream.hidden
-    for block in range(len(decoder_blocks(model))):
-        hidden = run_block(model, stream, block, hidden)
-    return next(iter(hidden))
-
-
 @pytest.mark.parametrize(
     ("grid", "begin"), [("symmetric", "gptq"), ("zero-point", "gptq"), ("offset", "rounded")]
 )
@@ -58,10 +48,10 @@ def test_block_training_gets_closer_to_the_dense_model(
     texts = calibration[:7, :64], calibration[8:16, :64]  # training segments, and others
     wrong = dict[str, list[float]]()
     for stage in ("gptq", BLOCKS):
-        dense = [outputs(qat.run.model, text) for text in texts]
+        dense = [block_outputs(qat.run.model, text) for text in texts]
         with qat.installed(stage):
             wrong[stage] = [
-                relative_error(outputs(qat.run.model, text), each).item()
+                relative_error(block_outputs(qat.run.model, text), each).item()
                 for text, each in zip(texts, dense, strict=True)
             ]
     assert wrong[BLOCKS][0] < 0.8 * wrong["gptq"][0]

@@ -14,6 +14,7 @@ from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import trainer as room
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import _epoch_order, rate_factor
+from tests.conftest import ALL
 from tests.invariance.model_changes import change
 from tests.quantization.dlqat.runs import QUIET, begun
 from tests.refusals import refusal
@@ -110,7 +111,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
 
 @pytest.mark.parametrize(
     ("done", "fields"),
-    [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
+    [*[(1, {}), (3, {})] * ALL, (2, {"precision": "bfloat16", "checkpointing": True})],
 )
 def test_a_stopped_training_resumes_bit_for_bit(start, recorder, done: int, fields: dict) -> None:
     """Stopped after step `done`; there are checkpoints of steps 2 and 4."""
@@ -215,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
         made(start())
 
 
-@pytest.mark.parametrize("count", [0, 5])
+@pytest.mark.parametrize("count", [0, 5] if ALL else [5])
 def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     start, recorder, tmp_path: Path, count: int
 ) -> None:
