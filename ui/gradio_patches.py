@@ -104,7 +104,7 @@ def loader_routes() -> list[Route]:
     indicator of a page that has started, but not its timer and animation: they make the browser
     draw sixty times a second for as long as the page is open, which takes 4 % of a core."""
     routes = []
-    for file in Path(BUILD_PATH_LIB, "assets").glob("statustracker-*.js"):
+    for file in Path(BUILD_PATH_LIB).glob("statustracker-*.js"):
         script = file.read_text(encoding="utf-8")
         for loop in LOADER_LOOPS:
             script = loop.sub(r"\1}", script)
