@@ -31,7 +31,7 @@ from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import fork_server, postgres
 from tests.flushing import flush_nothing
-from tests.fork_root import FreshRoot, fork_roots
+from tests.fork_server import FreshRoot, fork_roots
 
 ALL = os.environ.get("SLIMSCOPE_TEST_ALL") == "1"  # `make test-all`: many examples and rounds
 ATTACK = 5 if ALL else 1  # factor on the examples of tests that choose their own number

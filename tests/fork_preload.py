@@ -10,7 +10,7 @@ import jobs
 import ui
 from jobs.serving import server
 from tests.flushing import flush_nothing
-from tests.fork_root import fork_roots
+from tests.fork_server import fork_roots
 
 gc.disable()
 importlib.import_module("transformers.models.llama.modeling_llama")  # of the toy model

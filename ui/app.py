@@ -26,6 +26,7 @@ from ui.gradio_patches import (
     check_calls,
     keep_sessions_small,
     limit_events,
+    loader_routes,
     name_pages,
     number_functions,
     poll_less_often,
@@ -148,6 +149,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/docs", api.docs),
         Mount(API_PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),
+        *loader_routes(),
         Route(f"/{MODULES}/{{version}}/{{path:path}}", module_script),
     ]
 

@@ -24,7 +24,12 @@ def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
     page.get_by_label("Model", exact=True).select_option("toy")
     page.locator("#new-name").fill(name)
     page.get_by_text("All settings").click()
-    for field, value in (("segments", 8), ("windows", 4), ("adjust_steps", steps)):
+    for field, value in (
+        ("segments", 8),
+        ("windows", 4),
+        ("adjust_steps", steps),
+        ("redense_steps", 20),
+    ):
         page.locator(f"#field-{field}").fill(str(value))
     expect(page.locator("#new-plan")).to_contain_text(f"--adjust-steps {steps}")
     page.get_by_role("button", name="Add to queue").click()
@@ -37,7 +42,7 @@ def wait_until(run: int, *states: State, stage: str = "") -> State:
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
-    launch_on_toy(page, dashboard.url, steps=500, name=EVIL)
+    launch_on_toy(page, dashboard.url, steps=200, name=EVIL)
     wait_until(1, State.RUNNING, stage="Weight adjustment")
     ref = queries.attempts(1)[0].engine_ref
     os.kill(ref["pid"], signal.SIGSTOP)  # else it would be over before it is looked at

@@ -17,12 +17,14 @@ from backend.live.measurements import layer_histogram
 from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
 from backend.models.loading import load
+from backend.queue import service
 from backend.sensitivity.profile import Format
 from backend.store import queries
 from jobs.fields.models import resolve_model
 from jobs.operations.live import planned_steps
 from jobs.profile.profiles import budget_solver, read_profile
-from tests.browser.conftest import PHONE, SCREEN, Dashboard, code_to_follow, opened, warm_tab
+from tests.browser.conftest import HOST, PHONE, SCREEN, Dashboard, code_to_follow, opened, warm_tab
+from tests.conftest import ALL
 from tests.waiting import until
 
 FACTS = resolve_model("toy", reads=False).facts
@@ -277,7 +279,7 @@ def what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(page: Pag
     expect(gauge(page, "speed").locator("i")).to_have_text("live")
     page.locator("#workbench-sparsity").fill("90")
     live = ratio(page, "live")
-    expect(live.locator("b")).to_have_text(re.compile(r"^([2-9]|\d\d)"))
+    expect(live.locator("b")).to_have_text(re.compile(r"^([2-9]|\d[\d,])"))
     expect(live.locator("small")).not_to_contain_text("preview")  # when it is as a run makes it
     expect(texts.last.locator("mark").first).to_be_visible()
     page.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
@@ -401,7 +403,7 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
 ) -> None:
     opened_workbench(visitor, lab)
     visitor.keyboard.press("p")
-    visitor.wait_for_url("**/slimscope/story**")
+    visitor.wait_for_url("**/slimscope/story**", wait_until="commit")
     shown = visitor.frame_locator("iframe")
     code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
@@ -421,11 +423,16 @@ def test_the_toy_gets_a_profile_and_the_run_of_a_state_stands_beside_it(
     state = "~magnitude~rtn~50p_2of4_dense~0x20_1_2"
     with warm_tab(warm_context, workshop.url) as page:
         opened_workbench(page, workshop)
-        known = page.locator(".workbench-known")
-        expect(known).to_contain_text(re.compile(r"profile-\d+: .*layers"))  # made at this visit
-        expect(page.locator("#workbench-budget-text")).to_have_value(re.compile(r"MB$"))
+        notice = page.locator("#workbench-notice")
+        expect(notice.get_by_role("link", name="profile-")).to_be_visible()
         (made,) = queries.jobs(kind="profile")
         assert made.config["model"] == "toy"
+        if ALL:
+            known = page.locator(".workbench-known")
+            expect(known).to_contain_text(re.compile(r"profile-\d+: .*layers"))
+            expect(page.locator("#workbench-budget-text")).to_have_value(re.compile(r"MB$"))
+        else:
+            service.cancel([made.run], HOST)
         go_back_to(page, state=state)
         expect(gauge(page, "kl").locator("dd").last).to_contain_text("5 × 256 tokens")
         menu = page.locator("[data-menu='run']")

@@ -14,8 +14,15 @@ import pytest
 from gradio.state_holder import StateHolder
 from packaging.requirements import Requirement
 
+from tests.ui.visits import Visit
 from ui import GRADIO, lean_gradio
-from ui.gradio_patches import SmallSession, number_functions
+from ui.gradio_patches import (
+    BUILD_PATH_LIB,
+    LOADER_LOOPS,
+    SmallSession,
+    loader_routes,
+    number_functions,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +117,18 @@ def test_another_gradio_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert "Gradio 6.40.1 is installed" in done.stderr and f"gradio=={GRADIO}.*" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_loading_indicator_ends_its_loops(visit: Visit) -> None:
+    (route,) = loader_routes()
+    file = Path(BUILD_PATH_LIB, Path(route.path).name)
+    served, original = visit().get(route.path), file.read_text()
+    assert served.status_code == 200 and served.headers["content-type"].startswith(
+        "text/javascript"
+    )
+    for loop in LOADER_LOOPS:
+        assert len(loop.findall(original)) == 1 and not loop.search(served.text)
+    assert len(original) - 40 < len(served.text) < len(original)
 
 
 def test_components_get_no_stub_and_mcp_is_not_imported(
