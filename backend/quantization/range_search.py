@@ -23,6 +23,8 @@ The 6-bit scales are exact both in float16 and in GGUF's Q6_K (ours). The search
 text, because the frequencies of tokens are not known.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,7 @@ def search_range(
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
+@cache
 def _panel_weights(device: torch.device) -> int:
     """Return the number of weights to search at once."""
     if device.type == "cpu":

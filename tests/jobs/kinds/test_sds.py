@@ -31,7 +31,7 @@ from jobs.profile.kind import ProfileJob
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
-from jobs.sds.kind import SDSJob, memory_bytes, requirements
+from jobs.sds.kind import SDSJob, hidden_state_bytes, memory_bytes, requirements
 from jobs.submit import check_and_estimate, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -224,7 +224,7 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
     assert [n - passes[0] for n in passes] == pytest.approx(expected)
     memory = [each.get("reconstruction", 0) for each in needed]
     assert memory[0] == 0 < memory[1] == memory[2]
-    states = [each["activations"] for each in needed]
+    states = [hidden_state_bytes(config, facts) for config in configs]
     # those of the dense model, too, and held-out windows
     assert states[1] == states[2] == 2 * states[0] * (1 + share / 2)
 
