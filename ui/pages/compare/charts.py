@@ -34,6 +34,7 @@ from ui.charts.lines import (
     points_label,
     reduced_note,
     rows_axis,
+    rows_height,
     symbol,
 )
 from ui.charts.series import Series, overlay_chart
@@ -46,6 +47,7 @@ from ui.theme import stage_style
 
 TAKEN = (MEMORY, PROCESSOR)
 KEPT_ERROR = replace(ERROR, stage="kept stages")
+AROUND_ROWS, USUAL_HEIGHT = 104, 360  # pixels of legend and axis; of a chart with few rows
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
@@ -79,7 +81,8 @@ def stage_dots(
     if key == PERPLEXITY:
         x = log_axis(shown.title, log_span(values), showgrid=False, tickangle=0)
     names = [*map(in_lines, frame["Stage"])]
-    looks = layout(view=str(key), xaxis=x, yaxis=rows_axis(names), **legend_row())
+    more = rows_height(len(names), AROUND_ROWS, USUAL_HEIGHT) - USUAL_HEIGHT
+    looks = layout(view=str(key), more=more, xaxis=x, yaxis=rows_axis(names), **legend_row())
     ends = {run: end for run, r in by_run.items() if (end := r.figures.final(key) or _best(r, key))}
     ranked = sorted(ends, key=lambda run: ends[run], reverse=shown.better == "higher")
     ratio = ratio_of(*(by_run[run] for run in ranked[:2])) if ranked[1:] else None
