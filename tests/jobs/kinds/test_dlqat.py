@@ -225,7 +225,7 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
         ),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % lower than AWQ."),
-        ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "20.0 % lower than Block-wise"),
+        ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "20.0 % lower than block-wise"),
     ],
 )
 def test_the_verdict_in_words(perplexity: dict, message: str) -> None:
