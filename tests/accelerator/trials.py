@@ -37,6 +37,7 @@ def trials(
 ) -> dict[str, dict[str, Any]]:
     """Run the methods of some kinds as `slimscope doctor --gpu` does. Return kind -> its check."""
     checks = {x["name"]: x for x in elsewhere(_run, str(folder), kinds, memory_bytes)}
+    assert not [*folder.rglob("supervisor.log")]  # nobody else launches the runs
     return {x.kind: checks[x.title] for x in METHODS if x.kind in kinds}
 
 

@@ -17,6 +17,7 @@ from backend.printable import readable_bytes
 from backend.queue.actor import Actor
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref
 from backend.queue.engines.local import LocalEngine, reference
+from backend.queue.launcher import SUPERVISOR
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -111,12 +112,15 @@ class InProcessEngine(LocalEngine):
 def run_methods(methods: Sequence[Method] = METHODS) -> Iterator[HealthCheck]:
     """Yield the result of each method. The data folder receives its runs."""
     upgrade()
+    lock = SUPERVISOR.hold()  # else a submission starts another, which would launch these runs
     loop, runs = SupervisorLoop(InProcessEngine(1)), dict[tuple[str, str], Job]()
     for method in methods:
         try:
             yield compare_devices(loop, method, runs)
         except Exception as error:  # other methods may work
             yield HealthCheck(method.title, False, str(error))
+    if lock:
+        lock.release()
 
 
 def compare_devices(
