@@ -54,7 +54,7 @@ def test_open_pages_ask_to_be_loaded_anew_and_change_nothing(
     opened(form, f"{dashboard.url}/new-run?model=toy")
     page.goto(f"{dashboard.url}/playground")
     page.get_by_role("button", name="Settings").click()
-    page.locator("#playground-field-max-new-tokens input").fill("600")
+    page.locator("#playground-field-max-new-tokens input").fill("300")
     page.locator("#playground-field-lookup input").check()  # drafts tokens
     ask(page, ENDLESS)
     page.wait_for_function("document.querySelector('.strip')?.textContent.length > 9")
