@@ -35,7 +35,7 @@ LOADER_LOOPS = (  # of minified functions that call themselves again and again
     re.compile(
         r"(function (\w+)\(\)\{\w+\(\(\)=>\{[^{}]{0,80}performance\.now[^{}]{0,40}),\w+&&\2\(\)\}"
     ),
-    re.compile(r"(async function (\w+)\(\)\{await \w+\(\)),\w+\(\w+\)\|\|\2\(\)\}"),
+    re.compile(r"(async function (\w+)\(\)\{)await \w+\(\),\w+\(\w+\)\|\|\2\(\)\}"),
 )
 LOADER_HEADERS = {"Cache-Control": "public, max-age=3600"}
 SCALAR = (str, int, float, bool, type(None))
