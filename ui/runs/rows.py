@@ -160,10 +160,11 @@ class RunCache:
             for vanished in {number for number in self._rows if number < 0} - queries.examples():
                 del self._rows[vanished]
             for numbers in queries.batched(sorted(changed), BATCH_RUNS):  # bounds the memory
+                heads = queries.run_heads(numbers)  # first: an ended run has all its results then
                 result_keys, sizes = queries.result_keys(numbers), queries.model_bytes(numbers)
                 jobs = cache(partial(_jobs, tuple(numbers)))
                 results = cache(partial(_results, tuple(numbers)))
-                for head in queries.run_heads(numbers):
+                for head in heads:
                     keys = result_keys.get(head.id, NO_RESULTS)
                     self._rows[head.id] = RunRow(head, keys, jobs, results, sizes.get(head.id))
                     if head.purged:
