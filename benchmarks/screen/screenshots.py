@@ -33,7 +33,7 @@ from benchmarks.screen.server import chromium, dashboard, reads
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTH, TALLEST, PHONE, PHONE_HEIGHT = 1280, 1150, 390, 844
 WAIT_MS, TRIES = 100_000, 3
-FIRST_ANSWER = re.compile("/run/predict|/workbench/|/slimscope/new-run")
+FIRST_ANSWER = re.compile("/run/predict|/workbench/|/slimscope/(?:new-run|weights)")
 AT_REST_MS = 2500  # after the first answer, until its charts begin to load
 RUNS = (
     (

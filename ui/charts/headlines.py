@@ -159,11 +159,14 @@ def zeros_headline(stages: Sequence[tuple[str, float]]) -> str:
     return f"{label}: {share(zeros)} of the weights are exactly zero"
 
 
-def speed_headline(decoders: Sequence[tuple[str, float, bool]]) -> str:
+def speed_headline(
+    decoders: Sequence[tuple[str, float, bool]], ranges: Mapping[str, tuple[float, float]]
+) -> str:
     """Headline of decoders with a drafter: the fastest that is significantly faster, and the next.
 
     Args:
         decoders: name, speed-up, and True if the speed-up is significantly above 1.
+        ranges: name -> lowest and highest speed-up of the repetitions.
     """
     if not decoders:
         return ""
@@ -172,8 +175,12 @@ def speed_headline(decoders: Sequence[tuple[str, float, bool]]) -> str:
         return NO_GAIN
     speed_up, label = max(faster)
     others = [(up, name) for name, up, _ in decoders if name != label and up <= speed_up]
-    rival = f"; {lower(max(others)[1])} {times(max(others)[0])}" if others else ""
-    return f"{label} decodes {times(speed_up)} as fast as plain decoding{rival}"
+    gain = f"{label} decodes {times(speed_up)} as fast as plain decoding"
+    if not others:
+        return gain
+    next_best, rival = max(others)
+    overlap = label in ranges and rival in ranges and ranges[rival][1] >= ranges[label][0]
+    return f"{gain}; {lower(rival)} {times(next_best)}{', ranges overlap' if overlap else ''}"
 
 
 def tasks_headline(decoder: str, tasks: Mapping[str, float]) -> str:

@@ -242,9 +242,12 @@ def test_curves() -> None:
 def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     rows = [("Lookup", 1.2, True), ("Heads", 1.3, False)]
     faster = "Lookup decodes 1.20\u00a0× as fast as plain decoding"
-    assert headlines.speed_headline(rows) == faster  # not the one that only seems faster
-    assert headlines.speed_headline(rows[1:]) == headlines.NO_GAIN
-    assert headlines.speed_headline([]) == ""
+    assert headlines.speed_headline(rows, {}) == faster  # not the one that only seems faster
+    assert headlines.speed_headline(rows[1:], {}) == headlines.NO_GAIN
+    assert headlines.speed_headline([], {}) == ""
+    ranges = {"Both": (1.19, 1.28), "Lookup": (1.2, 1.23)}
+    told = headlines.speed_headline([*rows[:1], ("Both", 1.25, True)], ranges)
+    assert told.endswith("; lookup 1.20\u00a0×, ranges overlap")
     shown = DecoderReport("lookup", speed_up=1.2, ranges={"speed_up": (0.98, 1.3)})
     assert not shown.faster and not replace(shown, speed_up=1.02, ranges={}).faster
     assert replace(shown, ranges={"speed_up": (1.1, 1.3)}).faster

@@ -168,7 +168,8 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
     names = short_names(decoders)
     rows = [(names[d.name], d.speed_up, d.faster) for d in drafting(decoders)]
-    return Chart(figure, frame, note, headline=speed_headline(rows))
+    ranges = {names[d.name]: d.speed_up_range() for d in decoders}
+    return Chart(figure, frame, note, headline=speed_headline(rows, ranges))
 
 
 def gain(

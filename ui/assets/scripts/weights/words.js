@@ -79,7 +79,9 @@ export function ofEffect({ before, after, rival }) {
   const isModel = Number.isNaN(to) || (data.stages[s].trained && before.data === data);
   if (isModel && was && is && !isSame(before, after)) {
     const layer = to > 0 ? `; ${lower(label)}: output error ${number(from)} → ${number(to)} %` : "";
-    return `${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}${layer}`;
+    const best = rival && rival.data.stages[rival.s].perplexity;
+    const beside = best ? `; ${lower(nameOf(rival, data.run))} reaches ${number(best)}` : "";
+    return `${name} ${verbOf(was, is)} the model's perplexity ${number(was)} → ${number(is)}${beside}${layer}`;
   }
   if (!(to > 0))
     return `${label}: ${lower(data.stages[s].short)} weights spread by ${number(data.value("std", t, s))}`;
