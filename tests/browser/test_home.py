@@ -82,7 +82,7 @@ def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browse
         for _ in range(60):
             page.clock.run_for(1000)
             heard.append(said.inner_text())
-        assert {*heard} == {"toy dense", "toy first"}
+        assert {*heard} - {""} == {"toy dense", "toy first"}
         assert page.locator(".hero-stages button").count() == 2
 
 

@@ -94,13 +94,13 @@
       this.area.style.fill = fill;
       this.meter.style.width = `${100 * zeros}%`;
       this.meter.style.background = fill;
+      find(this.figure, ".hero-zeros i").textContent = `${Math.round(100 * zeros)}\u00a0% zeros`;
     }
 
     /** Shows the text of the stage. */
     write() {
-      const { label, zeros, said } = this.stages[this.place];
+      const { label, said } = this.stages[this.place];
       find(this.figure, ".hero-stage").textContent = label;
-      find(this.figure, ".hero-zeros i").textContent = `${Math.round(100 * zeros)}\u00a0% zeros`;
       find(this.figure, ".hero-said span").textContent = said;
       this.buttons.forEach((button, i) =>
         button.setAttribute("aria-pressed", String(i === this.place)),
@@ -114,7 +114,10 @@
       const begin = performance.now();
       const last = this.stages[this.place].label;
       this.place = place;
-      if (last !== to.label) find(this.figure, ".hero-stage").textContent = `${last} → ${to.label}`;
+      if (last !== to.label) {
+        find(this.figure, ".hero-stage").textContent = `${last} → ${to.label}`;
+        find(this.figure, ".hero-said span").textContent = ""; // until the picture is that of `to`
+      }
       cancelAnimationFrame(this.frame);
       const step = (/** @type {number} */ time) => {
         const passed = Math.min(1, Math.max(0, (time - begin) / MOVE_MS));
