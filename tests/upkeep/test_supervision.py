@@ -26,7 +26,7 @@ DASHBOARD = f"setsid sh -c \"{RUN}\" & trap 'exit 143' TERM; while :; do sleep 0
 def test_the_unit_of_systemd_is_one(tmp_path: Path) -> None:
     text = (PACKAGING / "slimscope.service").read_text()
     unit = tmp_path / "slimscope.service"
-    unit.write_text(text.replace("/opt/slimscope/bin/slimscope", sys.executable))
+    unit.write_text(text.replace("/opt/slimscope/bin/slimscope", f'"{sys.executable}"'))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

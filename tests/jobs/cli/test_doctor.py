@@ -215,6 +215,14 @@ def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[He
         yield head, RayEngine(RayHead(address, TOKEN), 1, 0, 20.0)
 
 
+def python_in(folder: Path) -> str:
+    """Return a command for this Python that has no spaces: the variable is split at them."""
+    command = folder / "python"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    command.chmod(0o700)
+    return str(command)
+
+
 @pytest.fixture(params=["folder", "store"])
 def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
     """Return the artifact setting of this machine, and the environment that shares it with
@@ -222,7 +230,7 @@ def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict
     location = str(data_dir.parent / "shared")
     location = f"file://{location}" if request.param == "store" else location
     given(ARTIFACTS=location)
-    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": location}
+    return {"SLIMSCOPE_PYTHON": python_in(data_dir.parent), "SLIMSCOPE_ARTIFACTS": location}
 
 
 def test_a_machine_says_its_versions_and_its_file_is_seen(
@@ -248,8 +256,8 @@ def test_a_machine_with_other_artifacts_or_without_slimscope_is_told(
     engine: tuple[Head, RayEngine], tmp_path: Path, variable: str, value: str, said: str
 ) -> None:
     head, there = engine
-    told = {"SLIMSCOPE_PYTHON": sys.executable, variable: value.replace("/nowhere", str(tmp_path))}
-    Machine(head, told)
+    told = {"SLIMSCOPE_PYTHON": python_in(tmp_path)}
+    Machine(head, told | {variable: value.replace("/nowhere", str(tmp_path))})
     result = cluster.send(there)
     assert not result.ok and said in result.text and variable in result.fix
     assert head.jobs == {}
