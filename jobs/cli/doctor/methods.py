@@ -114,13 +114,19 @@ def run_methods(methods: Sequence[Method] = METHODS) -> Iterator[HealthCheck]:
     upgrade()
     lock = SUPERVISOR.hold()  # else a submission starts another, which would launch these runs
     loop, runs = SupervisorLoop(InProcessEngine(1)), dict[tuple[str, str], Job]()
-    for method in methods:
-        try:
-            yield compare_devices(loop, method, runs)
-        except Exception as error:  # other methods may work
-            yield HealthCheck(method.title, False, str(error))
-    if lock:
-        lock.release()
+    try:
+        for method in methods:
+            yield _checked(loop, method, runs)
+    finally:
+        if lock:
+            lock.release()
+
+
+def _checked(loop: SupervisorLoop, method: Method, runs: dict[tuple[str, str], Job]) -> HealthCheck:
+    try:
+        return compare_devices(loop, method, runs)
+    except Exception as error:  # other methods may work
+        return HealthCheck(method.title, False, str(error))
 
 
 def compare_devices(
