@@ -1,1 +1,1 @@
-"""What more places for runs, processes of a run, people at work, and wider layers cost and give."""
+"""What a long day and a storm of kills cost, and what they leave behind."""
