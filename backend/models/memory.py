@@ -1,5 +1,6 @@
 """Memory estimates of a job, computed before the model is loaded. Does not import torch."""
 
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,14 @@ from backend.errors import ModelError
 from backend.models.facts import ModelFacts
 from backend.printable import readable_bytes
 
-RUNTIME_BYTES = 600 * 2**20  # bytes of the interpreter and its libraries
+TORCH = importlib.util.find_spec("torch")
+HAS_CUDA_LIBRARIES = any(
+    Path(folder, "lib").glob("*torch_cuda*")
+    for folder in (TORCH and TORCH.submodule_search_locations) or ()
+)
+# Bytes of the interpreter and its libraries. PyTorch with CUDA takes 410 MB more, also on a machine
+# without a GPU (PyTorch 2.13.0+cu130 beside 2.13.0+cpu, Linux).
+RUNTIME_BYTES = (1000 if HAS_CUDA_LIBRARIES else 600) * 2**20
 STREAMING_THRESHOLD = 0.8  # share of memory that a run may use before its model is streamed
 DISK_THRESHOLD = 0.25  # share of memory that hidden states may use before they are kept on disk
 # If a block has at most this number of weights, two blocks and up to `MAX_PARALLEL_BATCHES` batches
