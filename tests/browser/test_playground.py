@@ -52,7 +52,6 @@ def test_ask_two_go_on_and_vote(page: Page, workshop: Dashboard) -> None:
     page.get_by_role("button", name="Settings").click()
     tokens = page.locator("#playground-field-max-new-tokens input")
     expect(tokens).to_have_value("96")  # the fold is drawn when it first opens
-    page.wait_for_timeout(500)
     tokens.fill("0")
     tokens.press("Tab")
     expect(tokens).to_have_value("0")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import gradio as gr
 import httpx
 import pytest
@@ -331,7 +332,48 @@ def test_an_answer_is_streamed_and_stored_at_its_end(process: Answers) -> None:
     assert told == [{"waits": "Loading Toy", "about": 4.2}, {"unused": True}, *SECOND]
     stored = conversations.turn(number).answers[2]
     assert stored.text == f"A {HOSTILE} dog" and stored.transcript == [{"unused": True}, *SECOND]
-    assert process.ask(number, 2).status_code == 409  # once
+    process.fails = AssertionError("answered twice")
+    again = process.ask(number, 2)  # a page that has not been redrawn
+    assert again.status_code == 200 and rows_of(again) == stored.transcript
+    assert process.ask(number, 2, client="10.0.0.7").status_code == 403
+    assert conversations.turn(number).answers[2].transcript == stored.transcript
+
+
+def test_many_follow_an_answer_and_see_what_they_may(process: Answers) -> None:
+    """Of requests at the same time one has the answer written; a blind one hides its model."""
+    number = prompted()
+    turns = conversations.turns_to(number)
+    writing = answers._Writing(turns, 2, ME)
+
+    async def scenario() -> list[list[Any]]:
+        seen: list[list[Any]] = [[] for _ in range(20)]
+
+        async def follow(place: int) -> None:
+            async for part in writing.follow(hidden=place % 2 == 1):
+                seen[place].append(json.loads(part.decode()[6:]))
+
+        answers._written[number, 2] = writing
+        async with anyio.create_task_group() as tasks:
+            for place in range(10):
+                tasks.start_soon(follow, place)
+            await anyio.lowlevel.checkpoint()
+            for row in SECOND:
+                writing._add(row)
+                await anyio.lowlevel.checkpoint()
+            for place in range(10, 20):  # begins late
+                tasks.start_soon(follow, place)
+            await writing._end()
+        return seen
+
+    seen = anyio.run(scenario)
+    for place, rows in enumerate(seen):
+        if place % 2 == 0:
+            assert rows == SECOND
+        else:
+            assert [row.get("rest") for row in rows] == [row.get("rest") for row in SECOND]
+            assert all(row["ms"] == 0 and not row["rejected"] for row in rows if "tokens" in row)
+    assert conversations.turn(number).answers[2].transcript == SECOND
+    assert not answers._written
 
 
 def test_blind_answers_tell_nothing_of_their_author(process: Answers) -> None:

@@ -4,7 +4,6 @@
   const { closest, create, events, find, findAll } = window.slimscope;
   const LOOK_MS = 100;
   const STORED_MS = 400; // until the server has stored an answer that was stopped
-  const REDRAWN_MS = 1500;
   const RETRY_S = 5;
   const NEAR_END_PX = 200;
   const NAME_KEY = "slimscope-name";
@@ -23,9 +22,11 @@
    * @typedef {{tokens?: [string, number][], rejected?: string[], waits?: string, about?: number}} AnswerRow
    */
 
-  /** Answers by their query. @type {Map<string, Answer>} */
+  /** Answers by their query, until the page is redrawn with the stored ones. @type {Map<string, Answer>} */
   const answers = new Map();
 
+  /** @param {string} query */
+  const sectionOf = (query) => board()?.querySelector(`[data-begin="${query}"]`);
   const board = () => document.getElementById("playground-board");
   const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -70,7 +71,7 @@
    * @param {Answer} answer
    */
   function show(query, answer) {
-    const section = board()?.querySelector(`[data-begin="${query}"]`);
+    const section = sectionOf(query);
     if (!section) return;
     const strip = find(section, ".strip");
     if (strip !== answer.strip) strip.replaceWith(answer.strip);
@@ -106,7 +107,7 @@
     while (!signal.aborted) {
       const response = await fetch(`slimscope/answer?${query}`, { method: "POST", signal });
       if (response.status !== 429) {
-        if (!response.ok) return;
+        if (!response.ok) throw new Error(response.statusText);
         return events(response, (/** @type {AnswerRow} */ row) => {
           if (row.tokens) append(answer, row.tokens, row.rejected?.[0]);
           else if (row.waits) wait(answer, row.waits, row.about ?? 0);
@@ -127,25 +128,31 @@
     const answer = { strip, tokens: 0, waits: null, stop: new AbortController(), isOver: false };
     answers.set(query, answer);
     wait(answer, "Starting", 0);
+    let hasFailed = false;
     try {
       await stream(query, answer);
     } catch {
-      /* stopped, or the server is unreachable, which the status line shows */
+      hasFailed = true; // stopped, refused (the page says why), or the server is unreachable
     }
     await pause(answer.stop.signal.aborted ? STORED_MS : 0);
     answer.isOver = true;
-    if (![...answers.values()].every(({ isOver }) => isOver)) return;
-    const redraw = board()?.querySelector(".redraw");
-    if (redraw instanceof HTMLElement) redraw.click();
-    await pause(REDRAWN_MS);
-    answers.clear();
+    if ([...answers.values()].every(({ isOver }) => isOver)) {
+      const redraw = board()?.querySelector(".redraw");
+      if (redraw instanceof HTMLElement) redraw.click();
+    }
+    if (!hasFailed) return;
+    await pause(1000 * RETRY_S);
+    answers.delete(query);
   }
 
   function look() {
     const sections = findAll(board() ?? document, "#playground-board [data-begin]");
     for (const { dataset } of sections)
       if (dataset.begin && !answers.has(dataset.begin)) begin(dataset.begin);
-    for (const [query, answer] of answers) show(query, answer);
+    for (const [query, answer] of answers) {
+      if (answer.isOver && !sectionOf(query)) answers.delete(query);
+      else show(query, answer);
+    }
   }
 
   /**

@@ -192,19 +192,39 @@ def heads_of(texts: Sequence[Transcript]) -> set[int]:
 async def answer(request: Request) -> Response:
     """Handle POST `?prompt=57&side=1`: answer the prompt with the model of this side, and stream
     the rows of its transcript as server-sent events. The answer is stored when it ends, even if the
-    client disconnects."""
+    client disconnects. Further requests follow it, or read it where it is stored."""
     actor = current_user(request)
     try:
         number, side = (int(request.query_params.get(n, "")[:9]) for n in ("prompt", "side"))
+        in_progress = _written.get((number, side))  # may be stored while the turns are read
         turns = await run_in_threadpool(conversations.turns_to, number)
         require(actor, "have this answered", may_not_begin(turns[-1], actor))
-        if side not in turns[-1].unanswered or (number, side) in _written:
-            raise ConflictError("This is answered already, or being answered.")
+        in_progress = in_progress or _written.get((number, side))
+        hidden = is_hidden(turns, actor.name)
+        if in_progress:
+            return EventStream(in_progress.follow(hidden), AsyncExitStack())
+        if stored := turns[-1].answers.get(side):
+            rows = [event(shown_row(row, hidden)) for row in stored.transcript]
+            return Response(b"".join(rows), media_type="text/event-stream")
+        if side not in turns[-1].unanswered:
+            raise ConflictError(f"The prompt has no side {side}.")
     except ValueError:
         return openai_error(ConflictError("A prompt and a side are missing."), 422)
     except SlimscopeError as error:
         return openai_error(error)
     return await _Writing(turns, side, actor).begin(request)
+
+
+def shown_row(row: dict[str, Any], hidden: bool) -> dict[str, Any]:
+    """A row of a transcript without what tells its model, where that is `hidden`."""
+    if not hidden:
+        return row
+    if "tokens" in row:
+        tokens = [[text, BASE] for text, _ in row["tokens"]]
+        return {"ms": 0, "tokens": tokens, "rejected": []}
+    if row.get("waits", "").startswith("Loading"):
+        return row | {"waits": "Loading a model"}
+    return {name: row[name] for name in ("waits", "about", "end", "rest") if name in row}
 
 
 class _Writing:
@@ -214,7 +234,8 @@ class _Writing:
     def __init__(self, turns: Sequence[Turn], side: int, actor: Actor) -> None:
         self.turns, self.side, self.actor = turns, side, actor
         self.rows: list[dict[str, Any]] = []
-        self.refused = self.stopped = False
+        self.refused = self.stopped = self.ended = False
+        self.grown = anyio.Event()  # replaced whenever a row is added
 
     async def begin(self, request: Request) -> Response:
         """The stream; where it cannot begin, the reason."""
@@ -242,35 +263,48 @@ class _Writing:
         hidden = is_hidden(self.turns, self.actor.name)
         async for row in found:
             if "waits" not in row:
-                self.rows.append(row)
-            if hidden and "tokens" in row:  # the model stays hidden
-                tokens = [[text, BASE] for text, _ in row["tokens"]]
-                yield event({"ms": 0, "tokens": tokens, "rejected": []})
-            elif hidden and row.get("waits", "").startswith("Loading"):
-                yield event(row | {"waits": "Loading a model"})
-            elif hidden:
-                shown = ("waits", "about", "end", "rest")
-                yield event({name: row[name] for name in shown if name in row})
-            else:
-                yield event(row)
+                self._add(row)
+            yield event(shown_row(row, hidden))
             if self.stopped:
                 return
         if not self.rows or "end" not in self.rows[-1]:
             self._failed(str(answer_interrupted()), False)
 
+    async def follow(self, hidden: bool) -> AsyncIterator[bytes]:
+        """Stream all rows, from the first on, until the answer is stored."""
+        sent = 0
+        while True:
+            grown, ended = self.grown, self.ended
+            while sent < len(self.rows):
+                sent += 1
+                yield event(shown_row(self.rows[sent - 1], hidden))
+            if ended:
+                return
+            await grown.wait()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._wake()
+
+    def _wake(self) -> None:
+        self.grown.set()
+        self.grown = anyio.Event()
+
     def _failed(self, why: str, refused: bool) -> None:
-        self.rows.append({"end": "error", "rest": "", "error": why})
+        self._add({"end": "error", "rest": "", "error": why})
         self.refused = refused
 
     async def _end(self) -> None:
         if not self.rows or "end" not in self.rows[-1]:  # a disconnect stops the answer
-            self.rows.append({"end": "cancelled", "rest": ""})
+            self._add({"end": "cancelled", "rest": ""})
         try:
             with anyio.CancelScope(shield=True):
                 if not self.refused:
                     await run_in_threadpool(self._store)
         finally:
             del _written[self.turns[-1].number, self.side]
+            self.ended = True
+            self._wake()
 
     def _store(self) -> None:
         text, prompt = parse_transcript(self.rows).text, self.turns[-1].prompt
