@@ -17,8 +17,9 @@ from backend.printable import readable_bytes
 
 TORCH = importlib.util.find_spec("torch")
 HAS_CUDA_LIBRARIES = any(
-    Path(folder, "lib").glob("*torch_cuda*")
+    path
     for folder in (TORCH and TORCH.submodule_search_locations) or ()
+    for path in Path(folder, "lib").glob("*torch_cuda*")
 )
 # Bytes of the interpreter and its libraries. PyTorch with CUDA takes 410 MB more, also on a machine
 # without a GPU (PyTorch 2.13.0+cu130 beside 2.13.0+cpu, Linux).
