@@ -250,8 +250,9 @@ def processor_flags() -> frozenset[str]:
 
 
 @lru_cache
-def _tiles_permitted() -> bool:
-    """Request permission to use AMX tile registers, which Linux requires once per process."""
+def tiles_permitted() -> bool:
+    """Request permission to use AMX tile registers. Linux requires it once per process; a child
+    process that executes another program has to request it again."""
     with suppress(OSError, AttributeError):
         return CDLL(None).syscall(*map(ctypes.c_long, TILE_PERMISSION)) == 0
     return False
@@ -261,7 +262,7 @@ def obstacle(name: str) -> str:
     """Return the reason why an instruction set cannot be used here; "" if it can."""
     if missing := [x for x in instruction_sets()[name].needs if x not in processor_flags()]:
         return f"the processor has no {', '.join(missing)}"
-    if name == "amx" and not _tiles_permitted():
+    if name == "amx" and not tiles_permitted():
         return "the system does not permit tile registers"
     if not hasattr(library(), f"slimscope_{name}"):
         return "the compiler does not know the instructions"

@@ -59,7 +59,8 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
         implementations: name -> function that does a small part of the work.
     """
     kernels = kernels_or_none()
-    path, choice = machine_file(f"{work} {kernels.library._name if kernels else ''}"), None
+    version = f"{kernels.library._name} {kernels.name}" if kernels else ""
+    path, choice = machine_file(f"{work} {version}"), None
     with suppress(OSError, ValueError):
         choice = SpeedComparison.model_validate_json(path.read_bytes())
     if choice is None or [*choice.seconds] != [*implementations]:

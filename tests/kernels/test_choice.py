@@ -2,6 +2,8 @@
 between implementations by their measured speed."""
 
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +34,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def claim(name: str, *, permitted: bool = True, built: tuple[str, ...] = ()) -> None:
         needs = frozenset(instruction_sets()[name].needs)
         monkeypatch.setattr(library, "processor_flags", lambda: needs)
-        monkeypatch.setattr(library, "_tiles_permitted", lambda: permitted)
+        monkeypatch.setattr(library, "tiles_permitted", lambda: permitted)
         monkeypatch.setattr(library, "_passes_trial", lambda name: True)
         tables = {f"slimscope_{each}": None for each in built or instruction_sets()}
         monkeypatch.setattr(library, "library", lambda: SimpleNamespace(**tables))
@@ -68,7 +70,7 @@ def test_instructions_that_a_processor_only_claims_to_have_are_not_used(
     """A set runs in a child process first, which dies where the instructions are missing."""
     has_instructions = in_hardware(name)
     monkeypatch.setattr(library, "processor_flags", lambda: frozenset(_needs(name)))
-    monkeypatch.setattr(library, "_tiles_permitted", lambda: True)
+    monkeypatch.setattr(library, "tiles_permitted", lambda: True)
     library._passes_trial.cache_clear()
     expected = "the processor fails at the instructions that it claims to have"
     assert obstacle(name) == ("" if has_instructions else expected)
@@ -76,6 +78,16 @@ def test_instructions_that_a_processor_only_claims_to_have_are_not_used(
         has_instructions and name != "plain"
     )
     library._passes_trial.cache_clear()
+
+
+@x86
+def test_tiles_that_pytorch_uses_pass_the_trial() -> None:
+    """The trial's process is a new program, which has to request the tile registers itself."""
+    if not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    command = (sys.executable, "-m", "backend.kernels.trial", AMX)
+    assert subprocess.run(command, check=False).returncode == 0
+    assert in_hardware(AMX)
 
 
 def _needs(name: str) -> tuple[str, ...]:
@@ -221,6 +233,15 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(
 ) -> None:
     monkeypatch.setattr(speeds, "machine_file", lambda work: file / "no" / "folder.json")
     assert choose("work", RUNS).fastest == "kernels"
+
+
+def test_each_instruction_set_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "machine_file", lambda work: tmp_path / work.replace("/", "_"))
+    for name in ("bf16", "amx"):
+        other = SimpleNamespace(library=SimpleNamespace(_name="built"), name=name)
+        monkeypatch.setattr(speeds, "kernels_or_none", lambda other=other: other)
+        choose("work", RUNS)
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_other_work_machines_and_versions_have_files_of_their_own(
