@@ -14,6 +14,7 @@ from torch import Tensor
 from backend.pruning.pattern import Pattern
 from backend.statistics.distribution import ascending, smallest
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 SMALL_GROUP = 16  # largest group for which a sorting network is faster than sorting
 
 
@@ -132,7 +133,8 @@ def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
 
 def masked(W: Tensor, keep: Tensor) -> Tensor:
     """Copy of `W` with +0 where the mask `keep` is 0."""
-    return (W * keep).add_(0.0)  # adding 0 turns -0 into +0
+    bits = W.view(INTEGERS[W.element_size()])  # products of floats give -0, and are slower for bf16
+    return (bits * keep.to(bits.dtype)).view(W.dtype)
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
