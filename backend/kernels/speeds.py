@@ -8,10 +8,12 @@ PyTorch uses depend on how it was built. Callers choose the implementation of Gr
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
+from filelock import FileLock
 from pydantic import BaseModel, Field
 
 from backend.kernels.library import kernels_or_none, machine_file
@@ -52,7 +54,8 @@ class SpeedComparison(BaseModel):
 
 
 def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
-    """Read the choice of this machine from a file, or measure and store it.
+    """Read the choice of this machine from a file, or measure and store it. Of processes that
+    measure at the same time, all use the times that were stored first.
 
     Args:
         work: name of the work.
@@ -60,17 +63,28 @@ def choose(work: str, implementations: Mapping[str, Run]) -> SpeedComparison:
     """
     kernels = kernels_or_none()
     version = f"{kernels.library._name} {kernels.name}" if kernels else ""
-    path, choice = machine_file(f"{work} {version}"), None
-    with suppress(OSError, ValueError):
-        choice = SpeedComparison.model_validate_json(path.read_bytes())
-    if choice is None or [*choice.seconds] != [*implementations]:
+    path = machine_file(f"{work} {version}")
+    choice = _stored(path, implementations)
+    if choice is None:
         choice = SpeedComparison(work=work, seconds=shortest_s(implementations, MEASUREMENT_S))
-        with suppress(OSError):  # without a file, the next process measures again
-            part = path.with_suffix(".part")
-            part.write_text(choice.model_dump_json())
-            part.replace(path)
+        with suppress(OSError), FileLock(path.with_suffix(".lock"), mode=0o600):
+            # without a file, the next process measures again
+            if (first := _stored(path, implementations)) is not None:
+                choice = first
+            else:
+                part = path.with_suffix(".part")
+                part.write_text(choice.model_dump_json())
+                part.replace(path)
     log.info("Fastest on this machine: %s.", choice)
     return choice
+
+
+def _stored(path: Path, implementations: Iterable[str]) -> SpeedComparison | None:
+    """Read the choice from its file; None if there is none between `implementations`."""
+    with suppress(OSError, ValueError):
+        choice = SpeedComparison.model_validate_json(path.read_bytes())
+        return choice if [*choice.seconds] == [*implementations] else None
+    return None
 
 
 def shortest_s(

@@ -72,6 +72,8 @@ def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
     texts = environment.get("text")
     if described(key).calibrated and isinstance(texts, Mapping):
         details = dict(texts.get("calibration") or {}) | details
+    # what follows the semicolon is why the decoder was chosen: times of this measurement
+    details["decoder"] = str(details.get("decoder") or "").partition(";")[0]
     return {key: details.get(key) for key in CONDITIONS}
 
 

@@ -136,6 +136,19 @@ def test_speeds_of_two_decoders_are_not_compared() -> None:
     assert incomparable_because(two, one, MetricKey("speed_up")) == "different decoder"
 
 
+def test_the_time_that_chose_a_decoder_is_no_condition() -> None:
+    one, two = rows(
+        [job(1), job(2)],
+        [
+            result(
+                n, "sds", "perplexity", 2.0, decoder=f"native (AVX2); fastest here: {n} × the time"
+            )
+            for n in (1, 2)
+        ],
+    )
+    assert incomparable_because(two, one, MetricKey("perplexity")) == ""
+
+
 def test_an_arrow_and_a_word_stand_beside_the_color() -> None:
     of = METRICS["perplexity"]
     html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)
