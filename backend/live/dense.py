@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Literal, TypeAlias
 
 import torch
@@ -104,7 +104,7 @@ class CalibrationWalk:
         dtype: dtype of the forward passes.
         stored_dtype: dtype to which parameters other than the matrices of blocks are rounded; None
             for no rounding.
-        stop: called before each batch; may raise to stop.
+        stop: called before each linear; may raise to stop.
     """
 
     def __init__(
@@ -154,9 +154,11 @@ class CalibrationWalk:
         with (
             self._in_float32(p for p in parameters if id(p) not in matrices),
             block_as_function(self._model, stream, block) as forward,
+            ExitStack() as stops,
         ):
+            for x in linears:
+                stops.callback(x.layer.register_forward_pre_hook(lambda *_: self._stop()).remove)
             for states, call in zip(stream.hidden, stream.calls[block], strict=True):
-                self._stop()
                 outputs.append(forward(weights, states, call))
         return outputs
 

@@ -9,7 +9,7 @@
         ...
 
 A change cancels earlier work at its next safe point: between passes over `PREFILL` tokens, between
-blocks in PyTorch, and between batches and layers during refinement."""
+blocks in PyTorch, and between products and layers during refinement."""
 
 from __future__ import annotations
 

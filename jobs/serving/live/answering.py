@@ -28,7 +28,7 @@ from backend.decoding.serving.sequence import Detokenizer
 from backend.errors import CancelledError, ComputeError, ConfigError, ModelError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
-from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
+from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.foreign_tokenizer import tokenizer_session
@@ -199,31 +199,24 @@ class LiveWorker(ThreadedEvents[Event]):
             self._why(opened, live)
 
     def _losses(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Send the loss on the first window, then on at least twice as many tokens, and so on, with
-        the length of a window (`context`); pause after each."""
+        """Send the loss on the first `FIRST_LOSS_TOKENS`, then on at least twice as many tokens,
+        and so on, with the length of a window (`context`); pause after each."""
         if opened.windows is None:
             assert opened.text_error
             self._send("missing", of="loss", why=str(opened.text_error))
             return
         self._before_step()
-        length, next_tokens = opened.windows.shape[1], FIRST_LOSS_TOKENS
-        for number, loss in enumerate(losses(live, opened.windows, divergence=True), 1):
-            if number * length >= next_tokens or number == len(opened.windows):
-                next_tokens *= 2
-                ratio, n = loss.ratio, len(loss.windows)
-                dense, kl = (sum(values) / n for values in (loss.dense, loss.divergence))
-                figures = {
-                    "loss": loss.loss,
-                    "dense": dense,
-                    "kl": kl,
-                    "ratio": exp(min(loss.loss - dense, 700.0)),  # a larger exponent overflows
-                    "low": ratio.low if ratio else nan,
-                    "high": ratio.high if ratio else nan,
-                }
-                counts = {"tokens": n * length, "of": opened.windows.numel(), "context": length}
-                self._send("loss", **counts, **finite(figures))
-                yield
-            self._before_step()
+        windows, next_tokens = opened.windows, FIRST_LOSS_TOKENS
+        first = windows[:1, :FIRST_LOSS_TOKENS]  # a part of a long window is measured sooner
+        for part in (first, windows) if first.shape[1] < windows.shape[1] else (windows,):
+            for number, loss in enumerate(losses(live, part, divergence=True), 1):
+                tokens = number * part.shape[1]
+                if tokens >= next_tokens or tokens == windows.numel():
+                    next_tokens *= 2
+                    counts = {"tokens": tokens, "of": windows.numel(), "context": part.shape[1]}
+                    self._send("loss", **counts, **finite(figures(loss)))
+                    yield
+                self._before_step()
 
     # texts ----------------------------------------------------------------------------------------
 
@@ -317,6 +310,20 @@ class LiveWorker(ThreadedEvents[Event]):
         for block, differences in traced_losses(live, torch.tensor(ids), comparison):
             self._send("why", block=block, losses=finite(differences.tolist()))
             self._before_step()
+
+
+def figures(loss: LiveLoss) -> dict[str, float]:
+    """The figures of a loss event."""
+    ratio, n = loss.ratio, len(loss.windows)
+    dense, kl = (sum(values) / n for values in (loss.dense, loss.divergence))
+    return {
+        "loss": loss.loss,
+        "dense": dense,
+        "kl": kl,
+        "ratio": exp(min(loss.loss - dense, 700.0)),  # a larger exponent overflows
+        "low": ratio.low if ratio else nan,
+        "high": ratio.high if ratio else nan,
+    }
 
 
 def with_remaining_time(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
