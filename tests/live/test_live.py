@@ -16,7 +16,7 @@ from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
-from backend.models.blocks import decoder_blocks
+from backend.models.blocks import block_linears, decoder_blocks
 from backend.sensitivity.profile import Format
 
 MIX = ("50%", "2:4", "int4-g32", "dense", "62.5%", "2:4+int3-g32", "int8")
@@ -223,6 +223,22 @@ def test_passes_are_cancelled_early(dense: DenseModel, unseen: Tensor, dtype: to
         live.running.logits(unseen[0], stop)
     live.running.logits(unseen[0], lambda: None)
     assert len(requested) == 2  # no hook remains
+
+
+def test_a_calibration_pass_stops_before_its_next_product(dense: DenseModel) -> None:
+    requested = list[int]()
+
+    def stop() -> None:
+        requested.append(1)
+        if len(requested) == 3:
+            raise CancelledError
+
+    weights = {module: x.read() for module, x in block_linears(dense.model, 0).items()}
+    walk = dense.walk(dense.sds.batch, dense.sds.precision, stop=stop)
+    with pytest.raises(CancelledError):
+        walk.advance(0, weights)
+    dense.walk(dense.sds.batch, dense.sds.precision).advance(0, weights)
+    assert len(requested) == 3  # no hook remains
 
 
 def test_a_released_model_is_built_again(live: LiveModel, unseen: Tensor) -> None:

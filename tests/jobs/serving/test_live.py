@@ -119,6 +119,17 @@ def test_a_state_is_built_measured_and_kept_by_its_address(live_client: LiveClie
     assert of(dense, "loss")[-1]["ratio"] == 1.0 and of(dense, "loss")[-1]["kl"] == 0
 
 
+def test_a_part_of_a_long_window_is_measured_first(
+    live_client: LiveClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = of(live_client.ask(address("60p"), "loss"), "loss")
+    monkeypatch.setattr(answering, "FIRST_LOSS_TOKENS", 128)
+    first, *rest = of(live_client.ask(address("60p"), "loss"), "loss")
+    assert (first["tokens"], first["context"], first["of"]) == (128, 128, 1280)
+    assert first["loss"] != whole[0]["loss"] and first["low"] is None
+    assert rest == whole
+
+
 def test_a_trace_covers_every_block(live_client: LiveClient) -> None:
     events = live_client.ask(address("2of4"), "why", text="One day a girl went to the park.")
     (told,) = of(events, "tokens")
