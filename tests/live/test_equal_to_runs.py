@@ -123,17 +123,35 @@ def test_rounded_layers_equal_those_of_a_run(
     assert same(live, run["gptq"])
 
 
+@pytest.mark.parametrize(
+    ("grid", "pruned_layers", "rounded_layers"),
+    [("symmetric", "", ""), ("offset", "", ""), ("symmetric", "self_attn", "mlp")],
+)
 def test_pruned_and_rounded_layers_equal_those_of_two_runs(
-    make: Make, toy: Toy, calibration: Tensor, tmp_path: Path
+    make: Make,
+    toy: Toy,
+    calibration: Tensor,
+    tmp_path: Path,
+    grid: str,
+    pruned_layers: str,
+    rounded_layers: str,
 ) -> None:
-    ids, live = calibration[:12], LiveModel(make("float32"))
-    whole = dict.fromkeys(live.dense.in_blocks, "2:4+int4-g32")
-    sparse = pruned(toy(), ids, tmp_path / "1", "float32", pattern="2:4", base="sparsegpt")
-    qat = begun(sparse, tmp_path / "2", ids, bits=4, group_size=32, stages="gptq", keep_zeros=True)
+    """With names of layers: those are only pruned, or only rounded."""
+    ids, live = calibration[:12], LiveModel(make("float32", grid=grid))
+    formats, both = dict[str, str](), not pruned_layers
+    for name in live.dense.in_blocks:
+        formats[name] = "2:4+int4-g32" if both else "2:4" if pruned_layers in name else "int4-g32"
+    excluded = ({}, {}) if both else ({"exclude": "*mlp*"}, {"exclude": "*self_attn*"})
+    fields = {"pattern": "2:4", "base": "sparsegpt", **excluded[0]}
+    sparse = pruned(toy(), ids, tmp_path / "1", "float32", **fields)
+    after = read(all_linears(sparse))
+    fields = {"bits": 4, "group_size": 32, "stages": "gptq", "grid": grid, **excluded[1]}
+    qat = begun(sparse, tmp_path / "2", ids, keep_zeros=both and grid != "offset", **fields)
     finished(qat)
-    live.apply(whole, "sparsegpt", "gptq")
+    live.apply(formats, "sparsegpt", "gptq")
     assert len([*live.refine()]) == 2 * live.dense.blocks
-    assert same(live, {name: qat.run.weight("gptq", x) for name, x in qat.run.linears.items()})
+    expected = {name: qat.run.weight("gptq", x) for name, x in qat.run.linears.items()}
+    assert same(live, after | expected)
 
 
 def test_other_layers_do_not_change(dense: DenseModel) -> None:

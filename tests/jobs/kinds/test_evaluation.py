@@ -248,3 +248,16 @@ def test_a_kill_between_two_figures_loses_none(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(KilledError):
             measurements._measure_text("sds", role, None)  # type: ignore[arg-type]
         assert measurements._text_missing("sds", role), f"killed behind {kept}"
+
+
+@pytest.mark.parametrize("in_other", [False, True])
+def test_models_in_two_decoders_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch, in_other: bool
+) -> None:
+    complete: list[str] = []
+    measurements = quality(recorder(complete, 99), monkeypatch)
+    monkeypatch.setattr("jobs.evaluation.quality.outside_blocks", lambda _: "the same")
+    vars(measurements)["_reference"] = SimpleNamespace(native=in_other, outside="the same")
+    del vars(measurements)["_comparable"]
+    measurements._measure_text("sds", "kept", None)  # type: ignore[arg-type]  # in PyTorch
+    assert "perplexity" in complete and ("kl_to_dense" in complete) == (not in_other)
