@@ -212,7 +212,7 @@ def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:
 
 def test_a_recorded_conversation_comes_with_the_examples(tables: Settings) -> None:
     examples.install_examples(check_row)
-    (link,) = re.findall(r'href="playground[?]chat=([0-9]+)">Or read recorded answers of 3', draw())
+    (link,) = re.findall(r'href="playground[?]chat=([0-9]+)">Read a recorded comparison', draw())
     html = draw(chat=link)
     for model, said in {
         "smollm2-135m": "120 tokens · 98.6\u00a0tokens/s on 2\u00a0threads · max tokens reached",
@@ -220,6 +220,7 @@ def test_a_recorded_conversation_comes_with_the_examples(tables: Settings) -> No
         "sds-example-2": "120 tokens · 144.6\u00a0tokens/s on 2\u00a0threads · max tokens reached",
     }.items():
         assert model in html and said in html
+    assert "perplexity 21.1 → 29.1" in html and "perplexity 21.1 → 44.4" in html
     assert "native (AVX-512 with BF16 and VNNI, AMD EPYC) decoder" in html
     assert "recorded one model after the other" in html and "run at the same time" not in html
     assert html.count('title="chosen by the base model, step ') > 300

@@ -5,7 +5,7 @@ from itertools import islice
 
 from backend.queue.service import PREDICTED_BYTES
 from jobs.fields.models import parameters_of
-from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND, ZERO_SHARE
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, TOKENS_PER_SECOND, ZERO_SHARE
 from ui.format import number, share, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
@@ -16,8 +16,9 @@ Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recor
 
 
 def column_heads(names: Sequence[str]) -> dict[str, str]:
-    """Size, bits and measured speed by model, such as "113 MB · 4.25 bits · 75.0 tokens/s alone on
-    1 thread". Speeds are omitted if machines or thread counts differ."""
+    """Size, bits, perplexity (dense → saved) and measured speed by model, such as "113 MB · 4.25
+    bits · 75.0 tokens/s alone on 1 thread". Speeds are omitted if machines or thread counts
+    differ."""
     rows = all_rows()
     runs = {row.head.run: row for row in chosen(rows, names)}
     facts, speeds = dict[str, list[str]](), dict[str, Speed]()
@@ -28,6 +29,9 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
             facts[name] = [size(saved)] if saved else []
             facts[name] += [f"{number(bits, 3)} bits"] if bits else []
             facts[name] += [f"{share(zeros, 0)} zeros"] if zeros and not bits else []
+            before, after = row.figures.value(row.figures.first, PERPLEXITY), row.figures.final()
+            if before and after:
+                facts[name] += [f"perplexity {number(before, 3)} → {number(after, 3)}"]
             speed = _speed(row, row.figures.kept)
         else:
             parameters = parameters_of(name)
