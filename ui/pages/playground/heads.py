@@ -6,7 +6,7 @@ from itertools import islice
 from backend.queue.service import PREDICTED_BYTES
 from jobs.fields.models import parameters_of
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, TOKENS_PER_SECOND, ZERO_SHARE
-from ui.format import number, share, size, threads
+from ui.format import number, of_unit, share, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
 UNEQUAL = "no comparable speed: measured with other threads or on another machine"
@@ -44,7 +44,7 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
     is_equal = len({(count, cpu) for _, count, cpu in speeds.values() if count}) == 1
     is_equal &= all(count for _, count, _ in speeds.values())
     for name, (tokens_per_s, count, _) in speeds.items():
-        alone = f"{number(tokens_per_s, 3)} tokens/s alone on {threads(count)}"
+        alone = f"{of_unit(tokens_per_s, 'tokens/s', 3)} alone on {threads(count)}"
         facts[name].append(alone if is_equal else UNEQUAL)
     return {name: " · ".join(each) for name, each in facts.items()}
 
