@@ -16,7 +16,7 @@ Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recor
 
 
 def column_heads(names: Sequence[str]) -> dict[str, str]:
-    """Size, bits, perplexity (dense → saved) and measured speed by model, such as "113 MB · 4.25
+    """Size, bits, perplexity (before → after) and measured speed by model, such as "113 MB · 4.25
     bits · 75.0 tokens/s alone on 1 thread". Speeds are omitted if machines or thread counts
     differ."""
     rows = all_rows()
