@@ -15,31 +15,9 @@ from ui.templates import fragments
 from ui.widgets.html import WIDGETS
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
-    "Runs": {
-        "Run": "A background job and everything it produced, with an id like sds-0042.",
-        "Attempt": "One process that worked on a run. An interrupted run has several.",
-        "Stage": "All weights after one step of a method, such as dense or re-dense.",
-        "Dense": "The model as it came: nothing is pruned or rounded.",
-        "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
-        "held-out text decides.",
-        "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
-        "Sweep": "Runs that were submitted together, one for each combination of settings: choose "
-        "several values in New run.",
-        "Baseline": "The run that others are compared with.",
-    },
-    "Model and data": {
-        "Block": "One decoder layer: attention, then MLP.",
-        "Tensor": "One weight matrix, [outputs, inputs].",
-        "Calibration": "Text that is run through the model to collect statistics of each layer's "
-        "inputs. It shares no passage with the evaluation text.",
-        "Context": "Number of tokens in one window of the model.",
-        "Kurtosis": "Weight of a distribution's tails: 3 for a bell curve, more with outliers.",
-        "Spread": "Standard deviation of the weights of a tensor.",
-        "GGUF": "File format of llama.cpp. It holds packed weights and the tokenizer.",
-        "Histogram": "Number of weights in each of 256 bins. All stages share the bins; exact "
-        "zeros are counted separately.",
-    },
     "Pruning (SDS)": {
+        "SDS": "Sparse, dense, sparse: prune a model, make all its weights dense again, and prune "
+        "again. The second pruning takes weights that grew back small.",
         "Sparsity": "Share of weights that are exactly zero.",
         "N:M": "At most N of M consecutive inputs of a row are non-zero. GPUs accelerate 2:4.",
         "Wanda": "Prunes by |weight| times the norm of its input.",
@@ -83,6 +61,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "zeros, or a rise of perplexity.",
     },
     "Drafting (Amphista)": {
+        "Amphista": "Drafting heads that see each other through attention. They draft several "
+        "tokens, which the base model then verifies in one pass.",
         "Anchor": "A text position at which the drafting heads predict. They are trained on a "
         "sample of all positions.",
         "Drafting head": "Predicts the token at one position ahead.",
@@ -97,6 +77,30 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Autoregressive decoding has 1.00.",
         "Speed-up": "Ratio of tokens per second to the reference of the same run: the base model "
         "without a drafter, or the dense model.",
+    },
+    "Runs": {
+        "Run": "A background job and everything it produced, with an id like sds-0042.",
+        "Attempt": "One process that worked on a run. An interrupted run has several.",
+        "Stage": "All weights after one step of a method, such as dense or re-dense.",
+        "Dense": "The model as it came: nothing is pruned or rounded.",
+        "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
+        "held-out text decides.",
+        "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
+        "Sweep": "Runs that were submitted together, one for each combination of settings: choose "
+        "several values in New run.",
+        "Baseline": "The run that others are compared with.",
+    },
+    "Model and data": {
+        "Block": "One decoder layer: attention, then MLP.",
+        "Tensor": "One weight matrix, [outputs, inputs].",
+        "Calibration": "Text that is run through the model to collect statistics of each layer's "
+        "inputs. It shares no passage with the evaluation text.",
+        "Context": "Number of tokens in one window of the model.",
+        "Kurtosis": "Weight of a distribution's tails: 3 for a bell curve, more with outliers.",
+        "Spread": "Standard deviation of the weights of a tensor.",
+        "GGUF": "File format of llama.cpp. It holds packed weights and the tokenizer.",
+        "Histogram": "Number of weights in each of 256 bins. All stages share the bins; exact "
+        "zeros are counted separately.",
     },
 }
 

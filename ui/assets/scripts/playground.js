@@ -168,6 +168,8 @@
   document.addEventListener("click", (event) => {
     if (closest(event, '#playground-board [data-do="stop"]'))
       for (const { stop } of answers.values()) stop.abort();
+    const votes = closest(event, "#playground-votes");
+    if (votes) setTimeout(() => votes.scrollIntoView({ block: "nearest" }), 200);
     const example = closest(event, "[data-example]")?.dataset.example;
     const box = document.querySelector("#playground-prompt textarea");
     if (!example || !(box instanceof HTMLTextAreaElement)) return;

@@ -5,8 +5,8 @@ from itertools import islice
 
 from backend.queue.service import PREDICTED_BYTES
 from jobs.fields.models import parameters_of
-from jobs.metrics import BITS_PER_WEIGHT, TOKENS_PER_SECOND, ZERO_SHARE
-from ui.format import number, share, size, threads
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, TOKENS_PER_SECOND, ZERO_SHARE
+from ui.format import number, of_unit, share, size, threads
 from ui.runs.rows import RunRow, all_rows, chosen
 
 UNEQUAL = "no comparable speed: measured with other threads or on another machine"
@@ -16,8 +16,9 @@ Speed = tuple[float, int, str]  # tokens per second alone, threads (0: not recor
 
 
 def column_heads(names: Sequence[str]) -> dict[str, str]:
-    """Size, bits and measured speed by model, such as "113 MB · 4.25 bits · 75.0 tokens/s alone on
-    1 thread". Speeds are omitted if machines or thread counts differ."""
+    """Size, bits, perplexity (before → after) and measured speed by model, such as "113 MB · 4.25
+    bits · 75.0 tokens/s alone on 1 thread". Speeds are omitted if machines or thread counts
+    differ."""
     rows = all_rows()
     runs = {row.head.run: row for row in chosen(rows, names)}
     facts, speeds = dict[str, list[str]](), dict[str, Speed]()
@@ -28,6 +29,9 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
             facts[name] = [size(saved)] if saved else []
             facts[name] += [f"{number(bits, 3)} bits"] if bits else []
             facts[name] += [f"{share(zeros, 0)} zeros"] if zeros and not bits else []
+            before, after = row.figures.value(row.figures.first, PERPLEXITY), row.figures.final()
+            if before and after:
+                facts[name] += [f"perplexity {number(before, 3)} → {number(after, 3)}"]
             speed = _speed(row, row.figures.kept)
         else:
             parameters = parameters_of(name)
@@ -40,7 +44,7 @@ def column_heads(names: Sequence[str]) -> dict[str, str]:
     is_equal = len({(count, cpu) for _, count, cpu in speeds.values() if count}) == 1
     is_equal &= all(count for _, count, _ in speeds.values())
     for name, (tokens_per_s, count, _) in speeds.items():
-        alone = f"{number(tokens_per_s, 3)} tokens/s alone on {threads(count)}"
+        alone = f"{of_unit(tokens_per_s, 'tokens/s', 3)} alone on {threads(count)}"
         facts[name].append(alone if is_equal else UNEQUAL)
     return {name: " · ".join(each) for name, each in facts.items()}
 

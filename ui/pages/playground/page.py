@@ -15,10 +15,8 @@ from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE
-from backend.store.tables import EXAMPLE
 from jobs.chat import ELSEWHERE, ChatSettings, ask
 from jobs.dlqat import kind as dlqat
-from jobs.fields.models import NO_WEIGHTS
 from jobs.fields.types import DEFAULT_MODEL
 from jobs.operations.submission import submit_run
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
@@ -89,7 +87,7 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], answering(), "playground-")
         blind = gr.Checkbox(
-            label="Blind: no model names until you vote",
+            label="Blind: model names after you vote",
             elem_id="playground-field-blind",
             elem_classes="form-field",
         )
@@ -162,12 +160,10 @@ class Composer:
         names = read_names(str(config.get("sides", "")))
         missing = absent(names)
         there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
-        examples = all(f"-{EXAMPLE}" in name for name in missing)
-        why = NO_WEIGHTS if examples else "The weights are not here."
         return {
             self.sides: gr.update(**offered | ({"value": there} if names else {})),
             self.blind: gr.update(value=bool(config.get("blind", False))),
-            self.message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
+            self.message: show_html(HTML.absent(missing, there) if missing else Markup()),
         }
 
     def ask(
