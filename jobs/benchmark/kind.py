@@ -8,7 +8,7 @@ from backend.models.memory import RUNTIME_BYTES, weight_memory
 from backend.options import Options, option
 from backend.store.states import State
 from backend.text.prompts import require_prompts
-from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
+from jobs.benchmark.report import LABELS, LOOKUP, MIN_GAIN, VANILLA, decoder_label
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import drafter_bytes, drafter_config, parse_drafters
 from jobs.fields.gguf import check_source, exported_type, parse_types, require_llama_cpp
@@ -107,7 +107,8 @@ def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWo
 
 
 def key_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
-    """Return the speed-up of the fastest decoder over vanilla decoding, with both speeds."""
+    """Return the speed-up of the fastest decoder over vanilla decoding, with both speeds, and that
+    of prompt lookup, which needs no training."""
     speeds = {stage: v for (stage, name), v in values.items() if name == TOKENS_PER_SECOND}
     fastest, gain = speeds.pop("run", None), values.get(("run", SPEED_UP))
     vanilla = speeds.get(VANILLA)
@@ -119,10 +120,12 @@ def key_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
     fastest_text, vanilla_text = distinguishable([fastest, vanilla], places=0)
     label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
     decoder = f"{label[0].lower()}{label[1:]}"
+    alone = None if label == LABELS[LOOKUP] else values.get((LOOKUP, SPEED_UP))
+    rival = f"; prompt lookup alone {times(alone)}" if alone else ""
     return KeyFigure(
         times(gain),
-        f"with {decoder}",
-        f"{fastest_text} tokens per second with {decoder}, {vanilla_text} without.",
+        f"with {decoder}{rival}",
+        f"{fastest_text} tokens per second with {decoder}, {vanilla_text} without{rival}.",
     )
 
 

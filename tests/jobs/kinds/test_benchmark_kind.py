@@ -18,10 +18,19 @@ from backend.models.sources.catalog import inspect
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
+from jobs.benchmark.kind import key_figure
+from jobs.benchmark.report import (
+    COMBINED,
+    LOOKUP,
+    VANILLA,
+    DecoderReport,
+    decoder_reports,
+    verdicts,
+)
 from jobs.fields import gguf
 from jobs.fields.drafters import available_drafters, drafter_folder, gains_by_path, parse_drafters
 from jobs.fields.gguf import LLAMA_CPP
+from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, change, succeeded
@@ -193,6 +202,16 @@ def reports(
 def test_the_words_say_which_term_wins_or_loses(figures: tuple, message: str) -> None:
     (sentence,) = verdicts(reports(*figures))
     assert message in sentence
+
+
+@pytest.mark.parametrize(
+    ("fastest", "rival"), [("head", "; prompt lookup alone 1.20\u00a0×."), (LOOKUP, "without.")]
+)
+def test_a_drafter_is_told_beside_prompt_lookup_alone(fastest: str, rival: str) -> None:
+    speeds = {VANILLA: 50.0, fastest: 62.0, "run": 62.0}
+    values = {(stage, TOKENS_PER_SECOND): speed for stage, speed in speeds.items()}
+    figure = key_figure(values | {("run", SPEED_UP): 1.24, (LOOKUP, SPEED_UP): 1.2})
+    assert figure is not None and figure.text.endswith(rival)
 
 
 def test_a_busy_machine_is_reported() -> None:

@@ -201,7 +201,9 @@ def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
     noise = 0.01 * np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.1 + noise), (4, windows)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
-    assert f"{SPARSE} has a perplexity 9.5 % lower than 2:4 · wanda (" in drawn(**TWO)["head"]
+    head = drawn(**TWO)["head"]
+    assert f"{SPARSE} has a perplexity 9.5 % lower than 2:4 · wanda (" in head
+    assert re.search(r"against 12.00; dense [\d.]+\.<", head)
     found = cells(drawn(**WHOLE)["results"], "Perplexity")
     low, high = map(float, re.search(r"× (\S+) to ([\d.]+)", found[1]).groups())
     assert low < 0.905 < high and "not significantly" not in found[1]

@@ -119,7 +119,7 @@ def test_runs_that_compress_nothing_have_a_result_too(tables: Settings) -> None:
     assert [told.value(row) for row in shown] == [
         "",
         "Block 0, down_proj breaks first",
-        "2.50 tokens per step, predicted on held-out answers",
+        "2.50 tokens per step instead of 1, predicted on held-out answers",
     ]
 
 

@@ -32,6 +32,7 @@ from jobs.metrics import (
 )
 from jobs.wording import StageComparison
 from ui.charts.chart import Chart
+from ui.charts.headlines import lower
 from ui.format import NONE, number, share
 from ui.help import explained
 from ui.runs.deltas import delta_html, incomparable_because, values_html
@@ -192,8 +193,8 @@ def ratio_of(row: RunRow, rival: RunRow) -> PairedRatio | None:
 
 
 def verdict(comparison: RunComparison) -> str:
-    """The run with the lowest perplexity, compared with the next one; empty unless all runs have
-    measured a perplexity."""
+    """The run with the lowest perplexity, compared with the next one and the model that it
+    started from; empty unless all runs have measured a perplexity."""
     rows = on_one_text(comparison)
     if any(row.figures.final() is None for row in comparison.rows):
         return ""
@@ -204,9 +205,10 @@ def verdict(comparison: RunComparison) -> str:
     compared = StageComparison(perplexity, lambda *_: ratio_of(best, rival))
     labels, runs = comparison.labels, (best.job.run, rival.job.run)
     clause = compared.clause(runs[0], {runs[1]: labels[runs[1]]})
-    is_decided = compared.order(*runs)
     figures = " against ".join(number(perplexity[run]) for run in runs)
-    return f"{'' if is_decided else 'Undecided: '}{labels[runs[0]]} {clause}: {figures}."
+    first = [f"; {lower(name)} {number(p)}" for name, p in best.figures.rivals.items()][-1:]
+    told = f"{labels[runs[0]]} {clause}: {figures}{''.join(first)}."
+    return told if compared.order(*runs) else f"Undecided: {told}"
 
 
 def kept_labels(comparison: RunComparison) -> list[str]:

@@ -61,7 +61,6 @@ def build() -> None:
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
-        page["config"] = plain(elem_id="compare-config")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 page["results"] = plain(elem_id="compare-figures")
@@ -69,6 +68,7 @@ def build() -> None:
         with gr.Row(equal_height=True, visible=False) as page["benchmarks"]:
             for panel in BENCHMARKS:
                 page |= panel.build("compare")
+        page["config"] = plain(elem_id="compare-config")
         page["texts"] = plain(elem_id="compare-texts")
         with gr.Row(equal_height=False):
             weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))

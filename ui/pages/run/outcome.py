@@ -246,7 +246,7 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     before = {}
     if source:  # in 16 bits, by which all are compared, and its own file where that is another
         usual, file = size_before(source, parameters), size(source)
-        own = "" if usual.startswith(file) else f"its file: {file}"
+        own = "" if usual.startswith(file) else f"source file: {file}"
         before = {"Size before": HTML.figure_of(usual, own)}
     counted = "Size after"
     if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):

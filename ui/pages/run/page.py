@@ -227,8 +227,7 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
         active = "Perplexity appears here as the stages are measured."
         return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
     figure = results.key_figure
-    rivals = figure.rivals if figure else ()
-    rival = next(iter(rivals), "")
+    rival = next(iter(figure.rivals if figure else ()), "")
     return perplexity_chart([*results.rows.values()], results.labels, rival, results.kept or "")
 
 
@@ -241,14 +240,13 @@ def weights_chart(job: Job) -> Chart:
     stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
     if DENSE not in stored:  # not measured, or unreadable
         return Chart(NO_WEIGHT_STATISTICS)
-    kept = kept_stage(weights, stored)
     drawn = [
         Series(stored[stage], weights.labels[stage], stage_style(stage))
-        for stage in dict.fromkeys((DENSE, kept))
+        for stage in dict.fromkeys((DENSE, kept_stage(weights, stored)))
     ]
     if len(drawn) < 2:
         return Chart(NO_WEIGHT_STATISTICS)
-    question = f"What did the run do to the weights of {tensor.removesuffix('.weight')}?"
+    question = f"{weights.tensors[tensor]}: what did the run do to its weights?"
     chart, grid = overlay_chart(drawn), grid_description(job, tensor)
     title = f"{drawn[-1].label}: {grid}" if grid else chart.headline
     return replace(chart, question=question, headline=title)
