@@ -73,6 +73,15 @@ def test_the_longest_waiting_rises(queue: object) -> None:
     assert [j.id for j in scheduling.queued()] == [old.id, new.id]
 
 
+def test_a_person_with_nothing_running_is_first(queue: object) -> None:
+    running = service.enqueue("count", {}, HOST)
+    busy, idle = (service.enqueue("count", {}, HOST) for _ in range(2))
+    change(Job, running.id, state=State.RUNNING, owner="mira")
+    for job, owner in ((busy, "mira"), (idle, "noor")):
+        change(Job, job.id, owner=owner, queued_at=running.queued_at)
+    assert [j.id for j in scheduling.queued()] == [idle.id, busy.id]
+
+
 @given(
     waiting=st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 99)), min_size=1, max_size=6),
     which=st.integers(0, 5),
@@ -149,6 +158,17 @@ def ended(job: int) -> None:
         attempt = session.query(Attempt).filter_by(job_id=job).one()
         attempt.outcome = "succeeded"
         end_attempt(session, attempt, 0)
+
+
+def test_an_attempt_ends_once(queue: Path) -> None:
+    loop = SupervisorLoop(ScriptedEngine(slots=1))
+    job = added(LONG)
+    loop.turn()
+    ended(job)
+    with writing() as session:
+        end_attempt(session, session.query(Attempt).filter_by(job_id=job).one(), 1)
+    assert queries.attempts(job)[0].exit_code == 0
+    assert queries.job(job).state == State.SUCCEEDED
 
 
 @pytest.mark.parametrize("of", [cost(60.0), cost(6.0, 2e9), cost(6.0, open_ended=True), LONG])

@@ -1,6 +1,7 @@
 """Guests in the playground: allowed settings and rate limits. Transcripts of answers: with and
 without a drafter, sampled, and as JSON rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,22 @@ def test_guests_behind_one_address_have_separate_limits(monkeypatch: pytest.Monk
     with pytest.raises(RateLimitError, match="8 requests per minute"):
         asks(people[8])  # as if somebody dropped the cookie again and again
     asks(EVE)
+
+
+def test_votes_of_guests_need_a_cookie_and_an_address_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversations, "ADDRESS_FACTOR", 2)
+    number = answered(asks(HOST, sides="toy, toy"))
+    people = [Actor(guest_name("aa0", f"{n}"), "guest", "10.0.0.1") for n in range(3)]
+    with pytest.raises(ForbiddenError, match="cookie"):
+        conversations.cast(number, 1, True, replace(people[0], is_new=True))
+    for who in people[:2]:
+        conversations.cast(number, 1, True, who)
+    with pytest.raises(ForbiddenError, match="2 visitors at your network address"):
+        conversations.cast(number, 2, True, people[2])
+    conversations.cast(number, 2, True, BOB)  # at another address
+    assert [*conversations.turn(number).votes.values()] == [1, 1, 2]
 
 
 # conversations ------------------------------------------------------------------------------------
